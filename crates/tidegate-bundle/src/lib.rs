@@ -1,0 +1,1 @@
+//! The released bundle, model inspection, ONNX reading, writing and inference.

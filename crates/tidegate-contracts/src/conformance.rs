@@ -1,0 +1,1 @@
+//! Public conformance suites: one for each trait.

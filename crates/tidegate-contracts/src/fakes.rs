@@ -1,0 +1,1 @@
+//! Fakes that pass the conformance suites, for tests of what uses a trait.

@@ -1,0 +1,1 @@
+//! Journal, reconcile loop, accounts, catalogue of artifacts.

@@ -1,0 +1,1 @@
+//! Built-in trainer, metrics, calibration, leak test.

@@ -1,0 +1,484 @@
+//! Merkle tree hashing and proofs (RFC 6962 section 2; the verifying algorithms are those of RFC
+//! 9162 sections 2.1.3.2 and 2.1.4.2, which accept the same proofs).
+
+use aws_lc_rs::digest::{Context, SHA256};
+use tidegate_types::Digest;
+
+use crate::LedgerError;
+
+fn sha256(parts: &[&[u8]]) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(context.finish().as_ref());
+    Digest::from_bytes(bytes)
+}
+
+/// The hash of a leaf: SHA-256 of a zero byte and the leaf.
+#[must_use]
+pub fn leaf_hash(leaf: &[u8]) -> Digest {
+    sha256(&[&[0], leaf])
+}
+
+/// The hash of an inner node: SHA-256 of a one byte and both children.
+#[must_use]
+pub fn node_hash(left: &Digest, right: &Digest) -> Digest {
+    sha256(&[&[1], left.as_bytes(), right.as_bytes()])
+}
+
+/// The root of the log without leaves: SHA-256 of nothing.
+#[must_use]
+pub fn empty_root() -> Digest {
+    sha256(&[])
+}
+
+/// The largest power of two below `n`, for `n` of at least 2.
+const fn split_point(n: u64) -> u64 {
+    1 << (63 - (n - 1).leading_zeros())
+}
+
+/// Size and root of a growing log in logarithmic space: the roots of the perfect subtrees that the
+/// leaves fill, largest first. Appending costs O(log n) at worst and O(1) on average.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CompactRange {
+    size: u64,
+    peaks: Vec<Digest>,
+}
+
+impl CompactRange {
+    /// The log without leaves.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A range as [`CompactRange::peaks`] gave it, so that a log goes on after a restart without
+    /// reading its leaves.
+    ///
+    /// # Errors
+    /// When the number of hashes is not the number of binary digits 1 of `size`.
+    pub fn from_peaks(size: u64, peaks: Vec<Digest>) -> Result<Self, LedgerError> {
+        let expected = size.count_ones();
+        if u32::try_from(peaks.len()) != Ok(expected) {
+            return Err(LedgerError::WrongPeaks { size, expected, found: peaks.len() });
+        }
+        Ok(Self { size, peaks })
+    }
+
+    /// Adds one leaf by its hash.
+    pub fn append(&mut self, leaf: Digest) {
+        let mut hash = leaf;
+        for _ in 0..self.size.trailing_ones() {
+            if let Some(left) = self.peaks.pop() {
+                hash = node_hash(&left, &hash);
+            }
+        }
+        self.peaks.push(hash);
+        self.size += 1;
+    }
+
+    /// The number of leaves.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The hashes of the perfect subtrees, largest first.
+    #[must_use]
+    pub fn peaks(&self) -> &[Digest] {
+        &self.peaks
+    }
+
+    /// The Merkle tree hash of all leaves.
+    #[must_use]
+    pub fn root(&self) -> Digest {
+        self.peaks.iter().rev().copied().reduce(|right, left| node_hash(&left, &right)).unwrap_or_else(empty_root)
+    }
+}
+
+/// All hashes of a log in memory (64 bytes for each leaf), for proofs and tiles at any size.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    /// `levels[l][i]` is the root of leaves `i * 2^l .. (i + 1) * 2^l`.
+    levels: Vec<Vec<Digest>>,
+}
+
+impl FromIterator<Digest> for Tree {
+    /// Builds a tree from leaf hashes.
+    fn from_iter<I: IntoIterator<Item = Digest>>(leaves: I) -> Self {
+        let mut tree = Self::default();
+        leaves.into_iter().for_each(|leaf| tree.append(leaf));
+        tree
+    }
+}
+
+impl Tree {
+    /// Adds one leaf by its hash ([`leaf_hash`]) and returns its index.
+    pub fn append(&mut self, leaf: Digest) -> u64 {
+        let index = self.size();
+        let mut hash = leaf;
+        for level in 0.. {
+            if self.levels.len() == level {
+                self.levels.push(Vec::new());
+            }
+            let Some(nodes) = self.levels.get_mut(level) else { break };
+            nodes.push(hash);
+            match nodes.as_slice() {
+                [.., left, right] if nodes.len() % 2 == 0 => hash = node_hash(left, right),
+                _ => break,
+            }
+        }
+        index
+    }
+
+    /// The number of leaves.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.levels.first().map_or(0, |leaves| leaves.len() as u64)
+    }
+
+    /// The root of leaves `index * 2^level .. (index + 1) * 2^level`, when they are all there.
+    #[must_use]
+    pub fn node(&self, level: u32, index: u64) -> Option<Digest> {
+        self.levels.get(usize::try_from(level).ok()?)?.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// MTH(D[lo:hi]) of RFC 6962, for the ranges that its recursion visits: `lo` is a multiple of the
+    /// smallest power of two that is not below `hi - lo`.
+    fn range(&self, lo: u64, hi: u64) -> Option<Digest> {
+        let n = hi.checked_sub(lo)?;
+        match n {
+            0 => Some(empty_root()),
+            n if n.is_power_of_two() => self.node(n.trailing_zeros(), lo / n),
+            n => {
+                let middle = lo + split_point(n);
+                Some(node_hash(&self.range(lo, middle)?, &self.range(middle, hi)?))
+            }
+        }
+    }
+
+    fn check_sizes(&self, old: u64, new: u64) -> Result<(), LedgerError> {
+        if old <= new && new <= self.size() {
+            Ok(())
+        } else {
+            Err(LedgerError::NoSuchSize { old, new, have: self.size() })
+        }
+    }
+
+    fn range_or_error(&self, lo: u64, hi: u64) -> Result<Digest, LedgerError> {
+        self.range(lo, hi).ok_or(LedgerError::NoSuchSize { old: lo, new: hi, have: self.size() })
+    }
+
+    /// The root of the first `size` leaves.
+    ///
+    /// # Errors
+    /// When there are fewer leaves.
+    pub fn root(&self, size: u64) -> Result<Digest, LedgerError> {
+        self.check_sizes(0, size)?;
+        self.range_or_error(0, size)
+    }
+
+    /// The audit path of leaf `index` in the log of the first `size` leaves (RFC 6962 section 2.1.1),
+    /// the leaf's sibling first.
+    ///
+    /// # Errors
+    /// When there is no such leaf or size.
+    pub fn inclusion_proof(&self, index: u64, size: u64) -> Result<Vec<Digest>, LedgerError> {
+        self.check_sizes(0, size)?;
+        if index >= size {
+            return Err(LedgerError::NoSuchLeaf { index, size });
+        }
+        let (mut lo, mut hi, mut path) = (0, size, Vec::new());
+        while hi - lo > 1 {
+            let middle = lo + split_point(hi - lo);
+            if index < middle {
+                path.push(self.range_or_error(middle, hi)?);
+                hi = middle;
+            } else {
+                path.push(self.range_or_error(lo, middle)?);
+                lo = middle;
+            }
+        }
+        path.reverse();
+        Ok(path)
+    }
+
+    /// The proof that the log of the first `new` leaves continues the log of the first `old` (RFC
+    /// 6962 section 2.1.2). It is empty when `old` is 0 or `new`.
+    ///
+    /// # Errors
+    /// When there are no such sizes.
+    pub fn consistency_proof(&self, old: u64, new: u64) -> Result<Vec<Digest>, LedgerError> {
+        self.check_sizes(old, new)?;
+        let mut path = Vec::new();
+        if old == 0 || old == new {
+            return Ok(path);
+        }
+        let (mut lo, mut hi) = (0, new);
+        while hi != old {
+            let middle = lo + split_point(hi - lo);
+            if old <= middle {
+                path.push(self.range_or_error(middle, hi)?);
+                hi = middle;
+            } else {
+                path.push(self.range_or_error(lo, middle)?);
+                lo = middle;
+            }
+        }
+        // The verifier knows the subtree by itself when it is the whole old log.
+        if lo != 0 {
+            path.push(self.range_or_error(lo, hi)?);
+        }
+        path.reverse();
+        Ok(path)
+    }
+}
+
+/// Checks that a leaf is in a log.
+///
+/// # Errors
+/// [`LedgerError::NotIncluded`] when `proof` does not lead from `leaf` (a leaf hash) at `index` to
+/// `root` of the log with `size` leaves.
+pub fn verify_inclusion(
+    leaf: &Digest,
+    index: u64,
+    size: u64,
+    proof: &[Digest],
+    root: &Digest,
+) -> Result<(), LedgerError> {
+    let failed = || LedgerError::NotIncluded { index, size };
+    if index >= size {
+        return Err(failed());
+    }
+    let (mut node, mut last, mut hash) = (index, size - 1, *leaf);
+    for sibling in proof {
+        if last == 0 {
+            return Err(failed());
+        }
+        if node % 2 == 1 || node == last {
+            hash = node_hash(sibling, &hash);
+            while node % 2 == 0 && node != 0 {
+                node /= 2;
+                last /= 2;
+            }
+        } else {
+            hash = node_hash(&hash, sibling);
+        }
+        node /= 2;
+        last /= 2;
+    }
+    if last == 0 && hash == *root { Ok(()) } else { Err(failed()) }
+}
+
+/// Checks that one log continues another. Every log continues the log without leaves.
+///
+/// # Errors
+/// [`LedgerError::NotConsistent`] when `proof` does not show it.
+pub fn verify_consistency(
+    old: u64,
+    old_root: &Digest,
+    new: u64,
+    new_root: &Digest,
+    proof: &[Digest],
+) -> Result<(), LedgerError> {
+    let check = |ok: bool| if ok { Ok(()) } else { Err(LedgerError::NotConsistent { old, new }) };
+    if old > new {
+        return check(false);
+    }
+    if old == new {
+        return check(proof.is_empty() && old_root == new_root);
+    }
+    if old == 0 {
+        return check(proof.is_empty() && *old_root == empty_root());
+    }
+    let (first, rest) = if old.is_power_of_two() {
+        (*old_root, proof)
+    } else {
+        match proof.split_first() {
+            Some((first, rest)) => (*first, rest),
+            None => return check(false),
+        }
+    };
+    let shift = (old - 1).trailing_ones();
+    let (mut node, mut last) = ((old - 1) >> shift, (new - 1) >> shift);
+    let (mut old_hash, mut new_hash) = (first, first);
+    for sibling in rest {
+        if last == 0 {
+            return check(false);
+        }
+        if node % 2 == 1 || node == last {
+            old_hash = node_hash(sibling, &old_hash);
+            new_hash = node_hash(sibling, &new_hash);
+            while node % 2 == 0 && node != 0 {
+                node /= 2;
+                last /= 2;
+            }
+        } else {
+            new_hash = node_hash(&new_hash, sibling);
+        }
+        node /= 2;
+        last /= 2;
+    }
+    check(last == 0 && old_hash == *old_root && new_hash == *new_root)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definitions of RFC 6962, word by word and slow.
+    mod naive {
+        use super::*;
+
+        pub(super) fn root(leaves: &[Digest]) -> Digest {
+            match leaves {
+                [] => empty_root(),
+                [one] => *one,
+                _ => {
+                    let (left, right) = leaves.split_at(split(leaves.len()));
+                    node_hash(&root(left), &root(right))
+                }
+            }
+        }
+
+        fn split(n: usize) -> usize {
+            let mut k = 1;
+            while k * 2 < n {
+                k *= 2;
+            }
+            k
+        }
+
+        pub(super) fn path(m: usize, leaves: &[Digest]) -> Vec<Digest> {
+            if leaves.len() <= 1 {
+                return Vec::new();
+            }
+            let k = split(leaves.len());
+            let (left, right) = leaves.split_at(k);
+            let (mut path, other) = if m < k { (path(m, left), right) } else { (path(m - k, right), left) };
+            path.push(root(other));
+            path
+        }
+
+        pub(super) fn subproof(m: usize, leaves: &[Digest], whole: bool) -> Vec<Digest> {
+            if m == leaves.len() {
+                return if whole { Vec::new() } else { vec![root(leaves)] };
+            }
+            let k = split(leaves.len());
+            let (left, right) = leaves.split_at(k);
+            let (mut proof, other) =
+                if m <= k { (subproof(m, left, whole), right) } else { (subproof(m - k, right, false), left) };
+            proof.push(root(other));
+            proof
+        }
+    }
+
+    fn leaves(n: usize) -> Vec<Digest> {
+        (0..n).map(|i| leaf_hash(format!("leaf {i}").as_bytes())).collect()
+    }
+
+    #[test]
+    fn known_roots_of_rfc_6962_test_data() {
+        let hex = |d: Digest| d.to_hex();
+        assert_eq!(hex(empty_root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(hex(leaf_hash(b"")), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
+        // The eight inputs that Certificate Transparency implementations share.
+        let inputs: [&[u8]; 8] = [
+            b"",
+            b"\x00",
+            b"\x10",
+            b"\x20\x21",
+            b"\x30\x31",
+            b"\x40\x41\x42\x43",
+            b"\x50\x51\x52\x53\x54\x55\x56\x57",
+            b"\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f",
+        ];
+        let tree: Tree = inputs.iter().map(|leaf| leaf_hash(leaf)).collect();
+        assert_eq!(
+            hex(tree.root(8).unwrap()),
+            "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+        );
+    }
+
+    #[test]
+    fn every_small_log_agrees_with_the_definition() {
+        let all = leaves(40);
+        let tree: Tree = all.iter().copied().collect();
+        let mut range = CompactRange::new();
+        for new in 0..=all.len() {
+            let root = naive::root(&all[..new]);
+            assert_eq!((tree.root(new as u64).unwrap(), range.root(), range.size()), (root, root, new as u64));
+            for index in 0..new {
+                let proof = tree.inclusion_proof(index as u64, new as u64).unwrap();
+                assert_eq!(proof, naive::path(index, &all[..new]));
+                verify_inclusion(&all[index], index as u64, new as u64, &proof, &root).unwrap();
+            }
+            for old in 1..=new {
+                let proof = tree.consistency_proof(old as u64, new as u64).unwrap();
+                assert_eq!(proof, naive::subproof(old, &all[..new], true));
+                verify_consistency(old as u64, &naive::root(&all[..old]), new as u64, &root, &proof).unwrap();
+            }
+            if let Some(leaf) = all.get(new) {
+                range.append(*leaf);
+            }
+        }
+    }
+
+    #[test]
+    fn asking_for_what_is_not_there_is_an_error() {
+        let tree: Tree = leaves(3).into_iter().collect();
+        assert!(tree.root(4).is_err());
+        assert!(tree.inclusion_proof(2, 2).is_err() && tree.inclusion_proof(0, 4).is_err());
+        assert!(tree.consistency_proof(3, 2).is_err() && tree.consistency_proof(1, 4).is_err());
+        assert!(CompactRange::from_peaks(5, leaves(3)).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_range_goes_on_after_a_restart(before in 0_usize..300, after in 0_usize..300) {
+            let all = leaves(before + after);
+            let mut range = CompactRange::new();
+            all[..before].iter().for_each(|leaf| range.append(*leaf));
+            let mut again = CompactRange::from_peaks(range.size(), range.peaks().to_vec()).unwrap();
+            all[before..].iter().for_each(|leaf| again.append(*leaf));
+            prop_assert_eq!(again.root(), naive::root(&all));
+        }
+
+        #[test]
+        fn an_altered_proof_proves_nothing(size in 2_u64..300, a in any::<u64>(), at in any::<u64>(), bit in 0_u8..8) {
+            let all = leaves(usize::try_from(size).unwrap());
+            let tree: Tree = all.iter().copied().collect();
+            let (index, root) = (a % size, tree.root(size).unwrap());
+            let leaf = all[usize::try_from(index).unwrap()];
+            let flip = |proof: &[Digest]| {
+                let mut proof = proof.to_vec();
+                let at = usize::try_from(at % proof.len() as u64).unwrap();
+                let mut bytes = *proof[at].as_bytes();
+                bytes[usize::from(bit)] ^= 1 << bit;
+                proof[at] = Digest::from_bytes(bytes);
+                proof
+            };
+            let proof = tree.inclusion_proof(index, size).unwrap();
+            prop_assert!(verify_inclusion(&leaf, index, size, &flip(&proof), &root).is_err());
+            prop_assert!(verify_inclusion(&leaf, index, size, &proof[1..], &root).is_err());
+            prop_assert!(verify_inclusion(&leaf, (index + 1) % size, size, &proof, &root).is_err());
+            prop_assert!(verify_inclusion(&root, index, size, &proof, &root).is_err());
+
+            let old = 1 + a % (size - 1);
+            let old_root = tree.root(old).unwrap();
+            let proof = tree.consistency_proof(old, size).unwrap();
+            verify_consistency(old, &old_root, size, &root, &proof).unwrap();
+            prop_assert!(verify_consistency(old, &old_root, size, &root, &flip(&proof)).is_err());
+            prop_assert!(verify_consistency(old, &old_root, size, &root, &proof[1..]).is_err());
+            prop_assert!(verify_consistency(old, &root, size, &root, &proof).is_err());
+            prop_assert!(verify_consistency(old, &old_root, size, &old_root, &proof).is_err());
+        }
+    }
+}

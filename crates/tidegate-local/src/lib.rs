@@ -1,0 +1,1 @@
+//! Embedded edges: process driver, folder store, key file, SQLite journal.

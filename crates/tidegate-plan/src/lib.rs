@@ -1,0 +1,1 @@
+//! Pure planning and placement, and a checker written apart from it.

@@ -1,0 +1,1 @@
+//! Cedar schema, locked guardrails, the organisation's policies, decisions.

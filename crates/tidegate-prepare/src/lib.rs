@@ -1,0 +1,1 @@
+//! Reads, scans, label flow through SQL, de-identifies, measures risk, freezes the feature recipe.

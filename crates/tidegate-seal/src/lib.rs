@@ -1,0 +1,1 @@
+//! Bytes that others can open: shards, packing lists, envelopes, signatures, digests.

@@ -1,0 +1,1 @@
+//! The transfer engine over a store.

@@ -1,0 +1,50 @@
+//! Roles of columns: what a value says about the person behind the row.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a column is, in the data owner's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Names a person by itself (a name, a record number).
+    Identifier,
+    /// Names a person together with others (age, sex, place).
+    QuasiIdentifier,
+    /// What must not be learned about a person (a diagnosis, an income).
+    Sensitive,
+    /// Anything else about the person.
+    Attribute,
+    /// Free text, which may hold anything.
+    Text,
+}
+
+/// What kind of value a column holds. A de-identifying function accepts only the kinds it was made
+/// for; `value` is any number or category with no kind of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentifierKind {
+    /// A person's name.
+    Name,
+    /// A number that names a record or a person inside an organisation.
+    RecordNumber,
+    /// A social security number or another national number.
+    NationalId,
+    /// A telephone or fax number.
+    Phone,
+    /// An electronic mail address.
+    Email,
+    /// A street address.
+    Street,
+    /// A postal code of the United States, five or nine digits.
+    ZipCode,
+    /// A calendar date about a person.
+    Date,
+    /// An age in years.
+    Age,
+    /// Any other number that names one thing: account, licence, plate, device, address on a network.
+    OtherNumber,
+    /// A number or category without a kind of its own.
+    #[default]
+    Value,
+}

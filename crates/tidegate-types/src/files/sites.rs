@@ -1,0 +1,114 @@
+//! `sites.yaml`: the platform's statement about places.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SiteName;
+use crate::label::Clearance;
+use crate::quantity::{BytePrice, ByteSize, HourPrice};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sites {
+    /// The organisation that all sites belong to or work for.
+    pub organisation: String,
+    /// Sites by name.
+    pub sites: BTreeMap<SiteName, Site>,
+}
+
+/// Whose place it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SiteKind {
+    /// The organisation's own; has a keeper.
+    Private,
+    /// A cloud's.
+    Public,
+    /// Where models are used: a ward, a branch, a device.
+    Edge,
+}
+
+impl SiteKind {
+    /// The kind as written in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Private => "private",
+            Self::Public => "public",
+            Self::Edge => "edge",
+        }
+    }
+}
+
+/// One site. The digest of its canonical JSON is what permits name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Whose place it is.
+    pub kind: SiteKind,
+    /// The law it stands under, as ISO 3166 code or a name of your own.
+    pub jurisdiction: String,
+    /// The highest label it may hold.
+    pub clearance: Clearance,
+    /// Where objects are kept: `folder:` (embedded, below the state folder) or `folder:/path`.
+    pub store: String,
+    /// Where keys are kept; private sites only: `file:` (embedded).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custody: Option<String>,
+    /// What runs jobs; absent where none can run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<ComputeOffer>,
+    /// What bytes cost that leave, by destination site; `"*"` for all others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub egress: BTreeMap<String, BytePrice>,
+    /// Where jobs may use the network.
+    #[serde(default)]
+    pub network: NetworkRules,
+    /// Accelerators and other things that a job may ask for.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub features: BTreeSet<String>,
+}
+
+/// What a site's compute offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ComputeOffer {
+    /// What starts jobs: `process` (embedded).
+    pub driver: String,
+    /// Processors of a job at the most.
+    pub cpus: u32,
+    /// Memory of a job at the most.
+    pub memory: ByteSize,
+    /// What an hour costs; absent means unpriced, never free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<HourPrice>,
+    /// What an hour costs when the machine may be taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spot_price: Option<HourPrice>,
+}
+
+/// Where jobs may use the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkRules {
+    /// While the environment is prepared and no data is there.
+    #[serde(default)]
+    pub setup: NetworkRule,
+    /// While the command runs.
+    #[serde(default)]
+    pub run: NetworkRule,
+}
+
+/// Whether the network may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkRule {
+    /// No.
+    #[default]
+    Deny,
+    /// Yes.
+    Allow,
+}

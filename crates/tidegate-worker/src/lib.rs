@@ -1,0 +1,1 @@
+//! The process beside the user's command: ticket, mailbox, hello, sandbox, sealing.
