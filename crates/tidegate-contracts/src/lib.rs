@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod custody;
 pub mod fakes;
 pub mod journal;
+pub mod stage;
 pub mod store;
 
 pub use compute::{Compute, ComputeError, Handle, JobRequest, JobState};

@@ -15,6 +15,7 @@ pub mod digest;
 pub mod event;
 pub mod files;
 pub mod ids;
+pub mod keeper;
 pub mod label;
 pub mod message;
 pub mod permit;
