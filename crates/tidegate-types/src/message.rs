@@ -201,7 +201,8 @@ pub enum KeeperMessage {
 pub struct Grant {
     /// SHA-256 of the hello's payload that this answers.
     pub hello: Digest,
-    /// The permit.
+    /// The permit whose standing slots the attempt uses: the code's in a code grant, the training
+    /// data's in a data grant.
     pub permit: PermitId,
     /// SHA-256 of the permit's DSSE payload.
     pub permit_digest: Digest,
@@ -211,7 +212,7 @@ pub struct Grant {
     pub output_recipient: String,
     /// What to run.
     pub job: Job,
-    /// The permit's statement, so that the worker sees slots and limits.
+    /// That permit's statement, so that the worker sees the standing slots and their limits.
     pub permit_envelope: Envelope,
     /// Nothing may be opened from this second on (Unix time).
     pub expires: u64,
@@ -235,6 +236,9 @@ pub struct GrantedArtifact {
     pub key_commitment: Digest,
     /// base64 of an age file to the hello's recipient holding the 32-byte data key.
     pub sealed_key: String,
+    /// The permit under which this artifact crossed: each has its own. The worker verifies it with
+    /// the owner's key before it opens anything.
+    pub permit_envelope: Envelope,
 }
 
 /// What a worker runs: the same contract for the built-in trainer and for anybody's command.
