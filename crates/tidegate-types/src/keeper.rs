@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{ArtifactKind, SealedObject};
 use crate::digest::Digest;
-use crate::ids::{ArtifactId, AttemptNumber, PermitId, RunId, SiteName, TaskName};
+use crate::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
 use crate::message::{Attempt, Ticket};
 use crate::permit::Envelope;
@@ -72,8 +72,12 @@ pub struct LedgerProof {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum RequestBody {
-    /// Who are you?
-    Identify,
+    /// Who are you? The keeper pins the asker's key when it hears it first.
+    Identify {
+        /// The asker's Ed25519 public key, standard base64 of 32 bytes: it signs every request and
+        /// the ledger's checkpoints.
+        control_key: String,
+    },
     /// What would the pipeline's query let out? Reads headers and schemas only.
     Analyse {
         /// The pipeline.
@@ -126,7 +130,8 @@ pub enum RequestBody {
         /// The attempt.
         attempt: Attempt,
     },
-    /// The attempt must not count any more.
+    /// The attempt must not count any more. Answered with how it ended: an output that was accepted
+    /// before stays accepted.
     Fence {
         /// The attempt.
         attempt: Attempt,
@@ -345,11 +350,6 @@ pub enum ReplyBody {
     AttemptEnded {
         /// How.
         outcome: AttemptOutcome,
-    },
-    /// The attempt does not count any more.
-    Fenced {
-        /// The attempt.
-        attempt: AttemptNumber,
     },
     /// How good the model is.
     Evaluated {
