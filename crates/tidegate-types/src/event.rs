@@ -81,6 +81,12 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// The value of an event's `type`.
+    #[must_use]
+    pub fn cloud_event_type(self) -> String {
+        format!("dev.tidegate.{}", self.name())
+    }
+
     /// The name in `type`, after `dev.tidegate.`.
     #[must_use]
     pub const fn name(self) -> &'static str {
