@@ -31,6 +31,28 @@ pub struct Event {
     pub data: EventData,
 }
 
+impl Event {
+    /// An event about `subject` at `seconds` (Unix time). `id` must be the same whenever the same
+    /// fact is recorded.
+    #[must_use]
+    pub fn new(event_type: EventType, id: String, source: String, subject: &str, seconds: u64, data: EventData) -> Self {
+        let time = i64::try_from(seconds)
+            .ok()
+            .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+            .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        Self {
+            specversion: "1.0".to_owned(),
+            id,
+            source,
+            event_type: event_type.cloud_event_type(),
+            subject: subject.to_owned(),
+            time: time.to_string(),
+            datacontenttype: "application/json".to_owned(),
+            data,
+        }
+    }
+}
+
 /// What an event may hold: digests, names, numbers and fixed words, each under a fixed key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

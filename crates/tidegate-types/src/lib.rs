@@ -21,6 +21,7 @@ pub mod message;
 pub mod permit;
 pub mod quantity;
 pub mod refusal;
+pub mod release;
 pub mod report;
 
 pub use artifact::{ArtifactKind, FileEntry, Manifest, PackingList};
