@@ -1,1 +1,3 @@
 //! The transfer engine over a store.
+
+pub mod mailbox;

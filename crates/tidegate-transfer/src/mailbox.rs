@@ -1,0 +1,1 @@
+//! Mailboxes: signed, numbered, chained messages between keeper and worker over a store.
