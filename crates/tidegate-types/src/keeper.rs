@@ -171,6 +171,8 @@ pub enum RequestBody {
     Deploy {
         /// The run.
         run: RunId,
+        /// The pipeline.
+        pipeline: PipelineText,
         /// The bundle.
         bundle: ArtifactId,
         /// The site.
