@@ -28,7 +28,12 @@ impl Checkpoint {
     /// The text that is signed: origin, size and base64 of the root, each with a newline.
     #[must_use]
     pub fn text(&self) -> String {
-        format!("{}\n{}\n{}\n", self.origin, self.size, BASE64.encode(self.root.as_bytes()))
+        format!(
+            "{}\n{}\n{}\n",
+            self.origin,
+            self.size,
+            BASE64.encode(self.root.as_bytes())
+        )
     }
 
     /// Reads the text of a checkpoint. Extension lines are refused, since no auditor can check them.
@@ -50,7 +55,11 @@ impl Checkpoint {
         if size == 0 && root != empty_root() {
             return Err(bad("the root is not that of the log without leaves"));
         }
-        Ok(Self { origin: (*origin).to_owned(), size, root })
+        Ok(Self {
+            origin: (*origin).to_owned(),
+            size,
+            root,
+        })
     }
 }
 
@@ -78,7 +87,10 @@ impl TrustedKeys {
     /// Trust in the log's key alone.
     #[must_use]
     pub const fn single(log: VerifierKey) -> Self {
-        Self { log, cosigners: Vec::new() }
+        Self {
+            log,
+            cosigners: Vec::new(),
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = &VerifierKey> {
@@ -111,7 +123,10 @@ impl SignedCheckpoint {
     /// When it is malformed.
     pub fn parse(text: &str) -> Result<Self, LedgerError> {
         let note = Note::parse(text)?;
-        Ok(Self { checkpoint: Checkpoint::parse(note.text())?, note })
+        Ok(Self {
+            checkpoint: Checkpoint::parse(note.text())?,
+            note,
+        })
     }
 
     /// Reads a signed checkpoint and checks every trusted key's signature and the log's name.
@@ -150,7 +165,10 @@ fn check_origin(key: &VerifierKey, checkpoint: &Checkpoint) -> Result<(), Ledger
     if key.name() == checkpoint.origin {
         return Ok(());
     }
-    Err(LedgerError::OtherLog { expected: key.name().to_owned(), found: checkpoint.origin.clone() })
+    Err(LedgerError::OtherLog {
+        expected: key.name().to_owned(),
+        found: checkpoint.origin.clone(),
+    })
 }
 
 /// Cosigns a checkpoint, as a keeper does before it lets anything go that the checkpoint covers.
@@ -178,7 +196,10 @@ pub fn witness(
         check_origin(log, last)?;
         let new = &signed.checkpoint;
         if new.size < last.size {
-            return Err(LedgerError::WentBack { old: last.size, new: new.size });
+            return Err(LedgerError::WentBack {
+                old: last.size,
+                new: new.size,
+            });
         }
         verify_consistency(last.size, &last.root, new.size, &new.root, proof)?;
     }

@@ -1,5 +1,13 @@
 //! What can be wrong with a log, a checkpoint or a proof. No error holds a byte of a leaf.
 
+fn leaves(first: u64, last: u64) -> String {
+    if first == last {
+        format!("leaf {first}")
+    } else {
+        format!("leaves {first} to {last}")
+    }
+}
+
 /// Why a log, a checkpoint or a proof was not accepted or not made.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -159,7 +167,7 @@ pub enum LedgerError {
         reason: &'static str,
     },
     /// A hash tile that disagrees with the leaves.
-    #[error("`{path}` disagrees with the leaves {first} to {last}: a leaf or the tile was altered")]
+    #[error("`{path}` disagrees with {}: a leaf or the tile was altered", leaves(*.first, *.last))]
     TileMismatch {
         /// The path inside the log's folder.
         path: String,

@@ -62,7 +62,11 @@ impl CompactRange {
     pub fn from_peaks(size: u64, peaks: Vec<Digest>) -> Result<Self, LedgerError> {
         let expected = size.count_ones();
         if u32::try_from(peaks.len()) != Ok(expected) {
-            return Err(LedgerError::WrongPeaks { size, expected, found: peaks.len() });
+            return Err(LedgerError::WrongPeaks {
+                size,
+                expected,
+                found: peaks.len(),
+            });
         }
         Ok(Self { size, peaks })
     }
@@ -94,7 +98,12 @@ impl CompactRange {
     /// The Merkle tree hash of all leaves.
     #[must_use]
     pub fn root(&self) -> Digest {
-        self.peaks.iter().rev().copied().reduce(|right, left| node_hash(&left, &right)).unwrap_or_else(empty_root)
+        self.peaks
+            .iter()
+            .rev()
+            .copied()
+            .reduce(|right, left| node_hash(&left, &right))
+            .unwrap_or_else(empty_root)
     }
 }
 
@@ -115,9 +124,8 @@ impl FromIterator<Digest> for Tree {
 }
 
 impl Tree {
-    /// Adds one leaf by its hash ([`leaf_hash`]) and returns its index.
-    pub fn append(&mut self, leaf: Digest) -> u64 {
-        let index = self.size();
+    /// Adds one leaf by its hash ([`leaf_hash`]).
+    pub fn append(&mut self, leaf: Digest) {
         let mut hash = leaf;
         for level in 0.. {
             if self.levels.len() == level {
@@ -130,7 +138,6 @@ impl Tree {
                 _ => break,
             }
         }
-        index
     }
 
     /// The number of leaves.
@@ -142,7 +149,10 @@ impl Tree {
     /// The root of leaves `index * 2^level .. (index + 1) * 2^level`, when they are all there.
     #[must_use]
     pub fn node(&self, level: u32, index: u64) -> Option<Digest> {
-        self.levels.get(usize::try_from(level).ok()?)?.get(usize::try_from(index).ok()?).copied()
+        self.levels
+            .get(usize::try_from(level).ok()?)?
+            .get(usize::try_from(index).ok()?)
+            .copied()
     }
 
     /// MTH(D[lo:hi]) of RFC 6962, for the ranges that its recursion visits: `lo` is a multiple of the
@@ -163,12 +173,20 @@ impl Tree {
         if old <= new && new <= self.size() {
             Ok(())
         } else {
-            Err(LedgerError::NoSuchSize { old, new, have: self.size() })
+            Err(LedgerError::NoSuchSize {
+                old,
+                new,
+                have: self.size(),
+            })
         }
     }
 
     fn range_or_error(&self, lo: u64, hi: u64) -> Result<Digest, LedgerError> {
-        self.range(lo, hi).ok_or(LedgerError::NoSuchSize { old: lo, new: hi, have: self.size() })
+        self.range(lo, hi).ok_or(LedgerError::NoSuchSize {
+            old: lo,
+            new: hi,
+            have: self.size(),
+        })
     }
 
     /// The root of the first `size` leaves.
@@ -269,7 +287,11 @@ pub fn verify_inclusion(
         node /= 2;
         last /= 2;
     }
-    if last == 0 && hash == *root { Ok(()) } else { Err(failed()) }
+    if last == 0 && hash == *root {
+        Ok(())
+    } else {
+        Err(failed())
+    }
 }
 
 /// Checks that one log continues another. Every log continues the log without leaves.
@@ -283,7 +305,13 @@ pub fn verify_consistency(
     new_root: &Digest,
     proof: &[Digest],
 ) -> Result<(), LedgerError> {
-    let check = |ok: bool| if ok { Ok(()) } else { Err(LedgerError::NotConsistent { old, new }) };
+    let check = |ok: bool| {
+        if ok {
+            Ok(())
+        } else {
+            Err(LedgerError::NotConsistent { old, new })
+        }
+    };
     if old > new {
         return check(false);
     }
@@ -360,7 +388,11 @@ mod tests {
             }
             let k = split(leaves.len());
             let (left, right) = leaves.split_at(k);
-            let (mut path, other) = if m < k { (path(m, left), right) } else { (path(m - k, right), left) };
+            let (mut path, other) = if m < k {
+                (path(m, left), right)
+            } else {
+                (path(m - k, right), left)
+            };
             path.push(root(other));
             path
         }
@@ -371,8 +403,11 @@ mod tests {
             }
             let k = split(leaves.len());
             let (left, right) = leaves.split_at(k);
-            let (mut proof, other) =
-                if m <= k { (subproof(m, left, whole), right) } else { (subproof(m - k, right, false), left) };
+            let (mut proof, other) = if m <= k {
+                (subproof(m, left, whole), right)
+            } else {
+                (subproof(m - k, right, false), left)
+            };
             proof.push(root(other));
             proof
         }
@@ -385,8 +420,14 @@ mod tests {
     #[test]
     fn known_roots_of_rfc_6962_test_data() {
         let hex = |d: Digest| d.to_hex();
-        assert_eq!(hex(empty_root()), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-        assert_eq!(hex(leaf_hash(b"")), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
+        assert_eq!(
+            hex(empty_root()),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert_eq!(
+            hex(leaf_hash(b"")),
+            "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+        );
         // The eight inputs that Certificate Transparency implementations share.
         let inputs: [&[u8]; 8] = [
             b"",
@@ -412,7 +453,10 @@ mod tests {
         let mut range = CompactRange::new();
         for new in 0..=all.len() {
             let root = naive::root(&all[..new]);
-            assert_eq!((tree.root(new as u64).unwrap(), range.root(), range.size()), (root, root, new as u64));
+            assert_eq!(
+                (tree.root(new as u64).unwrap(), range.root(), range.size()),
+                (root, root, new as u64)
+            );
             for index in 0..new {
                 let proof = tree.inclusion_proof(index as u64, new as u64).unwrap();
                 assert_eq!(proof, naive::path(index, &all[..new]));

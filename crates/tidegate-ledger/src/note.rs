@@ -48,9 +48,16 @@ impl VerifierKey {
     /// When the name is empty or holds white space, a control character or `+`.
     pub fn new(name: impl Into<String>, public: [u8; 32]) -> Result<Self, LedgerError> {
         let name = name.into();
-        check_name(&name).map_err(|reason| LedgerError::BadKey { text: shorten(&name), reason })?;
+        check_name(&name).map_err(|reason| LedgerError::BadKey {
+            text: shorten(&name),
+            reason,
+        })?;
         let hash = digest(&SHA256, &[name.as_bytes(), b"\n", &[TYPE_ED25519], &public].concat());
-        let id = hash.as_ref().iter().take(4).fold(0, |id, byte| id << 8 | u32::from(*byte));
+        let id = hash
+            .as_ref()
+            .iter()
+            .take(4)
+            .fold(0, |id, byte| id << 8 | u32::from(*byte));
         Ok(Self { name, id, public })
     }
 
@@ -73,7 +80,9 @@ impl VerifierKey {
     }
 
     fn verifies(&self, text: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ED25519, &self.public).verify(text, signature).is_ok()
+        UnparsedPublicKey::new(&ED25519, &self.public)
+            .verify(text, signature)
+            .is_ok()
     }
 }
 
@@ -98,7 +107,10 @@ impl FromStr for VerifierKey {
     type Err = LedgerError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = |reason| LedgerError::BadKey { text: shorten(text), reason };
+        let bad = |reason| LedgerError::BadKey {
+            text: shorten(text),
+            reason,
+        };
         let mut parts = text.splitn(3, '+');
         let (Some(name), Some(id), Some(data)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(bad("there are not three parts"));
@@ -109,7 +121,11 @@ impl FromStr for VerifierKey {
         };
         let public = public.try_into().map_err(|_| bad("an Ed25519 key has 32 bytes"))?;
         let key = Self::new(name, public)?;
-        if id == format!("{:08x}", key.id) { Ok(key) } else { Err(bad("the hash does not fit the name and the key")) }
+        if id == format!("{:08x}", key.id) {
+            Ok(key)
+        } else {
+            Err(bad("the hash does not fit the name and the key"))
+        }
     }
 }
 
@@ -140,9 +156,14 @@ impl Note {
     pub fn new(text: impl Into<String>) -> Result<Self, LedgerError> {
         let text = text.into();
         if !text.ends_with('\n') || has_control(&text) {
-            return Err(LedgerError::BadNote("the text must end with a newline and hold no other control character"));
+            return Err(LedgerError::BadNote(
+                "the text must end with a newline and hold no other control character",
+            ));
         }
-        Ok(Self { text, signatures: Vec::new() })
+        Ok(Self {
+            text,
+            signatures: Vec::new(),
+        })
     }
 
     /// The text, its last newline included: what the signatures are over.
@@ -162,7 +183,11 @@ impl Note {
             return Err(LedgerError::WrongSigner { name: key.name.clone() });
         }
         self.signatures.retain(|old| (&old.name, old.id) != (&key.name, key.id));
-        self.signatures.push(Signature { name: key.name.clone(), id: key.id, bytes });
+        self.signatures.push(Signature {
+            name: key.name.clone(),
+            id: key.id,
+            bytes,
+        });
         Ok(())
     }
 
@@ -176,8 +201,13 @@ impl Note {
             return Err(bad("it holds a control character"));
         }
         let split = text.rfind("\n\n").ok_or(bad("no empty line before the signatures"))?;
-        let (body, lines) = (text.get(..=split).unwrap_or_default(), text.get(split + 2..).unwrap_or_default());
-        let lines = lines.strip_suffix('\n').ok_or(bad("it does not end with a signature line and a newline"))?;
+        let (body, lines) = (
+            text.get(..=split).unwrap_or_default(),
+            text.get(split + 2..).unwrap_or_default(),
+        );
+        let lines = lines
+            .strip_suffix('\n')
+            .ok_or(bad("it does not end with a signature line and a newline"))?;
         let mut signatures = Vec::new();
         for line in lines.split('\n') {
             if signatures.len() == MAX_SIGNATURES {
@@ -190,9 +220,16 @@ impl Note {
             let Some((id, bytes)) = data.split_first_chunk::<4>().filter(|(_, bytes)| !bytes.is_empty()) else {
                 return Err(bad("a signature is shorter than five bytes"));
             };
-            signatures.push(Signature { name: name.to_owned(), id: u32::from_be_bytes(*id), bytes: bytes.to_vec() });
+            signatures.push(Signature {
+                name: name.to_owned(),
+                id: u32::from_be_bytes(*id),
+                bytes: bytes.to_vec(),
+            });
         }
-        Ok(Self { text: body.to_owned(), signatures })
+        Ok(Self {
+            text: body.to_owned(),
+            signatures,
+        })
     }
 
     /// Checks that every one of `keys` has signed. Signatures by other keys are ignored.
@@ -203,7 +240,11 @@ impl Note {
     pub fn verify<'k>(&self, keys: impl IntoIterator<Item = &'k VerifierKey>) -> Result<(), LedgerError> {
         for key in keys {
             let (name, id) = (key.name.clone(), key.id);
-            let mut by_key = self.signatures.iter().filter(|s| s.name == key.name && s.id == key.id).peekable();
+            let mut by_key = self
+                .signatures
+                .iter()
+                .filter(|s| s.name == key.name && s.id == key.id)
+                .peekable();
             if by_key.peek().is_none() {
                 return Err(LedgerError::NotSigned { name, id });
             }
@@ -242,7 +283,10 @@ mod tests {
 
     fn signer(name: &str, seed: u8) -> (VerifierKey, Ed25519KeyPair) {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
-        (VerifierKey::new(name, pair.public_key().as_ref().try_into().unwrap()).unwrap(), pair)
+        (
+            VerifierKey::new(name, pair.public_key().as_ref().try_into().unwrap()).unwrap(),
+            pair,
+        )
     }
 
     fn sign_with(pair: &Ed25519KeyPair) -> impl Fn(&[u8]) -> [u8; 64] + '_ {
@@ -265,12 +309,18 @@ mod tests {
         let ((log, log_pair), (keeper, keeper_pair)) = (signer("log", 1), signer("st-mary/hospital", 2));
         let mut note = Note::new("hello\n").unwrap();
         note.sign(&log, &sign_with(&log_pair)).unwrap();
-        assert!(matches!(note.verify([&log, &keeper]), Err(LedgerError::NotSigned { .. })));
+        assert!(matches!(
+            note.verify([&log, &keeper]),
+            Err(LedgerError::NotSigned { .. })
+        ));
         note.sign(&keeper, &sign_with(&keeper_pair)).unwrap();
         note.sign(&keeper, &sign_with(&keeper_pair)).unwrap();
         assert_eq!(note.to_string().lines().count(), 4, "signing twice leaves one line");
         note.verify([&log, &keeper]).unwrap();
-        assert!(matches!(note.sign(&log, &sign_with(&keeper_pair)), Err(LedgerError::WrongSigner { .. })));
+        assert!(matches!(
+            note.sign(&log, &sign_with(&keeper_pair)),
+            Err(LedgerError::WrongSigner { .. })
+        ));
         let (namesake, _) = signer("log", 3);
         assert!(matches!(note.verify([&namesake]), Err(LedgerError::NotSigned { .. })));
     }
@@ -291,7 +341,13 @@ mod tests {
             assert!(Note::parse(bad).is_err(), "{bad:?}");
         }
         assert!(Note::new("no newline").is_err());
-        for bad in ["", "a+b", "a+00000000+AA==", &GO_KEY.replace("c74f20a3", "c74f20a4"), &GO_KEY.replace("Peter", "P eter")] {
+        for bad in [
+            "",
+            "a+b",
+            "a+00000000+AA==",
+            &GO_KEY.replace("c74f20a3", "c74f20a4"),
+            &GO_KEY.replace("Peter", "P eter"),
+        ] {
             assert!(bad.parse::<VerifierKey>().is_err(), "{bad:?}");
         }
         assert!(VerifierKey::new("with space", [0; 32]).is_err());

@@ -37,7 +37,11 @@ impl LeafProof {
         if tree.root(size)? != root {
             return Err(LedgerError::Rewritten { size });
         }
-        Ok(Self { index, path, checkpoint })
+        Ok(Self {
+            index,
+            path,
+            checkpoint,
+        })
     }
 
     /// Checks that `leaf` is in the log that the trusted keys signed, at [`LeafProof::index`].
@@ -68,19 +72,32 @@ impl FromStr for LeafProof {
     /// Reads a proof and believes nothing yet. A line of extra data is skipped: nothing vouches for it.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = |reason| LedgerError::BadProof { reason };
-        let (head, checkpoint) = text.split_once("\n\n").ok_or(bad("no empty line before the checkpoint"))?;
+        let (head, checkpoint) = text
+            .split_once("\n\n")
+            .ok_or(bad("no empty line before the checkpoint"))?;
         let mut lines = head.split('\n').peekable();
         if lines.next() != Some(FORMAT) {
             return Err(bad("the first line is another"));
         }
         if let Some(extra) = lines.next_if(|line| line.starts_with("extra ")) {
-            BASE64.decode(extra.trim_start_matches("extra ")).map_err(|_| bad("the extra data is not base64"))?;
+            BASE64
+                .decode(extra.trim_start_matches("extra "))
+                .map_err(|_| bad("the extra data is not base64"))?;
         }
-        let index = lines.next().and_then(|line| line.strip_prefix("index ")).and_then(parse_decimal);
+        let index = lines
+            .next()
+            .and_then(|line| line.strip_prefix("index "))
+            .and_then(parse_decimal);
         let index = index.ok_or(bad("no `index` and a decimal number without leading zeros"))?;
         // A path is never longer than the binary digits of a size.
         let path: Option<Vec<Digest>> = lines.by_ref().take(64).map(parse_hash).collect();
-        let path = path.filter(|_| lines.next().is_none()).ok_or(bad("the path is not lines of base64 of 32 bytes"))?;
-        Ok(Self { index, path, checkpoint: SignedCheckpoint::parse(checkpoint)? })
+        let path = path
+            .filter(|_| lines.next().is_none())
+            .ok_or(bad("the path is not lines of base64 of 32 bytes"))?;
+        Ok(Self {
+            index,
+            path,
+            checkpoint: SignedCheckpoint::parse(checkpoint)?,
+        })
     }
 }

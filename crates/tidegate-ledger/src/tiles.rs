@@ -9,13 +9,13 @@
 //!
 //! Full files never change; a partial file is for one size and is left as it is when the log grows.
 
-use tidegate_types::Digest;
-
 use crate::LedgerError;
 use crate::merkle::Tree;
 
 /// Hashes in a full tile, leaves in a full bundle.
 pub const TILE_WIDTH: u64 = 256;
+/// The length of a full hash tile.
+const FULL_TILE_BYTES: usize = 8192;
 /// Binary tree levels in a tile.
 const TILE_HEIGHT: u32 = 8;
 /// Where the signed checkpoint lies beside the tiles.
@@ -45,7 +45,10 @@ impl<T: AsRef<[u8]>> LeafSource for [T] {
 
     fn leaf(&self, index: u64) -> Result<Vec<u8>, LedgerError> {
         let leaf = usize::try_from(index).ok().and_then(|index| self.get(index));
-        leaf.map(|leaf| leaf.as_ref().to_vec()).ok_or(LedgerError::NoSuchLeaf { index, size: self.len() as u64 })
+        leaf.map(|leaf| leaf.as_ref().to_vec()).ok_or(LedgerError::NoSuchLeaf {
+            index,
+            size: self.len() as u64,
+        })
     }
 }
 
@@ -64,7 +67,11 @@ impl Slot {
             groups.insert(0, format!("x{:03}", rest % 1000));
             rest /= 1000;
         }
-        let partial = if self.width == TILE_WIDTH { String::new() } else { format!(".p/{}", self.width) };
+        let partial = if self.width == TILE_WIDTH {
+            String::new()
+        } else {
+            format!(".p/{}", self.width)
+        };
         format!("tile/{kind}/{}{partial}", groups.join("/"))
     }
 
@@ -75,13 +82,22 @@ impl Slot {
 
 /// The slots that a row of `new` things has and a row of `old` things had not.
 fn new_slots(old: u64, new: u64) -> impl Iterator<Item = Slot> {
-    let numbers = if old < new { old / TILE_WIDTH..new.div_ceil(TILE_WIDTH) } else { 0..0 };
-    numbers.map(move |number| Slot { number, width: (new - number * TILE_WIDTH).min(TILE_WIDTH) })
+    let numbers = if old < new {
+        old / TILE_WIDTH..new.div_ceil(TILE_WIDTH)
+    } else {
+        0..0
+    };
+    numbers.map(move |number| Slot {
+        number,
+        width: (new - number * TILE_WIDTH).min(TILE_WIDTH),
+    })
 }
 
 /// The levels of hash tiles of a log with `size` leaves, with the number of hashes in each.
 fn levels(size: u64) -> impl Iterator<Item = (u32, u64)> {
-    (0..8).map(move |level| (level, size >> (level * TILE_HEIGHT))).take_while(|(_, hashes)| *hashes > 0)
+    (0..8)
+        .map(move |level| (level, size >> (level * TILE_HEIGHT)))
+        .take_while(|(_, hashes)| *hashes > 0)
 }
 
 /// The hash tiles that a folder for `old` leaves lacks for `new` leaves: every tile that became full,
@@ -91,7 +107,11 @@ fn levels(size: u64) -> impl Iterator<Item = (u32, u64)> {
 /// When the tree has fewer than `new` leaves, or `old` is larger than `new`.
 pub fn hash_tiles(tree: &Tree, old: u64, new: u64) -> Result<Vec<TileFile>, LedgerError> {
     if old > new || new > tree.size() {
-        return Err(LedgerError::NoSuchSize { old, new, have: tree.size() });
+        return Err(LedgerError::NoSuchSize {
+            old,
+            new,
+            have: tree.size(),
+        });
     }
     let mut files = Vec::new();
     for (level, hashes) in levels(new) {
@@ -103,9 +123,12 @@ pub fn hash_tiles(tree: &Tree, old: u64, new: u64) -> Result<Vec<TileFile>, Ledg
 }
 
 fn tile_bytes(tree: &Tree, level: u32, slot: Slot) -> Result<Vec<u8>, LedgerError> {
-    let mut bytes = Vec::with_capacity(8192);
+    let mut bytes = Vec::with_capacity(FULL_TILE_BYTES);
     for index in slot.first()..slot.first() + slot.width {
-        let missing = LedgerError::NoSuchLeaf { index, size: tree.size() };
+        let missing = LedgerError::NoSuchLeaf {
+            index,
+            size: tree.size(),
+        };
         bytes.extend_from_slice(tree.node(level * TILE_HEIGHT, index).ok_or(missing)?.as_bytes());
     }
     Ok(bytes)
@@ -117,14 +140,21 @@ fn tile_bytes(tree: &Tree, level: u32, slot: Slot) -> Result<Vec<u8>, LedgerErro
 /// When there are fewer leaves, one cannot be read, or one is longer than 65,535 bytes.
 pub fn entry_bundles<S: LeafSource + ?Sized>(leaves: &S, old: u64, new: u64) -> Result<Vec<TileFile>, LedgerError> {
     if old > new || new > leaves.size() {
-        return Err(LedgerError::NoSuchSize { old, new, have: leaves.size() });
+        return Err(LedgerError::NoSuchSize {
+            old,
+            new,
+            have: leaves.size(),
+        });
     }
     let mut files = Vec::new();
     for slot in new_slots(old, new) {
         let mut bytes = Vec::new();
         for index in slot.first()..slot.first() + slot.width {
             let leaf = leaves.leaf(index)?;
-            let length = u16::try_from(leaf.len()).map_err(|_| LedgerError::LeafTooLong { index, bytes: leaf.len() })?;
+            let length = u16::try_from(leaf.len()).map_err(|_| LedgerError::LeafTooLong {
+                index,
+                bytes: leaf.len(),
+            })?;
             bytes.extend_from_slice(&length.to_be_bytes());
             bytes.extend_from_slice(&leaf);
         }
@@ -134,14 +164,22 @@ pub fn entry_bundles<S: LeafSource + ?Sized>(leaves: &S, old: u64, new: u64) -> 
 }
 
 /// Reads a partial file, or the beginning of the full one that has taken its place; `None` when
-/// neither is there. The second value says which path it was.
+/// neither is there. The path is that of the file that was read.
 fn read_slot(read: ReadFile<'_>, slot: Slot, kind: &str) -> Result<Option<(String, Vec<u8>)>, LedgerError> {
-    let full = Slot { width: TILE_WIDTH, ..slot };
+    let full = Slot {
+        width: TILE_WIDTH,
+        ..slot
+    };
     for path in [slot.path(kind), full.path(kind)] {
         match read(&path) {
             Ok(Some(bytes)) => return Ok(Some((path, bytes))),
             Ok(None) => {}
-            Err(error) => return Err(LedgerError::Read { what: path, reason: error.to_string() }),
+            Err(error) => {
+                return Err(LedgerError::Read {
+                    what: path,
+                    reason: error.to_string(),
+                });
+            }
         }
     }
     Ok(None)
@@ -163,10 +201,10 @@ pub fn read_leaves(read: ReadFile<'_>, size: u64) -> impl Iterator<Item = Result
             if ended {
                 return None;
             }
-            let Some(slot) = slots.next() else { return None };
+            let slot = slots.next()?;
             match read_slot(read, slot, "entries") {
                 Ok(None) => ended = true,
-                Ok(Some((path, bytes))) => match split_bundle(&bytes, slot.width, path) {
+                Ok(Some((path, bytes))) => match split_bundle(&bytes, slot, path) {
                     Ok(leaves) => {
                         ended = (leaves.len() as u64) < slot.width;
                         bundle = leaves.into_iter();
@@ -185,19 +223,29 @@ pub fn read_leaves(read: ReadFile<'_>, size: u64) -> impl Iterator<Item = Result
     })
 }
 
-/// The first `width` leaves of a bundle; fewer when it ends between two leaves.
-fn split_bundle(bytes: &[u8], width: u64, path: String) -> Result<Vec<Vec<u8>>, LedgerError> {
+/// The leaves of a slot; fewer when the file ends between two leaves. Only a full file that stands
+/// where a partial one was asked for may hold more.
+fn split_bundle(bytes: &[u8], slot: Slot, path: String) -> Result<Vec<Vec<u8>>, LedgerError> {
     let (mut leaves, mut rest) = (Vec::new(), bytes);
-    while !rest.is_empty() && (leaves.len() as u64) < width {
+    while !rest.is_empty() && (leaves.len() as u64) < slot.width {
         let cut = rest.split_first_chunk::<2>().and_then(|(length, rest)| {
             let length = usize::from(u16::from_be_bytes(*length));
             rest.split_at_checked(length)
         });
         let Some((leaf, after)) = cut else {
-            return Err(LedgerError::BadTile { path, reason: "ends in the middle of a leaf" });
+            return Err(LedgerError::BadTile {
+                path,
+                reason: "ends in the middle of a leaf",
+            });
         };
         leaves.push(leaf.to_vec());
         rest = after;
+    }
+    if !rest.is_empty() && path == slot.path("entries") {
+        return Err(LedgerError::BadTile {
+            path,
+            reason: "holds more leaves than its path says",
+        });
     }
     Ok(leaves)
 }
@@ -212,18 +260,36 @@ pub fn check_hash_tiles(read: ReadFile<'_>, tree: &Tree) -> Result<(), LedgerErr
         for slot in new_slots(0, hashes) {
             let kind = level.to_string();
             let Some((path, bytes)) = read_slot(read, slot, &kind)? else {
-                return Err(LedgerError::BadTile { path: slot.path(&kind), reason: "is missing" });
+                return Err(LedgerError::BadTile {
+                    path: slot.path(&kind),
+                    reason: "is missing",
+                });
             };
             let expected = tile_bytes(tree, level, slot)?;
             // A full tile may stand where a partial one was asked for.
-            let Some(found) = bytes.get(..expected.len()).filter(|_| bytes.len() % size_of::<Digest>() == 0) else {
-                return Err(LedgerError::BadTile { path, reason: "has another length than its hashes" });
+            let length = if path == slot.path(&kind) {
+                expected.len()
+            } else {
+                FULL_TILE_BYTES
             };
-            let differs = found.chunks(32).zip(expected.chunks(32)).position(|(found, expected)| found != expected);
+            let Some(found) = bytes.get(..expected.len()).filter(|_| bytes.len() == length) else {
+                return Err(LedgerError::BadTile {
+                    path,
+                    reason: "has another length than its hashes",
+                });
+            };
+            let differs = found
+                .chunks(32)
+                .zip(expected.chunks(32))
+                .position(|(found, expected)| found != expected);
             if let Some(at) = differs {
                 let span = 1 << (level * TILE_HEIGHT);
                 let first = (slot.first() + at as u64) * span;
-                return Err(LedgerError::TileMismatch { path, first, last: first + span - 1 });
+                return Err(LedgerError::TileMismatch {
+                    path,
+                    first,
+                    last: first + span - 1,
+                });
             }
         }
     }
@@ -237,7 +303,14 @@ mod tests {
 
     #[test]
     fn paths_are_those_of_the_specification() {
-        assert_eq!(Slot { number: 1_234_067, width: 256 }.path("0"), "tile/0/x001/x234/067");
+        assert_eq!(
+            Slot {
+                number: 1_234_067,
+                width: 256
+            }
+            .path("0"),
+            "tile/0/x001/x234/067"
+        );
         assert_eq!(Slot { number: 0, width: 7 }.path("entries"), "tile/entries/000.p/7");
         assert_eq!(Slot { number: 1000, width: 1 }.path("2"), "tile/2/x001/000.p/1");
     }
@@ -247,7 +320,11 @@ mod tests {
         let count = |level: u32, hashes: u64| {
             let slots: Vec<Slot> = new_slots(0, hashes).collect();
             let full = slots.iter().filter(|slot| slot.width == TILE_WIDTH).count();
-            (level, full, slots.iter().map(|slot| slot.width).find(|width| *width < TILE_WIDTH))
+            (
+                level,
+                full,
+                slots.iter().map(|slot| slot.width).find(|width| *width < TILE_WIDTH),
+            )
         };
         let tiles: Vec<_> = levels(70_000).map(|(level, hashes)| count(level, hashes)).collect();
         assert_eq!(tiles, [(0, 273, Some(112)), (1, 1, Some(17)), (2, 0, Some(1))]);

@@ -56,14 +56,20 @@ where
 /// As [`verify_log`], and [`LedgerError::TileMismatch`], [`LedgerError::BadTile`] and
 /// [`LedgerError::Read`] for files.
 pub fn verify_tiles(read: ReadFile<'_>, keys: &TrustedKeys, since: Option<&str>) -> Result<Report, LedgerError> {
-    let failed = |reason: String| LedgerError::Read { what: CHECKPOINT_PATH.to_owned(), reason };
+    let failed = |reason: String| LedgerError::Read {
+        what: CHECKPOINT_PATH.to_owned(),
+        reason,
+    };
     let bytes = read(CHECKPOINT_PATH).map_err(|error| failed(error.to_string()))?;
-    let bytes = bytes.ok_or(LedgerError::BadTile { path: CHECKPOINT_PATH.to_owned(), reason: "is missing" })?;
+    let bytes = bytes.ok_or(LedgerError::BadTile {
+        path: CHECKPOINT_PATH.to_owned(),
+        reason: "is missing",
+    })?;
     let checkpoint = String::from_utf8(bytes).map_err(|_| LedgerError::BadCheckpoint("it is not UTF-8"))?;
     let size = SignedCheckpoint::open(&checkpoint, keys)?.checkpoint().size;
     let mut tree = Tree::default();
     let report = audit(read_leaves(read, size), &checkpoint, keys, since, &mut |leaf| {
-        tree.append(leaf);
+        tree.append(leaf)
     });
     // When the leaves are all there and do not fit, the tiles say which of them was altered.
     match report {
@@ -87,7 +93,10 @@ where
     let old = since.map(|text| SignedCheckpoint::open(text, keys)).transpose()?;
     let old = old.as_ref().map(SignedCheckpoint::checkpoint);
     if let Some(old) = old.filter(|old| old.size > head.size) {
-        return Err(LedgerError::WentBack { old: old.size, new: head.size });
+        return Err(LedgerError::WentBack {
+            old: old.size,
+            new: head.size,
+        });
     }
 
     let mut range = CompactRange::new();
@@ -110,12 +119,19 @@ where
     }
 
     let Some(root) = head_root else {
-        return Err(LedgerError::Truncated { have: range.size(), stated: head.size });
+        return Err(LedgerError::Truncated {
+            have: range.size(),
+            stated: head.size,
+        });
     };
     if let Some(old) = old.filter(|old| old_root != Some(old.root)) {
         // When the new checkpoint fits the leaves, its signers signed two histories.
         let size = old.size;
-        return Err(if root == head.root { LedgerError::Forked { old: size } } else { LedgerError::Rewritten { size } });
+        return Err(if root == head.root {
+            LedgerError::Forked { old: size }
+        } else {
+            LedgerError::Rewritten { size }
+        });
     }
     if root != head.root {
         return Err(LedgerError::Rewritten { size: head.size });
@@ -142,7 +158,11 @@ fn check_leaf(index: u64, leaf: &[u8]) -> Result<(), LedgerError> {
         return Err(bad("is not a JSON object"));
     }
     let canonical = to_canonical_json(&value).map_err(|_| bad("has no canonical form"))?;
-    if canonical == leaf { Ok(()) } else { Err(bad("is not in canonical form (RFC 8785)")) }
+    if canonical == leaf {
+        Ok(())
+    } else {
+        Err(bad("is not in canonical form (RFC 8785)"))
+    }
 }
 
 fn not_proven(keys: &TrustedKeys, has_older: bool, not_covered: u64) -> Vec<String> {
@@ -162,7 +182,9 @@ fn not_proven(keys: &TrustedKeys, has_older: bool, not_covered: u64) -> Vec<Stri
         );
     }
     if not_covered > 0 {
-        sentences.push(format!("the last {not_covered} leaves are behind the checkpoint and signed by nobody yet"));
+        sentences.push(format!(
+            "the last {not_covered} leaves are behind the checkpoint and signed by nobody yet"
+        ));
     }
     sentences
 }

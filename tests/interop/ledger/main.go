@@ -92,12 +92,16 @@ func audit(dir string, keys keyList, oldFile, consistencyFile, proofFile string)
 
 	// So do the hash tiles: the reader checks every tile that it opens against the signed root.
 	tiles := tlog.TileHashReader(tree, &tileFolder{dir})
+	indexes := make([]int64, len(leaves))
 	for i := range leaves {
-		hashes, err := tiles.ReadHashes([]int64{tlog.StoredHashIndex(0, int64(i))})
-		if err != nil {
-			return fmt.Errorf("tiles at leaf %d: %w", i, err)
-		}
-		if hashes[0] != tlog.RecordHash(leaves[i]) {
+		indexes[i] = tlog.StoredHashIndex(0, int64(i))
+	}
+	hashes, err := tiles.ReadHashes(indexes)
+	if err != nil {
+		return fmt.Errorf("tiles: %w", err)
+	}
+	for i, leaf := range leaves {
+		if hashes[i] != tlog.RecordHash(leaf) {
 			return fmt.Errorf("leaf %d and its tile disagree", i)
 		}
 	}
