@@ -1,10 +1,25 @@
 //! The three files that people write, each with its own owner: [`catalog`] (the data owner),
 //! [`sites`] (the platform) and [`pipeline`] (the engineer).
+//!
+//! [`read`] turns a text into one of them and refuses everything that it does not know; [`check()`]
+//! holds the three against each other; [`check_refusals`] says where the engineer would loosen what the
+//! data owner wrote. Whatever is wrong is a [`FileError`] that points at file, line and column.
 
 pub mod catalog;
+mod check;
 pub mod pipeline;
+pub mod read;
+mod rules;
+pub mod schema;
 pub mod sites;
+mod source;
+mod write;
 
 pub use catalog::Catalog;
+pub use check::{check, check_refusals};
 pub use pipeline::Pipeline;
+pub use read::{read_catalog, read_pipeline, read_sites};
+pub use rules::{CpuRequest, GATE_METRICS, GateCondition};
 pub use sites::Sites;
+pub use source::{FileError, SourceText, Texts};
+pub use write::write_catalog;

@@ -1,0 +1,99 @@
+//! `sites.yaml` by itself.
+
+use super::Findings;
+use super::catalog::is_word;
+use crate::files::Sites;
+use crate::files::sites::{Site, SiteKind};
+use crate::files::source::suggest;
+
+/// Kinds of stores that this version can use, as the part of `store` up to its colon.
+const STORES: [&str; 1] = ["folder:"];
+/// Kinds of custody that this version can use.
+const CUSTODIES: [&str; 1] = ["file:"];
+/// Drivers that this version has.
+const DRIVERS: [&str; 1] = ["process"];
+
+pub(super) fn check(sites: &Sites, findings: &mut Findings<'_>) {
+    let organisation = sites.organisation.trim();
+    if organisation.is_empty() || organisation.len() > 200 || organisation.chars().any(char::is_control) {
+        let help = "write a short name, such as `organisation: st-mary`";
+        findings.value(&["organisation"], "the organisation needs a name", help);
+    }
+    if sites.sites.is_empty() {
+        findings.key(
+            &["sites"],
+            "no site is described",
+            "at least one private site is needed: the data's home",
+        );
+    }
+    for (name, site) in &sites.sites {
+        check_site(name.as_str(), site, sites, findings);
+    }
+}
+
+fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_>) {
+    let at = |key| ["sites", name, key];
+    if site.jurisdiction.trim().is_empty() {
+        let help = "write the ISO 3166 code of the country whose law holds there, such as `US`";
+        findings.value(&at("jurisdiction"), "the site needs a jurisdiction", help);
+    }
+    for tag in site.clearance.tags.iter().filter(|tag| !is_word(tag)) {
+        let path = ["sites", name, "clearance", "tags"];
+        findings.value(
+            &path,
+            format!("`{tag}` is not a tag"),
+            "use lower-case letters, digits and `-`",
+        );
+    }
+    check_scheme("store", &site.store, &STORES, &at("store"), findings);
+    match (site.kind, &site.custody) {
+        (SiteKind::Private, None) => {
+            let help = "write where the site's keys are kept, such as `custody: \"file:\"`";
+            findings.key(
+                &at("custody"),
+                format!("private site `{name}` has no custody for its keys"),
+                help,
+            );
+        }
+        (SiteKind::Private, Some(custody)) => {
+            check_scheme("custody", custody, &CUSTODIES, &at("custody"), findings);
+        }
+        (_, Some(_)) => {
+            let message = format!(
+                "site `{name}` is {}, and only private sites hold keys",
+                site.kind.as_str()
+            );
+            findings.key(&at("custody"), message, "remove `custody`");
+        }
+        (_, None) => {}
+    }
+    if let Some(compute) = &site.compute {
+        let at = |key| ["sites", name, "compute", key];
+        if !DRIVERS.contains(&compute.driver.as_str()) {
+            let help = suggest(&compute.driver, "known drivers", DRIVERS);
+            findings.value(&at("driver"), format!("driver `{}` is not known", compute.driver), help);
+        }
+        if compute.cpus == 0 {
+            findings.value(&at("cpus"), "a job needs at least one processor", "");
+        }
+        if compute.memory.0 < 64 << 20 {
+            findings.value(&at("memory"), "a job needs at least 64 MiB of memory", "");
+        }
+    }
+    for destination in site.egress.keys() {
+        if destination != "*" && !sites.sites.keys().any(|site| site.as_str() == destination) {
+            let help = suggest(destination, "known sites", sites.sites.keys().map(|site| site.as_str()));
+            let path = ["sites", name, "egress", destination];
+            findings.key(&path, format!("site `{destination}` is not in this file"), help);
+        }
+    }
+}
+
+fn check_scheme(what: &str, text: &str, known: &[&'static str], path: &[&str], findings: &mut Findings<'_>) {
+    if !known.iter().any(|scheme| text.starts_with(scheme)) {
+        let help = format!("known here: {}", known.join(", "));
+        findings.value(path, format!("{what} `{text}` is of no known kind"), help);
+    } else if text.contains('\0') {
+        findings.value(path, "a path cannot hold a NUL character", "");
+    }
+}
