@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use super::locked;
+use crate::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
+
+/// What a started job does: the state that the platform reports as soon as it was asked for.
+type Behaviour = dyn Fn(&JobRequest) -> Result<JobState, ComputeError> + Send + Sync;
+
+/// Compute that starts nothing: a function of the request says what its job does. Clones share their
+/// jobs.
+#[derive(Clone)]
+pub struct FakeCompute {
+    jobs: Arc<Mutex<BTreeMap<String, Job>>>,
+    behaviour: Arc<Behaviour>,
+}
+
+struct Job {
+    request: JobRequest,
+    state: JobState,
+}
+
+impl FakeCompute {
+    /// Compute whose jobs run until [`FakeCompute::end`] or [`Compute::delete`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(|_| Ok(JobState::Running))
+    }
+
+    /// Compute whose jobs do what `behaviour` says; an error stands for a platform that does not start
+    /// the job.
+    pub fn with(behaviour: impl Fn(&JobRequest) -> Result<JobState, ComputeError> + Send + Sync + 'static) -> Self {
+        Self {
+            jobs: Arc::default(),
+            behaviour: Arc::new(behaviour),
+        }
+    }
+
+    /// Lets a job end with an exit code, or by a signal when there is none.
+    pub fn end(&self, id: &str, exit_code: Option<i32>) {
+        if let Some(job) = locked(&self.jobs).get_mut(id)
+            && matches!(job.state, JobState::Pending | JobState::Running)
+        {
+            job.state = JobState::Ended(exit_code);
+        }
+    }
+
+    /// Every request that was started, by id, removed ones included.
+    #[must_use]
+    pub fn started(&self) -> Vec<JobRequest> {
+        locked(&self.jobs).values().map(|job| job.request.clone()).collect()
+    }
+}
+
+impl Default for FakeCompute {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for FakeCompute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeCompute")
+            .field("jobs", &locked(&self.jobs).len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Compute for FakeCompute {
+    async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
+        let invalid = |why: &str| ComputeError::Invalid {
+            id: request.id.clone(),
+            why: why.to_owned(),
+        };
+        let mut jobs = locked(&self.jobs);
+        match jobs.get(&request.id) {
+            Some(job) if job.request != *request => return Err(invalid("another request has this id")),
+            Some(job) if job.state == JobState::Gone => return Err(invalid("it was removed")),
+            Some(_) => {}
+            None => {
+                let state = (self.behaviour)(request)?;
+                jobs.insert(
+                    request.id.clone(),
+                    Job {
+                        request: request.clone(),
+                        state,
+                    },
+                );
+            }
+        }
+        Ok(Handle {
+            id: request.id.clone(),
+            platform: format!("fake-{}", request.id),
+        })
+    }
+
+    async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError> {
+        Ok(locked(&self.jobs)
+            .get(&handle.id)
+            .map_or(JobState::Gone, |job| job.state.clone()))
+    }
+
+    async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {
+        if let Some(job) = locked(&self.jobs).get_mut(&handle.id) {
+            job.state = JobState::Gone;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self, owner: &str, keep: &[String]) -> Result<Vec<String>, ComputeError> {
+        let mut ended = Vec::new();
+        for (id, job) in locked(&self.jobs).iter_mut() {
+            if job.request.owner == owner && !keep.contains(id) && job.state != JobState::Gone {
+                job.state = JobState::Gone;
+                ended.push(id.clone());
+            }
+        }
+        Ok(ended)
+    }
+}
