@@ -1,0 +1,144 @@
+//! Digests: SHA-256 (FIPS 180-4) and HMAC-SHA-256 (RFC 2104).
+
+use std::io::{self, Read};
+
+use aws_lc_rs::{constant_time, digest, hmac};
+use serde::Serialize;
+use tidegate_types::Digest;
+
+use crate::canonical;
+use crate::error::SealError;
+
+/// Bytes that a reader is asked for at once.
+const READ_BYTES: usize = 128 << 10;
+
+fn as_digest(bytes: &[u8]) -> Digest {
+    let mut array = [0; 32];
+    array.copy_from_slice(bytes);
+    Digest::from_bytes(array)
+}
+
+/// SHA-256 of `bytes`.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> Digest {
+    as_digest(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+/// SHA-256 of everything that `reader` gives, and how many bytes that were; memory stays bounded.
+///
+/// # Errors
+/// What the reader fails with.
+pub fn sha256_reader(reader: impl Read) -> io::Result<(Digest, u64)> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let bytes = feed(reader, |part| context.update(part))?;
+    Ok((as_digest(context.finish().as_ref()), bytes))
+}
+
+/// HMAC-SHA-256 of `bytes` under `key`.
+#[must_use]
+pub fn hmac_sha256(key: &[u8], bytes: &[u8]) -> Digest {
+    as_digest(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), bytes).as_ref())
+}
+
+/// HMAC-SHA-256 under `key` of everything that `reader` gives, and how many bytes that were.
+///
+/// # Errors
+/// What the reader fails with.
+pub fn hmac_reader(key: &[u8], reader: impl Read) -> io::Result<(Digest, u64)> {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+    let bytes = feed(reader, |part| context.update(part))?;
+    Ok((as_digest(context.sign().as_ref()), bytes))
+}
+
+/// SHA-256 of the canonical JSON (RFC 8785) of `value`.
+///
+/// # Errors
+/// When the value has no canonical form: a number that is not finite, a whole number above 2^53, a
+/// map whose keys are not text.
+pub fn canonical_digest<T: Serialize>(value: &T) -> Result<Digest, SealError> {
+    Ok(sha256(&canonical::write("the value to be digested", value)?))
+}
+
+/// Whether two texts are equal, in a time that depends on their lengths only.
+#[must_use]
+pub fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
+    constant_time::verify_slices_are_equal(left, right).is_ok()
+}
+
+fn feed(mut reader: impl Read, mut update: impl FnMut(&[u8])) -> io::Result<u64> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut total = 0;
+    loop {
+        let count = match reader.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        match buffer.get(..count) {
+            Some([]) => return Ok(total),
+            Some(part) => update(part),
+            None => {
+                return Err(io::Error::other(
+                    "a reader claimed more bytes than it was given room for",
+                ));
+            }
+        }
+        total += count as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn agrees_with_published_vectors() {
+        // FIPS 180-4 example, and RFC 4231 test case 2.
+        assert_eq!(
+            sha256(b"abc").to_hex(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(
+            hmac_sha256(b"Jefe", b"what do ya want for nothing?").to_hex(),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+
+    #[test]
+    fn equal_values_have_equal_digests_however_they_are_ordered() {
+        let one = serde_json::json!({"a": 1, "b": [true]});
+        let other: serde_json::Value = serde_json::from_str(r#"{ "b": [true], "a": 1.0 }"#).unwrap();
+        assert_eq!(canonical_digest(&one), canonical_digest(&other));
+        assert_ne!(canonical_digest(&one), canonical_digest(&serde_json::json!({"a": 1})));
+    }
+
+    #[test]
+    fn a_failing_reader_is_an_error_and_not_a_short_digest() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("broken"))
+            }
+        }
+        assert!(sha256_reader((&b"begin"[..]).chain(Broken)).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn readers_agree_with_slices(bytes in proptest::collection::vec(any::<u8>(), 0..300_000), key in any::<[u8; 32]>()) {
+            let length = bytes.len() as u64;
+            prop_assert_eq!(sha256_reader(&bytes[..]).unwrap(), (sha256(&bytes), length));
+            prop_assert_eq!(hmac_reader(&key, &bytes[..]).unwrap(), (hmac_sha256(&key, &bytes), length));
+        }
+
+        #[test]
+        fn constant_time_equality_is_equality(a in any::<[u8; 4]>(), b in any::<[u8; 4]>()) {
+            prop_assert!(constant_time_eq(&a, &a));
+            prop_assert_eq!(constant_time_eq(&a, &b), a == b);
+            prop_assert!(!constant_time_eq(&a, &a[..3]));
+        }
+    }
+}

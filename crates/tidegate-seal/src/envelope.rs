@@ -1,0 +1,186 @@
+//! Envelopes for one reader: age v1 files with X25519 (<https://c2sp.org/age>).
+//!
+//! A grant, a log, an output's key: small things that one machine alone may open. The recipient's text
+//! (`age1…`) is public; whoever has `age` can make and open such files.
+
+use std::fmt;
+use std::io::{Read, Write};
+
+use age::DecryptError;
+use age::secrecy::ExposeSecret;
+use zeroize::Zeroizing;
+
+use crate::error::SealError;
+
+/// The most plaintext in one envelope: 16 MiB.
+pub const MAX_PLAINTEXT_BYTES: usize = 16 << 20;
+
+/// The most bytes of an envelope's file: the plaintext, its tags, and a header of at most 64 KiB.
+const MAX_FILE_BYTES: usize = MAX_PLAINTEXT_BYTES + (MAX_PLAINTEXT_BYTES >> 16) * 16 + (64 << 10);
+
+const WHAT: &str = "an age envelope";
+
+/// A secret key that opens envelopes. Wipes itself; never shown.
+#[derive(Clone)]
+pub struct Identity(age::x25519::Identity);
+
+impl Identity {
+    /// A new random identity.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(age::x25519::Identity::generate())
+    }
+
+    /// Reads `AGE-SECRET-KEY-1…`.
+    ///
+    /// # Errors
+    /// [`SealError::Malformed`] for anything else; the text is not quoted.
+    pub fn from_secret(text: &str) -> Result<Self, SealError> {
+        text.parse()
+            .map(Self)
+            .map_err(|why: &str| SealError::malformed("an age identity", why))
+    }
+
+    /// `AGE-SECRET-KEY-1…`, for whoever stores the identity.
+    #[must_use]
+    pub fn secret(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.0.to_string().expose_secret().to_owned())
+    }
+
+    /// `age1…`: what others seal to.
+    #[must_use]
+    pub fn recipient(&self) -> String {
+        self.0.to_public().to_string()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("recipient", &self.recipient())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Seals `plaintext` to one recipient (`age1…`).
+///
+/// # Errors
+/// [`SealError::Malformed`] when the recipient is none, [`SealError::TooLarge`] above
+/// [`MAX_PLAINTEXT_BYTES`].
+pub fn seal_to(recipient: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+    SealError::check_size("the plaintext of an age envelope", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
+    let recipient: age::x25519::Recipient = recipient
+        .parse()
+        .map_err(|why: &str| SealError::malformed("an age recipient", why))?;
+    let sealing = |_| SealError::Library("sealing an age envelope");
+    let encryptor = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
+        .map_err(|_| SealError::Library("sealing an age envelope"))?;
+    let mut sealed = Vec::with_capacity(plaintext.len() + 1024);
+    let mut writer = encryptor.wrap_output(&mut sealed).map_err(sealing)?;
+    writer.write_all(plaintext).map_err(sealing)?;
+    writer.finish().map_err(sealing)?;
+    Ok(sealed)
+}
+
+/// Opens an envelope. Nothing of the plaintext is given unless all of it authenticates.
+///
+/// # Errors
+/// [`SealError::WrongKey`] when it is sealed to others, [`SealError::Altered`] when its body was
+/// altered or cut, [`SealError::Malformed`] when it is no age file, [`SealError::TooLarge`] when it
+/// holds more than [`MAX_PLAINTEXT_BYTES`].
+pub fn open(identity: &Identity, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    SealError::check_size(WHAT, sealed.len(), MAX_FILE_BYTES)?;
+    let reader = age::Decryptor::new_buffered(sealed)
+        .and_then(|decryptor| decryptor.decrypt(std::iter::once(&identity.0 as &dyn age::Identity)))
+        .map_err(|error| match error {
+            DecryptError::NoMatchingKeys | DecryptError::DecryptionFailed | DecryptError::KeyDecryptionFailed => {
+                SealError::WrongKey {
+                    what: WHAT,
+                    fix: "ask its sender to seal it to this recipient",
+                }
+            }
+            DecryptError::InvalidMac => SealError::Altered {
+                what: WHAT,
+                part: "its header".to_owned(),
+            },
+            _ => SealError::malformed(WHAT, "it is not an age v1 file in binary form"),
+        })?;
+    // All room is reserved before the first byte of plaintext arrives: a growing vector would leave
+    // copies behind that nobody wipes.
+    let mut plaintext = Zeroizing::new(Vec::with_capacity(sealed.len()));
+    reader
+        .take(MAX_PLAINTEXT_BYTES as u64 + 1)
+        .read_to_end(&mut plaintext)
+        .map_err(|_| SealError::Altered {
+            what: WHAT,
+            part: "its body".to_owned(),
+        })?;
+    SealError::check_size("the plaintext of an age envelope", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
+    Ok(plaintext)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn identities_round_trip_and_are_not_shown() {
+        let identity = Identity::generate();
+        let again = Identity::from_secret(&identity.secret()).unwrap();
+        assert_eq!(again.recipient(), identity.recipient());
+        let shown = format!("{identity:?}").to_uppercase();
+        assert!(!shown.contains("SECRET") && !shown.contains(&identity.secret()["AGE-SECRET-KEY-1".len()..]));
+        let error = Identity::from_secret("AGE-SECRET-KEY-1QQQQ").unwrap_err();
+        assert!(!error.to_string().contains("QQQQ"), "{error}");
+    }
+
+    #[test]
+    fn opens_for_its_reader_only() {
+        let (reader, other) = (Identity::generate(), Identity::generate());
+        let sealed = seal_to(&reader.recipient(), b"a data key").unwrap();
+        assert_eq!(*open(&reader, &sealed).unwrap(), b"a data key");
+        assert!(matches!(open(&other, &sealed), Err(SealError::WrongKey { .. })));
+        for bad in ["", "age1", &reader.secret(), &other.recipient()[..20]] {
+            assert!(seal_to(bad, b"").is_err());
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded_on_both_sides() {
+        let reader = Identity::generate();
+        let most = vec![7; MAX_PLAINTEXT_BYTES];
+        let sealed = seal_to(&reader.recipient(), &most).unwrap();
+        assert!(*open(&reader, &sealed).unwrap() == most);
+        let more = vec![7; MAX_PLAINTEXT_BYTES + 1];
+        assert!(matches!(
+            seal_to(&reader.recipient(), &more),
+            Err(SealError::TooLarge { .. })
+        ));
+        let theirs = age::encrypt(&reader.0.to_public(), &more).unwrap();
+        assert!(matches!(open(&reader, &theirs), Err(SealError::TooLarge { .. })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn nothing_altered_or_cut_opens(
+            plaintext in proptest::collection::vec(any::<u8>(), 0..200),
+            at in any::<prop::sample::Index>(),
+            bit in 0..8_u8,
+        ) {
+            let reader = Identity::generate();
+            let sealed = seal_to(&reader.recipient(), &plaintext).unwrap();
+            let at = at.index(sealed.len());
+            prop_assert!(open(&reader, &sealed[..at]).is_err());
+            let mut altered = sealed.clone();
+            altered[at] ^= 1 << bit;
+            prop_assert!(open(&reader, &altered).is_err());
+            let mut longer = sealed.clone();
+            longer.push(0);
+            prop_assert!(open(&reader, &longer).is_err());
+            prop_assert_eq!(&*open(&reader, &sealed).unwrap(), &plaintext);
+        }
+    }
+}
