@@ -1,1 +1,635 @@
 //! Mailboxes: signed, numbered, chained messages between keeper and worker over a store.
+//!
+//! A mailbox is a prefix of a site's store ([`Attempt::mailbox`]). The keeper writes `in/000001.json`,
+//! `in/000002.json` and so on, the worker the same below `out/`; every object is created once and is a
+//! DSSE envelope over the canonical JSON of [`Numbered`]. Each message carries the digest of the one
+//! before, so that whoever runs the store can withhold messages, and do nothing else to them.
+//!
+//! [`Outbox::seal`] and [`Outbox::deliver`] are apart so that a sender that must survive a crash writes
+//! the [`Letter`] into its journal between the two, and after a restart delivers the very same bytes.
+//! A worker that would lose everything in a crash anyway calls [`Outbox::post`].
+//!
+//! A reader trusts a worker's key from its hello on: [`Inbox::hello`] believes the key inside a hello
+//! because its HMAC can only be made with the ticket's secret, and that secret was never in the store.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate_contracts::{ObjectName, Store, StoreError, StoreExt};
+use tidegate_seal::digest::{constant_time_eq, hmac_sha256, sha256};
+use tidegate_seal::sign::{SigningKey, VerifyingKey};
+use tidegate_seal::{SealError, dsse};
+use tidegate_types::message::{Attempt, MESSAGE_PAYLOAD, Numbered, WorkerMessage};
+use tidegate_types::{Digest, to_canonical_json};
+
+/// The most bytes of one message as it lies in the store.
+pub const MESSAGE_BYTES: u64 = 4 << 20;
+/// The highest number that a message may have: six digits in its name.
+pub const LAST_NUMBER: u64 = 999_999;
+
+/// Who is talking or listening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The owner site's keeper: writes `in/`, reads `out/`.
+    Keeper,
+    /// The worker: writes `out/`, reads `in/`.
+    Worker,
+}
+
+impl Side {
+    const fn writes(self) -> &'static str {
+        match self {
+            Self::Keeper => "in",
+            Self::Worker => "out",
+        }
+    }
+
+    const fn reads(self) -> &'static str {
+        match self {
+            Self::Keeper => "out",
+            Self::Worker => "in",
+        }
+    }
+}
+
+/// What can go wrong with a mailbox.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MailboxError {
+    /// The store failed.
+    #[error("mailbox: {0}")]
+    Store(#[from] StoreError),
+    /// Another message already has the name of this one: somebody else writes in our place.
+    #[error("message `{object}` is in the mailbox with another content; another process speaks for the same side")]
+    Taken {
+        /// Which message.
+        object: ObjectName,
+    },
+    /// The signature or the envelope is wrong.
+    #[error("message `{object}` cannot be believed: {source}")]
+    Sealed {
+        /// Which message.
+        object: ObjectName,
+        /// What is wrong.
+        source: SealError,
+    },
+    /// It is genuine, or at least readable, but not the message that has its place here.
+    #[error("message `{object}` cannot be believed: {why}")]
+    Misplaced {
+        /// Which message.
+        object: ObjectName,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The message cannot be written down.
+    #[error("writing a message for the mailbox: {0}")]
+    Unwritable(&'static str),
+}
+
+impl MailboxError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
+}
+
+fn object_name(attempt: &Attempt, folder: &str, number: u64) -> Result<ObjectName, MailboxError> {
+    if number > LAST_NUMBER {
+        return Err(MailboxError::Unwritable(
+            "the mailbox is full: it holds 999,999 messages of each side",
+        ));
+    }
+    ObjectName::new(format!("{}{folder}/{number:06}.json", attempt.mailbox()))
+        .map_err(|_| MailboxError::Unwritable("the attempt's names do not fit into an object's name"))
+}
+
+/// A sealed message that is not necessarily in the store yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// The object's name.
+    pub object: ObjectName,
+    /// The object's content.
+    pub body: Bytes,
+    /// The message's number.
+    pub number: u64,
+    /// SHA-256 of the payload: what the next message calls `previous`.
+    pub digest: Digest,
+}
+
+/// One side's sequence of messages.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    attempt: Attempt,
+    side: Side,
+    number: u64,
+    previous: Option<Digest>,
+}
+
+impl Outbox {
+    /// An outbox that nothing was written to.
+    #[must_use]
+    pub const fn new(attempt: Attempt, side: Side) -> Self {
+        Self {
+            attempt,
+            side,
+            number: 0,
+            previous: None,
+        }
+    }
+
+    /// An outbox whose last delivered message had this number, and this digest of its payload.
+    #[must_use]
+    pub const fn resume(attempt: Attempt, side: Side, number: u64, previous: Option<Digest>) -> Self {
+        Self {
+            attempt,
+            side,
+            number,
+            previous,
+        }
+    }
+
+    /// Signs the next message. Nothing is written; calling it again gives a letter with the same name.
+    ///
+    /// # Errors
+    /// When the message has no canonical form, is too long, or the mailbox is full.
+    pub fn seal<M: Serialize>(&self, signer: &SigningKey, message: M) -> Result<Letter, MailboxError> {
+        let number = self.number.saturating_add(1);
+        let object = object_name(&self.attempt, self.side.writes(), number)?;
+        let numbered = Numbered {
+            attempt: self.attempt.clone(),
+            number,
+            previous: self.previous,
+            message,
+        };
+        let payload = to_canonical_json(&numbered)
+            .map_err(|_| MailboxError::Unwritable("the message has no canonical JSON form"))?;
+        let body =
+            dsse::to_bytes(&dsse::sign(signer, MESSAGE_PAYLOAD, &payload)).map_err(|source| MailboxError::Sealed {
+                object: object.clone(),
+                source,
+            })?;
+        if body.len() as u64 > MESSAGE_BYTES {
+            return Err(MailboxError::Unwritable("the message is longer than 4 MiB"));
+        }
+        Ok(Letter {
+            object,
+            body: body.into(),
+            number,
+            digest: sha256(&payload),
+        })
+    }
+
+    /// Puts a letter into the store and goes on to the next number. A letter that is there already
+    /// with the same bytes counts as delivered, so a caller may try again.
+    ///
+    /// # Errors
+    /// [`MailboxError::Taken`] when another message has its name; [`MailboxError::Store`] when the
+    /// store fails; [`MailboxError::Misplaced`] when the letter is not the next one.
+    pub async fn deliver(&mut self, store: &dyn Store, letter: &Letter) -> Result<(), MailboxError> {
+        if letter.number != self.number.saturating_add(1)
+            || letter.object != object_name(&self.attempt, self.side.writes(), letter.number)?
+        {
+            let why = "it is not the next message of this outbox";
+            return Err(MailboxError::Misplaced {
+                object: letter.object.clone(),
+                why,
+            });
+        }
+        match store.put_same(&letter.object, letter.body.clone()).await {
+            Ok(()) => {}
+            Err(StoreError::AlreadyExists(object)) => return Err(MailboxError::Taken { object }),
+            Err(error) => return Err(error.into()),
+        }
+        self.number = letter.number;
+        self.previous = Some(letter.digest);
+        Ok(())
+    }
+
+    /// Signs and delivers the next message.
+    ///
+    /// # Errors
+    /// As [`Outbox::seal`] and [`Outbox::deliver`].
+    pub async fn post<M: Serialize>(
+        &mut self,
+        store: &dyn Store,
+        signer: &SigningKey,
+        message: M,
+    ) -> Result<Letter, MailboxError> {
+        let letter = self.seal(signer, message)?;
+        self.deliver(store, &letter).await?;
+        Ok(letter)
+    }
+
+    /// The number of the last delivered message; 0 before the first.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The digest of the last delivered message's payload.
+    #[must_use]
+    pub const fn previous(&self) -> Option<Digest> {
+        self.previous
+    }
+}
+
+/// A message that was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened<M> {
+    /// The message with its place in the sequence.
+    pub numbered: Numbered<M>,
+    /// SHA-256 of its payload.
+    pub digest: Digest,
+}
+
+/// A hello whose secret and signature were verified. Whether its worker is the right program and its
+/// sandbox good enough is for the keeper to decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelloOpened {
+    /// The hello with its place in the sequence.
+    pub numbered: Numbered<WorkerMessage>,
+    /// SHA-256 of its payload: what grants bind.
+    pub digest: Digest,
+    /// The key of all further messages.
+    pub signing_key: VerifyingKey,
+}
+
+/// The other side's sequence of messages, read in order.
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    attempt: Attempt,
+    side: Side,
+    number: u64,
+    previous: Option<Digest>,
+}
+
+impl Inbox {
+    /// An inbox that nothing was read from. `side` is the reader.
+    #[must_use]
+    pub const fn new(attempt: Attempt, side: Side) -> Self {
+        Self {
+            attempt,
+            side,
+            number: 0,
+            previous: None,
+        }
+    }
+
+    /// An inbox whose last read message had this number, and this digest of its payload.
+    #[must_use]
+    pub const fn resume(attempt: Attempt, side: Side, number: u64, previous: Option<Digest>) -> Self {
+        Self {
+            attempt,
+            side,
+            number,
+            previous,
+        }
+    }
+
+    /// The number of the last message read; 0 before the first.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The digest of the last read message's payload.
+    #[must_use]
+    pub const fn previous(&self) -> Option<Digest> {
+        self.previous
+    }
+
+    /// The next message, or `None` when it is not there yet. After an error the inbox has not moved.
+    ///
+    /// # Errors
+    /// [`MailboxError::Sealed`] when `sender` did not sign it; [`MailboxError::Misplaced`] when it
+    /// belongs to another attempt or another place, or does not follow the message read before;
+    /// [`MailboxError::Store`] when the store fails.
+    pub async fn next<M: DeserializeOwned>(
+        &mut self,
+        store: &dyn Store,
+        sender: &VerifyingKey,
+    ) -> Result<Option<Opened<M>>, MailboxError> {
+        let Some((object, body)) = self.fetch(store).await? else {
+            return Ok(None);
+        };
+        let sealed = |source| MailboxError::Sealed {
+            object: object.clone(),
+            source,
+        };
+        let envelope = dsse::from_bytes(&body).map_err(sealed)?;
+        let payload = dsse::open(&envelope, MESSAGE_PAYLOAD, sender).map_err(sealed)?;
+        let numbered = self.read(&object, &payload)?;
+        Ok(Some(self.accept(numbered, &payload)))
+    }
+
+    /// The hello, or `None` when it is not there yet: verifies its HMAC by the ticket's secret and its
+    /// signature by the key that it brings. After an error the inbox has not moved.
+    ///
+    /// # Errors
+    /// As [`Inbox::next`], and [`MailboxError::Misplaced`] when it is no hello or was made without the
+    /// secret.
+    pub async fn hello(&mut self, store: &dyn Store, secret: &[u8; 32]) -> Result<Option<HelloOpened>, MailboxError> {
+        let Some((object, body)) = self.fetch(store).await? else {
+            return Ok(None);
+        };
+        let sealed = |source| MailboxError::Sealed {
+            object: object.clone(),
+            source,
+        };
+        let misplaced = |why| MailboxError::Misplaced {
+            object: object.clone(),
+            why,
+        };
+        let envelope = dsse::from_bytes(&body).map_err(sealed)?;
+        let unverified: Numbered<WorkerMessage> = self.read(&object, &dsse::peek(&envelope).map_err(sealed)?)?;
+        let WorkerMessage::Hello { mac, signing_key, .. } = &unverified.message else {
+            return Err(misplaced("it is not a hello"));
+        };
+        let expected = hello_mac(secret, &unverified)?;
+        if !constant_time_eq(expected.as_bytes(), mac.as_bytes()) {
+            return Err(misplaced("it was made without the ticket's secret, or altered"));
+        }
+        let signing_key = VerifyingKey::from_base64(signing_key).map_err(sealed)?;
+        let payload = dsse::open(&envelope, MESSAGE_PAYLOAD, &signing_key).map_err(sealed)?;
+        let Opened { numbered, digest } = self.accept(unverified, &payload);
+        Ok(Some(HelloOpened {
+            numbered,
+            digest,
+            signing_key,
+        }))
+    }
+
+    async fn fetch(&self, store: &dyn Store) -> Result<Option<(ObjectName, Bytes)>, MailboxError> {
+        let object = object_name(&self.attempt, self.side.reads(), self.number.saturating_add(1))?;
+        match store.get(&object, MESSAGE_BYTES).await {
+            Ok(body) => Ok(Some((object, body))),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads a payload and checks that it has its place here.
+    fn read<M: DeserializeOwned>(&self, object: &ObjectName, payload: &[u8]) -> Result<Numbered<M>, MailboxError> {
+        let misplaced = |why| MailboxError::Misplaced {
+            object: object.clone(),
+            why,
+        };
+        let numbered: Numbered<M> =
+            serde_json::from_slice(payload).map_err(|_| misplaced("its payload is not a message of this kind"))?;
+        if numbered.attempt != self.attempt {
+            return Err(misplaced("it belongs to another attempt"));
+        }
+        if numbered.number != self.number.saturating_add(1) {
+            return Err(misplaced("its number is not the number of its place"));
+        }
+        if numbered.previous != self.previous {
+            return Err(misplaced("it does not follow the message that was read before it"));
+        }
+        Ok(numbered)
+    }
+
+    fn accept<M>(&mut self, numbered: Numbered<M>, payload: &[u8]) -> Opened<M> {
+        let digest = sha256(payload);
+        self.number = numbered.number;
+        self.previous = Some(digest);
+        Opened { numbered, digest }
+    }
+}
+
+/// The HMAC of a hello: HMAC-SHA-256, by the ticket's secret, of the canonical JSON of the numbered
+/// message with `mac` set to the empty text; in hexadecimal.
+///
+/// # Errors
+/// When the message is not a hello.
+pub fn hello_mac(secret: &[u8; 32], numbered: &Numbered<WorkerMessage>) -> Result<String, MailboxError> {
+    let mut numbered = numbered.clone();
+    let WorkerMessage::Hello { mac, .. } = &mut numbered.message else {
+        return Err(MailboxError::Unwritable(
+            "only a hello carries a proof of the ticket's secret",
+        ));
+    };
+    mac.clear();
+    let bytes =
+        to_canonical_json(&numbered).map_err(|_| MailboxError::Unwritable("the hello has no canonical JSON form"))?;
+    Ok(hmac_sha256(secret, &bytes).to_hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_contracts::fakes::MemoryStore;
+    use tidegate_types::message::{KeeperMessage, SandboxEvidence};
+    use tidegate_types::{RunId, TaskName};
+
+    use super::*;
+
+    const SECRET: [u8; 32] = [7; 32];
+
+    fn attempt(number: u32) -> Attempt {
+        Attempt {
+            run: RunId::new("r1").unwrap(),
+            task: TaskName::new("train").unwrap(),
+            attempt: number,
+            rank: 0,
+        }
+    }
+
+    fn lease(expires: u64) -> KeeperMessage {
+        KeeperMessage::Lease { expires }
+    }
+
+    fn hello(key: &SigningKey, secret: &[u8; 32]) -> WorkerMessage {
+        let message = |mac| WorkerMessage::Hello {
+            recipient: "age1x".to_owned(),
+            signing_key: key.public().to_base64(),
+            worker: sha256(b"worker"),
+            sandbox: SandboxEvidence::default(),
+            mac,
+        };
+        let numbered = Numbered {
+            attempt: attempt(1),
+            number: 1,
+            previous: None,
+            message: message(String::new()),
+        };
+        message(hello_mac(secret, &numbered).unwrap())
+    }
+
+    async fn next(inbox: &mut Inbox, store: &MemoryStore, key: &SigningKey) -> Result<Option<u64>, MailboxError> {
+        let opened = inbox.next::<KeeperMessage>(store, &key.public()).await?;
+        Ok(opened.map(|opened| match opened.numbered.message {
+            KeeperMessage::Lease { expires } => expires,
+            _ => 0,
+        }))
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_in_order_and_once() {
+        let (store, key) = (MemoryStore::default(), SigningKey::generate().unwrap());
+        let mut out = Outbox::new(attempt(1), Side::Keeper);
+        let mut inbox = Inbox::new(attempt(1), Side::Worker);
+        assert_eq!(next(&mut inbox, &store, &key).await.unwrap(), None);
+        for expires in 1..=3 {
+            let letter = out.post(&store, &key, lease(expires)).await.unwrap();
+            assert_eq!(
+                letter.object.as_str(),
+                format!("mailbox/r1/train/1-0/in/00000{expires}.json")
+            );
+        }
+        for expires in 1..=3 {
+            assert_eq!(next(&mut inbox, &store, &key).await.unwrap(), Some(expires));
+        }
+        assert_eq!(next(&mut inbox, &store, &key).await.unwrap(), None);
+        assert_eq!((inbox.number(), inbox.previous()), (3, out.previous()));
+    }
+
+    #[tokio::test]
+    async fn both_sides_go_on_after_a_restart() {
+        let (store, key) = (MemoryStore::default(), SigningKey::generate().unwrap());
+        let mut out = Outbox::new(attempt(1), Side::Keeper);
+        out.post(&store, &key, lease(1)).await.unwrap();
+        // The journal holds the letter, the store holds it too, and the process died before it knew.
+        let letter = out.seal(&key, lease(2)).unwrap();
+        out.clone().deliver(&store, &letter).await.unwrap();
+        let mut resumed = Outbox::resume(attempt(1), Side::Keeper, 1, out.previous());
+        resumed.deliver(&store, &letter).await.unwrap();
+        resumed.post(&store, &key, lease(3)).await.unwrap();
+
+        let mut inbox = Inbox::new(attempt(1), Side::Worker);
+        next(&mut inbox, &store, &key).await.unwrap();
+        let mut inbox = Inbox::resume(attempt(1), Side::Worker, inbox.number(), inbox.previous());
+        assert_eq!(next(&mut inbox, &store, &key).await.unwrap(), Some(2));
+        assert_eq!(next(&mut inbox, &store, &key).await.unwrap(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn two_who_speak_for_one_side_are_found_out() {
+        let (store, key) = (MemoryStore::default(), SigningKey::generate().unwrap());
+        Outbox::new(attempt(1), Side::Worker)
+            .post(&store, &key, hello(&key, &SECRET))
+            .await
+            .unwrap();
+        let other = SigningKey::generate().unwrap();
+        let second = Outbox::new(attempt(1), Side::Worker)
+            .post(&store, &other, hello(&other, &SECRET))
+            .await;
+        assert!(matches!(second, Err(MailboxError::Taken { .. })), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn a_letter_is_delivered_in_its_turn_only() {
+        let (store, key) = (MemoryStore::default(), SigningKey::generate().unwrap());
+        let mut out = Outbox::new(attempt(1), Side::Keeper);
+        let first = out.post(&store, &key, lease(1)).await.unwrap();
+        assert!(matches!(
+            out.deliver(&store, &first).await,
+            Err(MailboxError::Misplaced { .. })
+        ));
+        let of_other_side = Outbox::resume(attempt(1), Side::Worker, 1, None)
+            .seal(&key, lease(2))
+            .unwrap();
+        assert!(matches!(
+            out.deliver(&store, &of_other_side).await,
+            Err(MailboxError::Misplaced { .. })
+        ));
+    }
+
+    /// Puts `body` where message `number` of attempt 1 is expected by the worker.
+    async fn plant(store: &MemoryStore, number: u64, body: Bytes) {
+        store
+            .put_new(&object_name(&attempt(1), "in", number).unwrap(), body)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_next_message_is_refused() {
+        let key = SigningKey::generate().unwrap();
+        let stranger = SigningKey::generate().unwrap();
+        let digest = sha256(b"previous");
+        let seal = |attempt_number, number, previous, signer: &SigningKey| {
+            let out = Outbox::resume(attempt(attempt_number), Side::Keeper, number - 1, previous);
+            out.seal(signer, lease(1)).unwrap().body
+        };
+        let cases = [
+            ("another attempt", seal(2, 1, None, &key)),
+            ("another number", seal(1, 2, None, &key)),
+            ("another message before", seal(1, 1, Some(digest), &key)),
+            ("another signer", seal(1, 1, None, &stranger)),
+            ("no envelope", Bytes::from_static(b"{}")),
+        ];
+        for (what, body) in cases {
+            let store = MemoryStore::default();
+            plant(&store, 1, body).await;
+            let mut inbox = Inbox::new(attempt(1), Side::Worker);
+            assert!(next(&mut inbox, &store, &key).await.is_err(), "{what}");
+            assert_eq!(
+                (inbox.number(), inbox.previous()),
+                (0, None),
+                "{what}: the inbox did not move"
+            );
+        }
+        let store = MemoryStore::default();
+        plant(&store, 1, vec![b' '; MESSAGE_BYTES as usize + 1].into()).await;
+        assert!(
+            next(&mut Inbox::new(attempt(1), Side::Worker), &store, &key)
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_hello_needs_the_secret_and_its_own_key() {
+        let (store, key) = (MemoryStore::default(), SigningKey::generate().unwrap());
+        let mut inbox = Inbox::new(attempt(1), Side::Keeper);
+        assert_eq!(inbox.hello(&store, &SECRET).await.unwrap(), None);
+        let letter = Outbox::new(attempt(1), Side::Worker)
+            .post(&store, &key, hello(&key, &SECRET))
+            .await
+            .unwrap();
+        assert!(inbox.clone().hello(&store, &[8; 32]).await.is_err(), "another secret");
+        let opened = inbox.hello(&store, &SECRET).await.unwrap().unwrap();
+        assert_eq!((opened.digest, opened.signing_key), (letter.digest, key.public()));
+        assert_eq!((inbox.number(), inbox.previous()), (1, Some(letter.digest)));
+
+        let stranger = SigningKey::generate().unwrap();
+        let not_a_hello = WorkerMessage::Finished { seconds: 1 };
+        for (what, signer, message) in [
+            (
+                "signed by another key than the one inside",
+                &stranger,
+                hello(&key, &SECRET),
+            ),
+            ("made without the secret", &key, hello(&key, &[8; 32])),
+            ("no hello", &key, not_a_hello),
+        ] {
+            let store = MemoryStore::default();
+            Outbox::new(attempt(1), Side::Worker)
+                .post(&store, signer, message)
+                .await
+                .unwrap();
+            let opened = Inbox::new(attempt(1), Side::Keeper).hello(&store, &SECRET).await;
+            assert!(opened.is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_mac_covers_every_field() {
+        let key = SigningKey::generate().unwrap();
+        let numbered = Numbered {
+            attempt: attempt(1),
+            number: 1,
+            previous: None,
+            message: hello(&key, &SECRET),
+        };
+        let mac = hello_mac(&SECRET, &numbered).unwrap();
+        let mut other = numbered.clone();
+        other.attempt = attempt(2);
+        assert_ne!(hello_mac(&SECRET, &other).unwrap(), mac);
+        let mut other = numbered;
+        if let WorkerMessage::Hello { sandbox, .. } = &mut other.message {
+            sandbox.files = "landlock-v1".to_owned();
+        }
+        assert_ne!(hello_mac(&SECRET, &other).unwrap(), mac);
+    }
+}

@@ -1,0 +1,284 @@
+//! Runs one command in the sandbox while its output is sealed and told, its metrics are followed, and
+//! the lease is watched.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tidegate_seal::envelope::seal_to;
+use tidegate_types::message::WorkerMessage;
+use tokio::sync::mpsc;
+
+use crate::error::{Failure, Stage};
+use crate::mail::{LONGEST_PAUSE, Mail};
+use crate::sandbox::{self, Ended, Policy};
+
+/// One piece of log is not longer than this.
+const PIECE_BYTES: usize = 32 << 10;
+/// All of a command's log together; what comes after is counted and dropped.
+const LOG_BYTES: usize = 4 << 20;
+/// One line of metrics.
+const METRIC_LINE: usize = 4 << 10;
+/// Lines of metrics that are told at once.
+const METRIC_LINES: usize = 32;
+/// Lines of metrics that are told of one command.
+const MOST_METRICS: usize = 4000;
+/// The metrics file is looked at, and a short piece of log told, this often.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// What to run, and what it is called when it fails.
+pub(crate) struct Task<'a> {
+    /// [`Stage::Setup`] or [`Stage::Command`].
+    pub(crate) stage: Stage,
+    pub(crate) executable: &'a Path,
+    pub(crate) policy: Policy,
+    /// For `/bin/sh -c`.
+    pub(crate) text: &'a str,
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) folder: PathBuf,
+    /// Whom logs and metrics are sealed to.
+    pub(crate) recipient: &'a str,
+    pub(crate) metrics: Option<PathBuf>,
+    /// Folders whose files together may have at most so many bytes.
+    pub(crate) output: Vec<PathBuf>,
+    pub(crate) output_bytes: u64,
+}
+
+/// Runs the command to its end. When this returns, also with an error, nothing that the command
+/// started is running.
+pub(crate) async fn run(task: &Task<'_>, mail: &mut Mail) -> Result<Duration, Failure> {
+    let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
+    let mut running = sandbox::spawn(task.executable, &task.policy, &command, &task.environment, &task.folder)
+        .map_err(|error| Failure::new(Stage::Sandbox, error.to_string()))?;
+    let started = Instant::now();
+    let (stdout, stderr) = running
+        .take_pipes()
+        .ok_or_else(|| Failure::new(Stage::Sandbox, "the command has no output streams"))?;
+    let (send, mut pieces) = mpsc::channel(8);
+    read_into(stdout, send.clone())?;
+    read_into(stderr, send)?;
+    let mut report = Report::new(task);
+    let watched = watch(&mut running, &mut pieces, &mut report, task, mail).await;
+    running.stop();
+    let ended = running.ended().await;
+    watched?;
+    while let Some(piece) = pieces.recv().await {
+        report.keep(&piece);
+    }
+    report.finish(mail).await?;
+    told(ended, task.stage)?;
+    let size = measure(task.output.clone()).await?;
+    check_size(size, task.output_bytes)?;
+    Ok(started.elapsed())
+}
+
+/// Returns when the command has ended, or must end.
+async fn watch(
+    running: &mut sandbox::Running,
+    pieces: &mut mpsc::Receiver<Vec<u8>>,
+    report: &mut Report<'_>,
+    task: &Task<'_>,
+    mail: &mut Mail,
+) -> Result<(), Failure> {
+    let mut last_flush = Instant::now();
+    let mut open = true;
+    loop {
+        tokio::select! {
+            _ = running.ended() => return Ok(()),
+            piece = pieces.recv(), if open && !report.is_full() => match piece {
+                Some(piece) => report.keep(&piece),
+                None => open = false,
+            },
+            () = tokio::time::sleep(LONGEST_PAUSE / 2) => {}
+        }
+        if report.is_full() || last_flush.elapsed() >= FLUSH {
+            last_flush = Instant::now();
+            report.flush(mail).await?;
+            check_size(measure(task.output.clone()).await?, task.output_bytes)?;
+        }
+        if report.looked.elapsed() >= LONGEST_PAUSE {
+            report.looked = Instant::now();
+            mail.look_aside().await?;
+        }
+    }
+}
+
+fn told(ended: Ended, stage: Stage) -> Result<(), Failure> {
+    let what = if stage == Stage::Setup { "setup" } else { "the command" };
+    Err(match ended {
+        Ended::Exited(0) => return Ok(()),
+        Ended::Exited(code) => Failure {
+            exit_code: Some(code),
+            ..Failure::new(stage, format!("{what} ended with exit code {code}"))
+        },
+        Ended::Signalled(signal) => Failure::new(stage, format!("{what} was ended by signal {signal}")),
+        Ended::OverFileSize => Failure::new(Stage::Output, format!("{what} wrote a longer file than allowed")),
+        Ended::OverMemory => Failure::new(Stage::Memory, format!("{what} took more memory than allowed")),
+        Ended::OverTime => Failure::new(Stage::Time, format!("{what} ran longer than allowed")),
+        Ended::OverProcesses => Failure::new(Stage::Processes, format!("{what} started more processes than allowed")),
+        Ended::Stopped | Ended::Lost => Failure::new(Stage::Sandbox, format!("{what} could not be watched any longer")),
+    })
+}
+
+fn check_size(bytes: u64, limit: u64) -> Result<(), Failure> {
+    if bytes > limit {
+        return Err(Failure::new(
+            Stage::Output,
+            "the command wrote more output than allowed",
+        ));
+    }
+    Ok(())
+}
+
+/// A thread that passes on what a command writes. It stalls with its reader, and so does the command.
+fn read_into(mut from: impl Read + Send + 'static, to: mpsc::Sender<Vec<u8>>) -> Result<(), Failure> {
+    let pass_on = move || {
+        let mut buffer = vec![0; PIECE_BYTES / 4];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let piece = buffer.get(..count).unwrap_or_default().to_vec();
+            if to.blocking_send(piece).is_err() {
+                // Nobody listens any more, which must not stall the command either.
+                let _ = std::io::copy(&mut from, &mut std::io::sink());
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("command-output".to_owned())
+        .spawn(pass_on)
+        .map(drop)
+        .map_err(|error| Failure::new(Stage::Sandbox, format!("no thread for the command's output: {error}")))
+}
+
+/// What is told of a command's output and metrics.
+struct Report<'a> {
+    task: &'a Task<'a>,
+    pending: Vec<u8>,
+    told: usize,
+    dropped: u64,
+    metrics: Option<(File, u64)>,
+    metrics_told: usize,
+    looked: Instant,
+}
+
+impl<'a> Report<'a> {
+    fn new(task: &'a Task<'a>) -> Self {
+        Self {
+            task,
+            pending: Vec::new(),
+            told: 0,
+            dropped: 0,
+            metrics: None,
+            metrics_told: 0,
+            looked: Instant::now(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.len() >= PIECE_BYTES
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        let room = LOG_BYTES.saturating_sub(self.told.saturating_add(self.pending.len()));
+        let (kept, lost) = piece.split_at(room.min(piece.len()));
+        self.pending.extend_from_slice(kept);
+        self.dropped = self.dropped.saturating_add(lost.len() as u64);
+    }
+
+    /// Tells what is pending, and the next few metrics; gives how many those were.
+    async fn flush(&mut self, mail: &mut Mail) -> Result<usize, Failure> {
+        let pending = std::mem::take(&mut self.pending);
+        for piece in pending.chunks(PIECE_BYTES) {
+            self.told = self.told.saturating_add(piece.len());
+            mail.tell(WorkerMessage::Log {
+                sealed: self.seal(piece)?,
+            })
+            .await?;
+        }
+        let lines = self.new_metrics();
+        for line in &lines {
+            mail.tell(WorkerMessage::Metric {
+                sealed: self.seal(line.as_bytes())?,
+            })
+            .await?;
+        }
+        Ok(lines.len())
+    }
+
+    async fn finish(&mut self, mail: &mut Mail) -> Result<(), Failure> {
+        if self.dropped > 0 {
+            let note = format!("\n[{} more bytes were not kept]\n", self.dropped);
+            self.pending.extend_from_slice(note.as_bytes());
+        }
+        while self.flush(mail).await? > 0 {}
+        Ok(())
+    }
+
+    fn seal(&self, plaintext: &[u8]) -> Result<String, Failure> {
+        let sealed = seal_to(self.task.recipient, plaintext);
+        let sealed = sealed.map_err(|error| Failure::new(Stage::Grant, format!("sealing a log: {error}")))?;
+        Ok(STANDARD.encode(sealed))
+    }
+
+    /// Whole new lines of the metrics file that are JSON objects; others are left out. The file is the
+    /// command's: it may be a link, a pipe or a flood.
+    fn new_metrics(&mut self) -> Vec<String> {
+        let Some(path) = &self.task.metrics else {
+            return Vec::new();
+        };
+        if self.metrics.is_none() {
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+            let file = File::options().read(true).custom_flags(flags).open(path).ok();
+            self.metrics = file
+                .filter(|file| file.metadata().is_ok_and(|about| about.is_file()))
+                .map(|file| (file, 0));
+        }
+        let Some((file, position)) = &mut self.metrics else {
+            return Vec::new();
+        };
+        let mut text = Vec::new();
+        let read = file
+            .seek(SeekFrom::Start(*position))
+            .and_then(|_| file.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut text));
+        let room = METRIC_LINES.min(MOST_METRICS.saturating_sub(self.metrics_told));
+        let mut lines = Vec::new();
+        for line in text
+            .split_inclusive(|byte| *byte == b'\n')
+            .filter(|line| line.ends_with(b"\n") && read.is_ok())
+        {
+            if lines.len() == room {
+                break;
+            }
+            *position = position.saturating_add(line.len() as u64);
+            let is_object = || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
+            if line.len() <= METRIC_LINE && is_object() {
+                lines.extend(std::str::from_utf8(line).map(|line| line.trim_end().to_owned()));
+            }
+        }
+        self.metrics_told = self.metrics_told.saturating_add(lines.len());
+        lines
+    }
+}
+
+/// The bytes of all files below some folders. What vanishes meanwhile counts nothing.
+async fn measure(folders: Vec<PathBuf>) -> Result<u64, Failure> {
+    let sum = move || {
+        let (mut sum, mut open) = (0_u64, folders);
+        while let Some(folder) = open.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.metadata() {
+                    Ok(about) if about.is_dir() => open.push(entry.path()),
+                    Ok(about) => sum = sum.saturating_add(about.len()),
+                    Err(_) => {}
+                }
+            }
+        }
+        sum
+    };
+    let measured = tokio::task::spawn_blocking(sum).await;
+    measured.map_err(|_| Failure::new(Stage::Output, "the output could not be measured"))
+}

@@ -1,0 +1,217 @@
+//! The worker's end of the mailbox, with the lease that the keeper renews through it.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tidegate_contracts::Store;
+use tidegate_seal::sign::{SigningKey, VerifyingKey};
+use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
+use tidegate_types::message::{Attempt, Grant, KeeperMessage, WorkerMessage};
+
+use crate::error::{Failure, Stage};
+
+/// The first pause between two looks into the mailbox; each next one is longer by half.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// The longest pause.
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a message is tried to be delivered while the store fails in passing.
+const TRIES: u32 = 8;
+
+/// Unix time in seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// What was found in the mailbox, besides what is dealt with at once.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Code(Grant),
+    Data(Grant),
+}
+
+/// Both directions of the mailbox.
+pub(crate) struct Mail {
+    store: Arc<dyn Store>,
+    outbox: Outbox,
+    inbox: Inbox,
+    signer: SigningKey,
+    owner: VerifyingKey,
+    /// The attempt is over from this second on (Unix time).
+    lease: u64,
+}
+
+impl Mail {
+    /// `lease` holds until the first grant brings another one.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        attempt: &Attempt,
+        signer: SigningKey,
+        owner: VerifyingKey,
+        lease: u64,
+    ) -> Self {
+        Self {
+            store,
+            outbox: Outbox::new(attempt.clone(), Side::Worker),
+            inbox: Inbox::new(attempt.clone(), Side::Worker),
+            signer,
+            owner,
+            lease,
+        }
+    }
+
+    pub(crate) const fn signer(&self) -> &SigningKey {
+        &self.signer
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
+    /// A lease is never shortened: the keeper cancels for that.
+    pub(crate) fn renew(&mut self, lease: u64) {
+        self.lease = self.lease.max(lease);
+    }
+
+    /// The lease that a grant brings replaces the ticket's.
+    pub(crate) const fn begin_lease(&mut self, lease: u64) {
+        self.lease = lease;
+    }
+
+    fn lease_left(&self) -> Result<Duration, Failure> {
+        let end = UNIX_EPOCH.checked_add(Duration::from_secs(self.lease));
+        let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
+        left.filter(|left| !left.is_zero()).ok_or_else(expired)
+    }
+
+    /// Delivers the first message; says whether another worker was faster.
+    pub(crate) async fn hello(&mut self, hello: WorkerMessage) -> Result<Letter, MailboxError> {
+        let letter = self.outbox.seal(&self.signer, hello)?;
+        deliver(&mut self.outbox, &*self.store, &letter).await?;
+        Ok(letter)
+    }
+
+    /// Delivers a message within the lease.
+    pub(crate) async fn tell(&mut self, message: WorkerMessage) -> Result<(), Failure> {
+        let left = self.lease_left()?;
+        let failed =
+            |error: MailboxError| Failure::new(Stage::Output, format!("a message could not be delivered: {error}"));
+        let letter = self.outbox.seal(&self.signer, message).map_err(failed)?;
+        let delivery = deliver(&mut self.outbox, &*self.store, &letter);
+        tokio::time::timeout(left, delivery)
+            .await
+            .map_err(|_| expired())?
+            .map_err(failed)
+    }
+
+    /// The last message of a failed attempt: tried for a few seconds, also when the lease is over.
+    pub(crate) async fn tell_failure(&mut self, failure: &Failure) {
+        let message = WorkerMessage::Failed {
+            stage: failure.stage.as_str().to_owned(),
+            reason: failure.reason.clone(),
+            exit_code: failure.exit_code,
+        };
+        let Ok(letter) = self.outbox.seal(&self.signer, message) else {
+            return;
+        };
+        let delivery = deliver(&mut self.outbox, &*self.store, &letter);
+        match tokio::time::timeout(Duration::from_secs(5), delivery).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the failure could not be told"),
+            Err(_) => tracing::warn!("the failure could not be told in time"),
+        }
+    }
+
+    /// Looks once. Leases are taken note of; a cancellation, a refusal, a message that cannot be
+    /// believed and the end of the lease are failures.
+    pub(crate) async fn look(&mut self) -> Result<Option<Heard>, Failure> {
+        let left = self.lease_left()?;
+        let next = self.inbox.next::<KeeperMessage>(&*self.store, &self.owner);
+        let opened = match tokio::time::timeout(left, next).await.map_err(|_| expired())? {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(None),
+            // The lease bounds how long this can go on.
+            Err(MailboxError::Store(error)) if error.is_transient() => return Ok(None),
+            Err(error) => return Err(Failure::new(Stage::Grant, error.to_string())),
+        };
+        match opened.numbered.message {
+            KeeperMessage::CodeGrant(grant) => Ok(Some(Heard::Code(grant))),
+            KeeperMessage::DataGrant(grant) => Ok(Some(Heard::Data(grant))),
+            KeeperMessage::Lease { expires } => {
+                self.renew(expires);
+                Ok(None)
+            }
+            KeeperMessage::Cancel { .. } => Err(Failure::new(Stage::Cancelled, "the keeper cancelled the attempt")),
+            KeeperMessage::Refused { reason } => {
+                Err(Failure::new(Stage::Grant, format!("the keeper refused: {reason}")))
+            }
+        }
+    }
+
+    /// Waits for a grant, for as long as the lease holds.
+    pub(crate) async fn wait(&mut self) -> Result<Heard, Failure> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let before = self.inbox.number();
+            if let Some(heard) = self.look().await? {
+                return Ok(heard);
+            }
+            if self.inbox.number() == before {
+                tokio::time::sleep(pause.min(self.lease_left()?)).await;
+                pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Looks into the mailbox while nothing is expected there but leases and cancellations.
+    pub(crate) async fn look_aside(&mut self) -> Result<(), Failure> {
+        match self.look().await? {
+            None => Ok(()),
+            Some(_) => Err(Failure::new(
+                Stage::Grant,
+                "the keeper granted something that was not asked for",
+            )),
+        }
+    }
+
+    /// Does something for as long as the lease holds and nobody cancels; otherwise drops it.
+    pub(crate) async fn while_leased<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut work = pin!(work);
+        loop {
+            // Nothing is awaited beside `work` that could keep it from being looked at.
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(LONGEST_PAUSE) => {}
+            }
+            let look = self.look_aside();
+            let mut look = pin!(look);
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                looked = &mut look => looked?,
+            }
+        }
+    }
+}
+
+fn expired() -> Failure {
+    Failure::new(Stage::Lease, "the keeper did not renew the lease in time")
+}
+
+/// Delivers with a few tries, because a store may be busy for a moment.
+async fn deliver(outbox: &mut Outbox, store: &dyn Store, letter: &Letter) -> Result<(), MailboxError> {
+    let mut pause = FIRST_PAUSE * 4;
+    for _ in 1..TRIES {
+        match outbox.deliver(store, letter).await {
+            Err(error) if error.is_transient() => {}
+            other => return other,
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    outbox.deliver(store, letter).await
+}

@@ -1,0 +1,261 @@
+//! The sandbox program: limits itself and then becomes the command.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
+};
+use rustix::process::{Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
+use tidegate_types::message::SandboxEvidence;
+
+use super::{DEVICES, Order, Policy, READY, Ready, filter, system_paths};
+
+/// The newest Landlock that this program knows; an older kernel enforces what it knows.
+const LANDLOCK: ABI = ABI::V9;
+/// An order is longer than this only by mistake.
+const ORDER_BYTES: u64 = 16 << 20;
+/// Open files of one process.
+const OPEN_FILES: u64 = 4096;
+
+/// The hidden subcommand `sandbox-exec`: reads an order from standard input, limits this process and
+/// becomes the command. `args` are the arguments after the subcommand; there are none.
+///
+/// Must be called before the process starts a thread: limits hold for the calling thread and what it
+/// starts. Returns only when the command cannot be started: with 125 when the sandbox cannot be
+/// closed, 127 when there is no such command.
+pub fn sandbox_exec_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let answer = read_order(args).and_then(|order| confine(&order).map(|evidence| (order, evidence)));
+    let (order, evidence, refused) = match answer {
+        Ok((order, evidence)) => (Some(order), evidence, None),
+        Err(why) => (None, SandboxEvidence::default(), Some(why)),
+    };
+    let ready = serde_json::to_string(&Ready { evidence, refused }).unwrap_or_default();
+    let told = writeln!(std::io::stderr(), "{READY}{ready}");
+    let (Some(order), Ok(())) = (order, told) else {
+        return ExitCode::from(125);
+    };
+    if let Some(probe) = &order.probe {
+        return probe.attempt();
+    }
+    let Some((program, arguments)) = order.command.split_first() else {
+        return ExitCode::from(127);
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(&order.environment)
+        .stdin(Stdio::null());
+    let error = command.exec();
+    // The program's name comes from the job and is no secret; nothing else is told.
+    let _ = writeln!(std::io::stderr(), "the command cannot be started: {}", error.kind());
+    ExitCode::from(127)
+}
+
+fn read_order(args: impl IntoIterator<Item = OsString>) -> Result<Order, String> {
+    if args.into_iter().next().is_some() {
+        return Err("sandbox-exec takes its order from standard input and no arguments".to_owned());
+    }
+    let mut text = Vec::new();
+    std::io::stdin()
+        .take(ORDER_BYTES)
+        .read_to_end(&mut text)
+        .map_err(|error| format!("reading the order: {}", error.kind()))?;
+    serde_json::from_slice(&text).map_err(|_| "the order on standard input is not one".to_owned())
+}
+
+/// Limits this process for good.
+fn confine(order: &Order) -> Result<SandboxEvidence, String> {
+    close_inherited()?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let mut limits = resources(&order.policy)?;
+    let own_network = !order.policy.network && own_namespaces();
+    drop_capabilities()?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| format!("no new privileges: {error}"))?;
+    // Set after the credentials changed, which clears it. The group is ended by the watching thread;
+    // this is for the case that the whole worker is killed.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| format!("death signal: {error}"))?;
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned()) != Some(order.parent) {
+        return Err("the worker that started the sandbox is gone".to_owned());
+    }
+    let landlock = close_files(&order.policy)?;
+    for program in filter::programs(order.policy.network, landlock).map_err(|error| format!("seccomp: {error}"))? {
+        seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
+    }
+    limits.sort();
+    let network = match (order.policy.network, own_network) {
+        (true, _) => "",
+        (false, true) => "network-namespace+seccomp",
+        (false, false) => "seccomp",
+    };
+    Ok(SandboxEvidence {
+        network: network.to_owned(),
+        files: format!("landlock-v{landlock}"),
+        limits,
+    })
+}
+
+/// Closes what the worker's own starter left open: a descriptor is a right that no rule takes back.
+fn close_inherited() -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("listing open files: {error}");
+    let mut open = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        open.extend(
+            name.to_str()
+                .and_then(|text| text.parse::<i32>().ok())
+                .filter(|number| *number > 2),
+        );
+    }
+    for number in open {
+        // The listing's own descriptor is in the list, and closed already.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
+}
+
+fn limit(resource: Resource, value: u64) -> Result<(), String> {
+    let hard = rustix::process::getrlimit(resource).maximum;
+    let value = hard.map_or(value, |hard| hard.min(value));
+    rustix::process::setrlimit(
+        resource,
+        Rlimit {
+            current: Some(value),
+            maximum: Some(value),
+        },
+    )
+    .map_err(|error| format!("limit {resource:?}: {error}"))
+}
+
+/// Limits of one process. Those of the whole group are kept by the thread that watches it.
+fn resources(policy: &Policy) -> Result<Vec<String>, String> {
+    let mut limits = Vec::new();
+    limit(Resource::Core, 0)?;
+    limit(Resource::Msgqueue, 0)?;
+    limit(Resource::Nofile, OPEN_FILES)?;
+    if policy.file_bytes > 0 {
+        limit(Resource::Fsize, policy.file_bytes)?;
+        limits.push("file-size".to_owned());
+    }
+    if policy.memory_bytes > 0 {
+        // The watching thread ends the group at the limit and can tell why. This stops one process
+        // that is faster than it.
+        limit(
+            Resource::Data,
+            policy.memory_bytes.saturating_mul(2).saturating_add(64 << 20),
+        )?;
+        limits.push("memory".to_owned());
+    }
+    if policy.seconds > 0 {
+        // As above: for what outlives the watching thread.
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        limit(
+            Resource::Cpu,
+            policy.seconds.saturating_mul(processors).saturating_add(10),
+        )?;
+        limits.push("time".to_owned());
+    }
+    if policy.processes > 0 {
+        let user = rustix::process::getuid();
+        if !user.is_root() {
+            // The kernel counts all tasks of the user, so those that are there come on top.
+            limit(
+                Resource::Nproc,
+                policy.processes.saturating_add(tasks_of(user.as_raw())),
+            )?;
+        }
+        limits.push("processes".to_owned());
+    }
+    Ok(limits)
+}
+
+fn tasks_of(user: u32) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
+    let mine = entries
+        .flatten()
+        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == user));
+    mine.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .map(|pid| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |tasks| tasks.count() as u64))
+        .sum()
+}
+
+/// Moves into a network of its own, where the machine allows that.
+fn own_namespaces() -> bool {
+    use nix::sched::{CloneFlags, unshare};
+    let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
+    if unshare(own).is_ok() {
+        return true;
+    }
+    let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    if unshare(own | CloneFlags::CLONE_NEWUSER).is_err() {
+        return false;
+    }
+    // Without these the process goes on as nobody, which would read none of its own files.
+    let mapped = fs::write("/proc/self/setgroups", "deny")
+        .and_then(|()| fs::write("/proc/self/uid_map", format!("{user} {user} 1")))
+        .and_then(|()| fs::write("/proc/self/gid_map", format!("{group} {group} 1")));
+    mapped.is_ok()
+}
+
+/// Gives up every capability, also those that the root user would get back by becoming another program.
+fn drop_capabilities() -> Result<(), String> {
+    let locked = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    // Only a process with capabilities may do this, and only that needs it.
+    let _ = rustix::thread::set_capabilities_secure_bits(locked);
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets {
+        effective: none,
+        permitted: none,
+        inheritable: none,
+    };
+    rustix::thread::set_capabilities(None, sets).map_err(|error| format!("capabilities: {error}"))?;
+    match rustix::thread::capabilities(None) {
+        Ok(left) if left.permitted.is_empty() && left.effective.is_empty() => Ok(()),
+        _ => Err("capabilities could not be given up".to_owned()),
+    }
+}
+
+/// Closes the file system but for what the policy names; gives the Landlock version that does it.
+fn close_files(policy: &Policy) -> Result<i32, String> {
+    let failed = |error: landlock::RulesetError| format!("landlock: {error}");
+    // Making devices is of no use without capabilities, and of no good use with them.
+    let all = AccessFs::from_all(LANDLOCK);
+    let write = all & !(AccessFs::MakeChar | AccessFs::MakeBlock);
+    let read = AccessFs::from_read(LANDLOCK);
+    let device = AccessFs::ReadFile | AccessFs::WriteFile;
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .map_err(failed)?;
+    rules = rules.scope(Scope::from_all(LANDLOCK)).map_err(failed)?;
+    if !policy.network {
+        rules = rules.handle_access(AccessNet::from_all(LANDLOCK)).map_err(failed)?;
+    }
+    let readable: Vec<PathBuf> = system_paths().into_iter().chain(policy.read.iter().cloned()).collect();
+    let status = rules
+        .create()
+        .and_then(|rules| rules.add_rules(path_beneath_rules(readable, read)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(&policy.write, write)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(DEVICES, device)))
+        .and_then(landlock::RulesetCreated::restrict_self)
+        .map_err(failed)?;
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, _) => Err("the kernel has no Landlock, which closes the file system".to_owned()),
+        (_, LandlockStatus::Available { effective_abi, .. }) => Ok(effective_abi as i32),
+        _ => Err("the kernel has no Landlock, which closes the file system".to_owned()),
+    }
+}

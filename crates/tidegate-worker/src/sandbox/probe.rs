@@ -1,0 +1,254 @@
+//! Finds out by trying what the sandbox enforces on this machine.
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidegate_types::message::SandboxEvidence;
+
+use super::watch::Limits;
+use super::{Completed, Ended, Order, Policy, SandboxError, complete, start};
+
+/// Exit code of a probe that got through.
+const OPEN_NETWORK: u8 = 41;
+const OPEN_FILES: u8 = 42;
+const NO_LIMIT: u8 = 43;
+/// Exit code of a probe that was stopped with an error it could see.
+const STOPPED: u8 = 40;
+/// Memory that the memory probe is allowed.
+const MEMORY: u64 = 16 << 20;
+/// Tasks that the process probe is allowed.
+const TASKS: u64 = 4;
+/// Bytes that the file probe is allowed.
+const FILE: u64 = 4096;
+/// Wall clock that the time probe is allowed.
+const TIME: Duration = Duration::from_millis(20);
+
+/// What is tried inside the sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Probe {
+    /// Connects somewhere, reads a file and writes one, all of which works outside.
+    Escape {
+        /// Somebody listens here.
+        listener: SocketAddr,
+        /// A file that the worker may read.
+        secret: PathBuf,
+        /// A path that the worker may write.
+        outside: PathBuf,
+    },
+    /// Writes a file longer than allowed.
+    FileSize { file: PathBuf },
+    /// Takes memory for as long as it gets some.
+    Memory,
+    /// Starts more tasks than allowed, and waits.
+    Tasks,
+    /// Waits.
+    Time,
+}
+
+impl Probe {
+    /// Runs in the sandbox program, after it has limited itself.
+    pub(super) fn attempt(&self) -> ExitCode {
+        let code = match self {
+            Self::Escape {
+                listener,
+                secret,
+                outside,
+            } => {
+                let sent = || std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"x", listener);
+                if TcpStream::connect(listener).is_ok() || sent().is_ok() {
+                    OPEN_NETWORK
+                } else if fs::read(secret).is_ok() || fs::write(outside, "x").is_ok() {
+                    OPEN_FILES
+                } else {
+                    STOPPED
+                }
+            }
+            Self::FileSize { file } => {
+                let body = vec![1; usize::try_from(FILE).unwrap_or(usize::MAX).saturating_add(1)];
+                let written = fs::File::create(file).and_then(|mut file| file.write_all(&body));
+                if written.is_ok() { NO_LIMIT } else { STOPPED }
+            }
+            Self::Memory => take_memory(),
+            Self::Tasks => {
+                let waiting: Vec<_> = (0..TASKS * 2)
+                    .filter_map(|_| std::thread::Builder::new().spawn(|| std::thread::sleep(LONG)).ok())
+                    .collect();
+                if (waiting.len() as u64) < TASKS {
+                    STOPPED
+                } else {
+                    std::thread::sleep(LONG);
+                    NO_LIMIT
+                }
+            }
+            Self::Time => {
+                std::thread::sleep(LONG);
+                NO_LIMIT
+            }
+        };
+        ExitCode::from(code)
+    }
+}
+
+/// How long a probe waits to be ended before it says that nothing ended it.
+const LONG: Duration = Duration::from_secs(2);
+
+/// Takes and touches memory far beyond the limit, then waits to be ended.
+fn take_memory() -> u8 {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..256 {
+        let mut piece = Vec::new();
+        if piece.try_reserve_exact(1 << 20).is_err() {
+            return STOPPED;
+        }
+        piece.resize(1 << 20, 1);
+        taken.push(piece);
+    }
+    std::thread::sleep(LONG);
+    if taken.iter().all(|piece| piece.first() == Some(&1)) {
+        NO_LIMIT
+    } else {
+        STOPPED
+    }
+}
+
+/// What the sandbox enforces here: every word of the answer was tried, with a control that the same
+/// act works outside. `executable` is the program whose subcommand `sandbox-exec` leads to
+/// [`super::sandbox_exec_main`]. Takes about a twentieth of a second; blocks.
+#[must_use]
+pub fn self_test(executable: &Path) -> SandboxEvidence {
+    Folder::new()
+        .and_then(|folder| test_in(executable, &folder.0))
+        .unwrap_or_default()
+}
+
+fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
+    let inside = folder.join("inside");
+    fs::DirBuilder::new().mode(0o700).create(&inside).ok()?;
+    let (secret, outside) = (folder.join("secret"), folder.join("outside"));
+    fs::write(&secret, "x").ok()?;
+    let listener = TcpListener::bind("127.0.0.1:0").ok()?;
+    let address = listener.local_addr().ok()?;
+    // The control: what is refused inside works outside.
+    TcpStream::connect(address).ok()?;
+    fs::write(&outside, "x").and_then(|()| fs::read(&secret)).ok()?;
+
+    let base = Policy {
+        write: vec![inside.clone()],
+        ..Policy::default()
+    };
+    let none = Limits::of(&base);
+    let begin = |probe, policy: Policy, limits: Limits| -> Result<_, SandboxError> {
+        let order = Order {
+            parent: std::process::id(),
+            policy,
+            command: Vec::new(),
+            environment: std::collections::BTreeMap::new(),
+            probe: Some(probe),
+        };
+        start(executable, order, &inside, limits)
+    };
+    let tries = [
+        begin(
+            Probe::Escape {
+                listener: address,
+                secret,
+                outside,
+            },
+            base.clone(),
+            none,
+        ),
+        begin(
+            Probe::FileSize {
+                file: inside.join("long"),
+            },
+            Policy {
+                file_bytes: FILE,
+                ..base.clone()
+            },
+            none,
+        ),
+        begin(
+            Probe::Memory,
+            Policy {
+                memory_bytes: MEMORY,
+                ..base.clone()
+            },
+            Limits {
+                memory_bytes: MEMORY,
+                ..none
+            },
+        ),
+        begin(
+            Probe::Tasks,
+            base.clone(),
+            Limits {
+                processes: TASKS,
+                ..none
+            },
+        ),
+        begin(Probe::Time, base, Limits { time: TIME, ..none }),
+    ];
+    let [escape, file_size, memory, tasks, time] =
+        tries.map(|begun| begun.and_then(|running| complete(running, executable, 0)).ok());
+    let mut evidence = SandboxEvidence::default();
+    let stopped = Ended::Exited(i32::from(STOPPED));
+    if let Some(Completed {
+        ended,
+        evidence: claimed,
+        ..
+    }) = escape
+    {
+        if ended == stopped {
+            evidence = SandboxEvidence {
+                limits: Vec::new(),
+                ..claimed
+            };
+        } else if ended == Ended::Exited(i32::from(OPEN_FILES)) {
+            evidence.network = claimed.network;
+        }
+    }
+    let ended_by = |done: Option<Completed>, ways: &[Ended]| done.is_some_and(|done| ways.contains(&done.ended));
+    let limits = [
+        ("file-size", ended_by(file_size, &[Ended::OverFileSize, stopped])),
+        ("memory", ended_by(memory, &[Ended::OverMemory, stopped])),
+        ("processes", ended_by(tasks, &[Ended::OverProcesses, stopped])),
+        ("time", ended_by(time, &[Ended::OverTime])),
+    ];
+    evidence.limits = limits
+        .into_iter()
+        .filter(|(_, kept)| *kept)
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    Some(evidence)
+}
+
+/// A folder of the test's own, removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Option<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let name = format!(
+            "tidegate-probe-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::DirBuilder::new().mode(0o700).create(&path).ok()?;
+        Some(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left over holds nothing.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

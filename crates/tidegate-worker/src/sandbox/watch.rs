@@ -1,0 +1,226 @@
+//! The thread that ends a command when it takes more than allowed, or when it has ended and left
+//! something behind.
+//!
+//! Everything that a command starts stays in its process group (leaving it only seems to work, see
+//! the filter), so the group is counted and ended as a whole. The kernel's own counters per user
+//! cannot do that: they do not bind the root user, and on a busy machine they count others.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use super::{Ended, Policy};
+
+/// How often the group is looked at.
+pub(super) const TICK: Duration = Duration::from_millis(5);
+/// How long the list of the group's processes is believed while the machine's number of tasks is steady.
+const LIST_FOR: Duration = Duration::from_millis(250);
+/// So many more tasks on the machine make the list old at once.
+const MANY_MORE: u64 = 8;
+/// How long the end of the group is waited for.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// The policy's limits of the whole group; zero for none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) time: Duration,
+    pub(super) memory_bytes: u64,
+    pub(super) processes: u64,
+}
+
+impl Limits {
+    pub(super) const fn of(policy: &Policy) -> Self {
+        Self {
+            time: Duration::from_secs(policy.seconds),
+            memory_bytes: policy.memory_bytes,
+            processes: policy.processes,
+        }
+    }
+}
+
+/// Watches a child that leads its own process group until it has ended, and everything in the group
+/// with it.
+pub(super) fn until_ended(child: &mut Child, limits: &Limits, stop: &AtomicBool) -> Ended {
+    let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return Ended::Lost;
+    };
+    let why = watch(group, limits, stop);
+    // The leader is not reaped yet, so its number still names this group and no other.
+    end_group(group);
+    let status = child.wait();
+    why.unwrap_or_else(|| status.map_or(Ended::Lost, told))
+}
+
+fn told(status: std::process::ExitStatus) -> Ended {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Exited(code),
+        (None, Some(libc::SIGXFSZ)) => Ended::OverFileSize,
+        (None, Some(signal)) => Ended::Signalled(signal),
+        (None, None) => Ended::Lost,
+    }
+}
+
+/// `None` when the leader ended by itself.
+fn watch(group: Pid, limits: &Limits, stop: &AtomicBool) -> Option<Ended> {
+    let started = Instant::now();
+    let mut members = Members::new(group);
+    loop {
+        match rustix::process::waitid(
+            WaitId::Pid(group),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+        ) {
+            Ok(None) => {}
+            Ok(Some(_)) => return None,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return Some(Ended::Lost),
+        }
+        if stop.load(Ordering::Acquire) {
+            return Some(Ended::Stopped);
+        }
+        if !limits.time.is_zero() && started.elapsed() >= limits.time {
+            return Some(Ended::OverTime);
+        }
+        let use_now = members.measure();
+        if limits.processes > 0 && use_now.tasks > limits.processes {
+            return Some(Ended::OverProcesses);
+        }
+        if limits.memory_bytes > 0
+            && use_now.memory_bytes > limits.memory_bytes
+            && members.shared_once() > limits.memory_bytes
+        {
+            return Some(Ended::OverMemory);
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Kills the group until nothing of it runs.
+fn end_group(group: Pid) {
+    let begun = Instant::now();
+    loop {
+        // A process that is just being forked is in the group too, or its parent dies before the fork.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        let alive = list(group)
+            .iter()
+            .any(|pid| state(*pid).is_some_and(|state| state != b'Z' && state != b'X'));
+        if !alive || begun.elapsed() > END_WITHIN {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[derive(Default)]
+struct Use {
+    tasks: u64,
+    memory_bytes: u64,
+}
+
+/// The group's processes, as listed lately.
+struct Members {
+    group: Pid,
+    pids: BTreeSet<i32>,
+    listed: Option<(Instant, u64)>,
+}
+
+impl Members {
+    const fn new(group: Pid) -> Self {
+        Self {
+            group,
+            pids: BTreeSet::new(),
+            listed: None,
+        }
+    }
+
+    fn measure(&mut self) -> Use {
+        let on_machine = tasks_on_machine();
+        let fresh = self
+            .listed
+            .is_some_and(|(when, tasks)| when.elapsed() < LIST_FOR && on_machine < tasks + MANY_MORE);
+        if !fresh {
+            self.pids = list(self.group);
+            self.listed = Some((Instant::now(), on_machine));
+        }
+        let mut sum = Use::default();
+        for pid in &self.pids {
+            // One that has gone uses nothing.
+            let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+                continue;
+            };
+            sum.tasks += field(&status, "Threads:");
+            let kibibytes = ["RssAnon:", "RssShmem:", "VmSwap:"]
+                .into_iter()
+                .map(|name| field(&status, name))
+                .sum::<u64>();
+            sum.memory_bytes = sum.memory_bytes.saturating_add(kibibytes.saturating_mul(1024));
+        }
+        sum
+    }
+
+    /// The same memory, with what several processes share counted once. Dearer, so only asked for when
+    /// the other sum is too high.
+    fn shared_once(&self) -> u64 {
+        let one = |pid: &i32| {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+            Some(
+                ["Pss_Anon:", "Pss_Shmem:", "SwapPss:"]
+                    .into_iter()
+                    .map(|name| field(&rollup, name))
+                    .sum::<u64>(),
+            )
+        };
+        let alone = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            field(&status, "RssAnon:") + field(&status, "RssShmem:")
+        };
+        self.pids
+            .iter()
+            .map(|pid| one(pid).unwrap_or_else(|| alone(pid)))
+            .sum::<u64>()
+            .saturating_mul(1024)
+    }
+}
+
+/// The number behind a name in `/proc`'s tables; zero when it is not there.
+fn field(table: &str, name: &str) -> u64 {
+    let line = table.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Tasks on the whole machine: one short read that tells whether the group has to be listed again.
+fn tasks_on_machine() -> u64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let counts = text.split_whitespace().nth(3).and_then(|pair| pair.split_once('/'));
+    counts.and_then(|(_, all)| all.parse().ok()).unwrap_or(u64::MAX / 2)
+}
+
+/// State and process group of one process. The name in between may hold anything but ends with the
+/// last parenthesis.
+fn stat(pid: i32) -> Option<(u8, i32)> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(text.get(end + 1..)?).ok()?.split_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, fields.nth(1)?.parse().ok()?))
+}
+
+fn state(pid: i32) -> Option<u8> {
+    stat(pid).map(|(state, _)| state)
+}
+
+fn list(group: Pid) -> BTreeSet<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return BTreeSet::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| stat(*pid).is_some_and(|(_, of)| of == group.as_raw_nonzero().get()))
+        .collect()
+}
