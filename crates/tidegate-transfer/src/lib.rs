@@ -1,3 +1,39 @@
-//! The transfer engine over a store.
+//! The transfer engine: how an artifact gets from one site's folder into another site's, through a
+//! store whose operator may read, reorder, replay or lose whatever is in it.
+//!
+//! ```text
+//! describe ─▶ Manifest ─▶ Permitted::verify ─▶ send ──▶ store: sealed/… shards and index
+//!              (names the    (only with the              packing/… signed list, put last
+//!               artifact)     owner's signature)             │
+//!                                                   receive ◀┘ ─▶ folder, whole or not at all
+//! ```
+//!
+//! [`send()`] takes a [`Permitted`], which nothing makes but the functions that verify a permit: no
+//! permit, no bytes. It seals the files into shards of 64 MiB, writes down what it is about to put
+//! before it puts it, and puts the signed packing list last; killed at any instruction and called
+//! again it ends with the same packing list and puts nothing twice. [`receive()`] believes only what
+//! the packing list's digest, its sender's signature, the data key and the authenticated shards
+//! prove, and lets the folder appear by one rename.
+//!
+//! [`mailbox`] carries the messages between keeper and worker over the same stores.
 
+mod clock;
+mod describe;
+mod error;
 pub mod mailbox;
+mod permitted;
+mod receive;
+mod resume;
+mod retry;
+mod send;
+mod source;
+mod sweep;
+mod tree;
+
+pub use describe::{Description, describe};
+pub use error::TransferError;
+pub use permitted::{PermitCheck, Permitted, permit_missing};
+pub use receive::{Expected, Received, receive};
+pub use resume::names_in_flight;
+pub use send::{Crossing, Sent, packing_list_name, send};
+pub use sweep::sweep;

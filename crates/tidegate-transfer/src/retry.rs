@@ -1,0 +1,92 @@
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tidegate_contracts::StoreError;
+
+/// How often one call to a store is tried.
+pub(crate) const TRIES: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Waits before try number `tried + 1`: twice as long each time, and a random part of that, so that
+/// many senders that were turned away together do not come back together.
+pub(crate) async fn pause(tried: u32) {
+    let longest = FIRST_PAUSE.saturating_mul(1 << tried.min(16)).min(LONGEST_PAUSE);
+    // Without randomness the pause is merely not spread.
+    let random = tidegate_seal::random::random_bytes::<1>().map_or(255, |[byte]| byte);
+    tokio::time::sleep(longest.mul_f64(0.5 + f64::from(random) / 510.0)).await;
+}
+
+/// Repeats a call that reads while it fails in a way that may pass.
+pub(crate) async fn reading<T, F: Future<Output = Result<T, StoreError>>>(
+    call: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match call().await {
+            Err(error) if error.is_transient() && tried < TRIES => pause(tried).await,
+            result => return result,
+        }
+    }
+}
+
+/// How many objects may be under way at once: halved when the store asks for less, and growing by one
+/// for every full round of successes (additive increase, multiplicative decrease).
+#[derive(Debug)]
+pub(crate) struct Window {
+    most: f64,
+    size: Mutex<f64>,
+}
+
+impl Window {
+    /// A window that begins at its widest.
+    pub(crate) fn new(most: usize) -> Self {
+        let most = u32::try_from(most.max(1)).map_or(f64::from(u32::MAX), f64::from);
+        Self {
+            most,
+            size: Mutex::new(most),
+        }
+    }
+
+    /// The window now; at least one.
+    pub(crate) fn size(&self) -> usize {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) as usize
+    }
+
+    /// The store asked for less.
+    pub(crate) fn throttled(&self) {
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        *size = (*size / 2.0).max(1.0);
+    }
+
+    /// An object was stored.
+    pub(crate) fn stored(&self) {
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        *size = (*size + 1.0 / *size).min(self.most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_halves_and_grows_back_slowly() {
+        let window = Window::new(8);
+        for expected in [4, 2, 1, 1] {
+            window.throttled();
+            assert_eq!(window.size(), expected);
+        }
+        for _ in 0..2 {
+            window.stored();
+        }
+        assert_eq!(window.size(), 2);
+        for _ in 0..100 {
+            window.stored();
+        }
+        assert_eq!(window.size(), 8);
+        assert_eq!(Window::new(0).size(), 1);
+    }
+}
