@@ -1,0 +1,189 @@
+//! The DataFusion session in which queries are planned and executed.
+//!
+//! [`session`] knows the de-identifying functions and nothing of the outside: no file, address or
+//! table is reachable by name unless it was registered. [`plan`] turns one SELECT into the analysed
+//! plan that the label analysis reads ([`crate::labels::analyse`]) and that is then executed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use tidegate_types::Refusal;
+
+use crate::functions;
+pub use crate::functions::FunctionKeys;
+
+/// What a query may hold in memory before it spills or fails.
+pub const MEMORY_LIMIT: usize = 512 << 20;
+
+/// A query that cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// It is not one SELECT.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It is not valid SQL, or names what is not there. Nothing was read, so the text holds nothing
+    /// from the data.
+    #[error("the query cannot be planned: {0}")]
+    Invalid(String),
+}
+
+/// A session with the de-identifying functions. Without keys, `token()` can be planned and fails when
+/// it is executed. A query that needs more than [`MEMORY_LIMIT`] fails; see [`session_spilling_to`].
+#[must_use]
+pub fn session(keys: Option<&FunctionKeys>) -> SessionContext {
+    let runtime = runtime(DiskManagerMode::Disabled).unwrap_or_else(|_| RuntimeEnv {
+        // Without its own settings a session gets no memory, rather than all of it.
+        memory_pool: Arc::new(FairSpillPool::new(0)),
+        ..RuntimeEnv::default()
+    });
+    build(keys, runtime)
+}
+
+/// The same, but a query that needs more than [`MEMORY_LIMIT`] writes intermediate rows into
+/// `folder`, which must be as well guarded as the data itself.
+///
+/// # Errors
+/// When the folder cannot be created.
+pub fn session_spilling_to(keys: Option<&FunctionKeys>, folder: &Path) -> std::io::Result<SessionContext> {
+    let runtime = runtime(DiskManagerMode::Directories(vec![folder.to_owned()]))
+        .map_err(|error| std::io::Error::other(error.strip_backtrace()))?;
+    Ok(build(keys, runtime))
+}
+
+fn runtime(spill: DiskManagerMode) -> datafusion::error::Result<RuntimeEnv> {
+    RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(MEMORY_LIMIT)))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
+        .build()
+}
+
+fn build(keys: Option<&FunctionKeys>, runtime: RuntimeEnv) -> SessionContext {
+    // One partition: the same rows give the same bytes, which several would not for sums of floating
+    // point numbers.
+    let config = SessionConfig::new()
+        .with_target_partitions(1)
+        .with_information_schema(false);
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(Arc::new(runtime))
+        .with_default_features()
+        .build();
+    let context = SessionContext::new_with_state(state);
+    for function in functions::all(keys) {
+        context.register_udf(function);
+    }
+    context
+}
+
+/// The analysed plan of one SELECT over the tables registered in `context`.
+///
+/// # Errors
+/// [`QueryError::Refused`] for anything but exactly one query; [`QueryError::Invalid`] for a query
+/// that does not parse or does not fit the tables.
+pub async fn plan(context: &SessionContext, sql: &str) -> Result<LogicalPlan, QueryError> {
+    let invalid = |error: datafusion::error::DataFusionError| QueryError::Invalid(error.strip_backtrace());
+    let mut statements = DFParser::parse_sql(sql).map_err(invalid)?;
+    let (Some(statement), true) = (statements.pop_front(), statements.is_empty()) else {
+        return Err(not_one_select("it does not hold exactly one statement").into());
+    };
+    if !matches!(&statement, Statement::Statement(inner) if matches!(**inner, SqlStatement::Query(_))) {
+        return Err(not_one_select("its statement is no SELECT").into());
+    }
+    let state = context.state();
+    let plan = state.statement_to_plan(statement).await.map_err(invalid)?;
+    analysed(&state, plan).map_err(invalid)
+}
+
+fn analysed(state: &SessionState, plan: LogicalPlan) -> datafusion::error::Result<LogicalPlan> {
+    state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})
+}
+
+/// The refusal of everything that is not one SELECT.
+pub(crate) fn not_one_select(why: &str) -> Refusal {
+    Refusal {
+        rule: "one-select".to_owned(),
+        what: "running the query of `prepare:`".to_owned(),
+        why: format!("{why}, and a step may only read its dataset"),
+        fix: "write one SELECT (WITH is allowed) without COPY, CREATE, INSERT, SET or EXPLAIN".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_one_select_is_planned() {
+        let context = session(None);
+        assert!(plan(&context, "SELECT 1; ").await.is_ok());
+        for sql in [
+            "SELECT 1; SELECT 2",
+            "",
+            "CREATE TABLE t AS SELECT 1",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+            "COPY (SELECT 1) TO 'x.csv'",
+            "EXPLAIN SELECT 1",
+            "SET datafusion.catalog.information_schema = true",
+            "SHOW TABLES",
+            "DROP TABLE t",
+        ] {
+            assert!(
+                matches!(plan(&context, sql).await, Err(QueryError::Refused(_))),
+                "{sql}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_outside_is_reachable_by_name() {
+        let context = session(None);
+        for sql in [
+            "SELECT * FROM '/etc/passwd'",
+            "SELECT * FROM 'x.csv'",
+            "SELECT * FROM information_schema.tables",
+            "SELECT * FROM read_csv('/etc/passwd')",
+        ] {
+            assert!(
+                matches!(plan(&context, sql).await, Err(QueryError::Invalid(_))),
+                "{sql}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_needs_keys_to_be_made_but_not_to_be_planned() {
+        let sql = "SELECT token('a') AS t";
+        let bare = session(None);
+        let planned = plan(&bare, sql).await.unwrap();
+        assert!(
+            bare.execute_logical_plan(planned)
+                .await
+                .unwrap()
+                .collect()
+                .await
+                .is_err()
+        );
+        let keyed = session(Some(&FunctionKeys { token: [7; 32] }));
+        let planned = plan(&keyed, sql).await.unwrap();
+        assert!(
+            keyed
+                .execute_logical_plan(planned)
+                .await
+                .unwrap()
+                .collect()
+                .await
+                .is_ok()
+        );
+        assert!(!format!("{:?}", keyed.udf("token")).contains('7'));
+    }
+}
