@@ -9,7 +9,7 @@ pub mod catalog;
 mod check;
 pub mod pipeline;
 pub mod read;
-mod rules;
+pub mod rules;
 pub mod schema;
 pub mod sites;
 mod source;

@@ -48,7 +48,7 @@ pub const GATE_METRICS: [&str; 9] = [
     "brier",
     "expected_calibration_error",
     "membership_auc",
-    "membership_tpr_at_1_fpr",
+    "membership_tpr_at_1_percent_fpr",
 ];
 
 /// The condition of a gate: `>= 0.75` or `<= 0.60`.

@@ -157,7 +157,7 @@ fn check_split(pipeline: &Pipeline, findings: &mut Findings<'_>) {
         sum += share;
     }
     // What is left is the training part; less than a hundredth is a mistake of arithmetic.
-    if sum.is_nan() || sum > 0.99 {
+    if sum > 0.99 {
         let message = "the shares add up to 1 or more, and nothing is left to train on";
         findings.key(&["prepare", "split"], message, "lower one of them");
     }

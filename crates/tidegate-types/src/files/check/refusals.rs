@@ -29,8 +29,12 @@ pub fn check_refusals(catalog: &Catalog, sites: &Sites, pipeline: &Pipeline) -> 
         refuse(
             "purpose-not-in-catalog",
             format!("using dataset `{from}` for `{}`", pipeline.purpose),
-            format!("its owner allows {} and nothing else", allowed.join(", ")),
-            "use the data for one of these, or let the data owner add the purpose to the catalog".to_owned(),
+            if allowed.is_empty() {
+                "its owner allows nothing".to_owned()
+            } else {
+                format!("its owner allows {} and nothing else", allowed.join(", "))
+            },
+            "use the data for what its owner allows, or let the owner add the purpose to the catalog".to_owned(),
         );
     }
     for (key, asked, least) in [

@@ -1,0 +1,6 @@
+//! The three files as their writers meet them.
+
+mod check;
+mod read;
+mod samples;
+mod write;
