@@ -1,0 +1,231 @@
+//! What the values of a column look like: a second opinion on the roles that the catalog gives.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use tidegate_types::files::catalog::{Column, ValueType};
+use tidegate_types::{IdentifierKind, Refusal, Role};
+
+use crate::ingest::types::{Guess, parse_date};
+
+/// Values whose distinctness is counted: enough to know, and bounded.
+const DISTINCT_LIMIT: usize = 4096;
+/// Values that must be there before a share of them means something.
+const ENOUGH: u64 = 20;
+
+/// What was seen of one column.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    pub(crate) guess: Guess,
+    pub(crate) missing: u64,
+    emails: u64,
+    national_ids: u64,
+    phones: u64,
+    times: u64,
+    prose: u64,
+    counted: u64,
+    distinct: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl Look {
+    pub(crate) fn new() -> Self {
+        Self {
+            guess: Guess::default(),
+            missing: 0,
+            emails: 0,
+            national_ids: 0,
+            phones: 0,
+            times: 0,
+            prose: 0,
+            counted: 0,
+            distinct: HashSet::new(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(crate) fn see(&mut self, value: Option<&str>, file: &str, line: u64) {
+        let Some(value) = value else {
+            self.missing += 1;
+            return;
+        };
+        self.guess.see(value, file, line);
+        if self.distinct.len() < DISTINCT_LIMIT {
+            self.counted += 1;
+            self.distinct.insert(self.hasher.hash_one(value));
+        }
+        self.emails += u64::from(is_email(value));
+        self.national_ids += u64::from(is_national_id(value));
+        self.phones += u64::from(is_phone(value));
+        self.times += u64::from(value.get(..10).is_some_and(|date| parse_date(date).is_some()));
+        self.prose += u64::from(value.split_whitespace().nth(5).is_some());
+    }
+
+    /// Distinct values, and whether there may be more.
+    pub(crate) fn distinct(&self) -> (u64, bool) {
+        (self.distinct.len() as u64, self.distinct.len() >= DISTINCT_LIMIT)
+    }
+
+    fn share(&self, count: u64) -> f64 {
+        count as f64 / self.guess.seen.max(1) as f64
+    }
+
+    /// Whether nearly every value is another one.
+    pub(crate) fn nearly_unique(&self) -> bool {
+        self.counted >= ENOUGH && self.distinct.len() as f64 >= 0.95 * self.counted as f64
+    }
+
+    /// Whether the values are sentences.
+    pub(crate) fn is_prose(&self) -> bool {
+        self.guess.seen > 0 && self.share(self.prose) >= 0.5
+    }
+
+    /// The kind that the values' form alone gives away.
+    pub(crate) fn kind(&self) -> Option<IdentifierKind> {
+        if self.guess.seen == 0 {
+            return None;
+        }
+        // A twentieth is enough: one e-mail address is one too many, a typing error is not a column.
+        [
+            (self.emails, 0.05, IdentifierKind::Email),
+            (self.national_ids, 0.05, IdentifierKind::NationalId),
+            (self.phones, 0.05, IdentifierKind::Phone),
+            (self.times, 0.5, IdentifierKind::Date),
+        ]
+        .into_iter()
+        .find(|(count, least, _)| *count > 0 && self.share(*count) >= *least)
+        .map(|(_, _, kind)| kind)
+    }
+
+    /// Whether the values contradict what the catalog says about column `name`. What an owner wrote for
+    /// the column itself is contradicted by addresses and numbers of people only; what merely follows
+    /// from the default `"*"` also by dates, sentences and texts that differ in nearly every record.
+    pub(crate) fn contradicts(
+        &self,
+        name: &str,
+        facts: &Column,
+        by_default: bool,
+        read_as: ValueType,
+    ) -> Option<Refusal> {
+        if !matches!(facts.role, Role::Attribute | Role::Sensitive | Role::QuasiIdentifier) {
+            return None;
+        }
+        let kind = self.kind().filter(|kind| *kind != facts.kind);
+        let found = match kind {
+            Some(IdentifierKind::Email) => "e-mail addresses",
+            Some(IdentifierKind::NationalId) => "social security numbers",
+            Some(IdentifierKind::Phone) => "telephone numbers",
+            Some(IdentifierKind::Date) if by_default => "calendar dates",
+            _ if by_default && self.is_prose() => "sentences",
+            _ if by_default && read_as == ValueType::Text && self.nearly_unique() => {
+                "texts that differ in nearly every record"
+            }
+            _ => return None,
+        };
+        let role = match facts.role {
+            Role::Sensitive => "sensitive",
+            Role::QuasiIdentifier => "quasi_identifier",
+            _ => "attribute",
+        };
+        Some(Refusal {
+            rule: "scan-contradicts-catalog".to_owned(),
+            what: format!("preparing column `{name}` as {role}"),
+            why: format!("its values look like {found}"),
+            fix: format!(
+                "give column `{name}` an entry of its own in the catalog: `role: identifier` with its kind, `role: text`, \
+                 or the role that it really has"
+            ),
+        })
+    }
+}
+
+fn is_email(value: &str) -> bool {
+    let Some((user, host)) = value.split_once('@') else {
+        return false;
+    };
+    !user.is_empty() && !host.contains('@') && host.contains('.') && !value.contains(char::is_whitespace)
+}
+
+/// `NNN-NN-NNNN`.
+fn is_national_id(value: &str) -> bool {
+    shape(value) == "999-99-9999"
+}
+
+/// Numbers as they are dialled in North America, and international ones with `+`.
+fn is_phone(value: &str) -> bool {
+    let shape = shape(value);
+    if let Some(rest) = value.strip_prefix('+') {
+        let digits = rest.bytes().filter(u8::is_ascii_digit).count();
+        let others = rest
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || b" -().".contains(&byte));
+        return others && (8..=15).contains(&digits) && rest.contains([' ', '-']);
+    }
+    [
+        "999-999-9999",
+        "(999) 999-9999",
+        "(999)999-9999",
+        "999.999.9999",
+        "1-999-999-9999",
+    ]
+    .contains(&shape.as_str())
+}
+
+fn shape(value: &str) -> String {
+    value
+        .chars()
+        .take(20)
+        .map(|character| if character.is_ascii_digit() { '9' } else { character })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(values: impl IntoIterator<Item = String>) -> Look {
+        let mut look = Look::new();
+        for (line, value) in values.into_iter().enumerate() {
+            look.see(Some(&value), "a.csv", line as u64 + 2);
+        }
+        look
+    }
+
+    #[test]
+    fn forms_of_identifiers_are_known() {
+        for (value, kind) in [
+            ("a.b@example.org", Some(IdentifierKind::Email)),
+            ("900-12-3456", Some(IdentifierKind::NationalId)),
+            ("(555) 555-0100", Some(IdentifierKind::Phone)),
+            ("+49 30 1234567", Some(IdentifierKind::Phone)),
+            ("2020-01-31", Some(IdentifierKind::Date)),
+            ("2020-01-31T10:00:00", Some(IdentifierKind::Date)),
+            ("12345", None),
+            ("male", None),
+            ("+5.25", None),
+        ] {
+            assert_eq!(look([value.to_owned()]).kind(), kind, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_default_is_contradicted_more_easily_than_a_written_role() {
+        let facts = Column {
+            role: Role::Attribute,
+            kind: IdentifierKind::Value,
+            value_type: None,
+        };
+        let contradicted = |look: &Look, by_default| {
+            look.contradicts("x", &facts, by_default, ValueType::Text)
+                .map(|refusal| refusal.why)
+        };
+        let emails = look((0..30).map(|n| format!("p{n}@example.org")));
+        assert!(contradicted(&emails, true).is_some() && contradicted(&emails, false).is_some());
+        let names = look((0..30).map(|n| format!("Person{n}")));
+        assert!(contradicted(&names, true).is_some() && contradicted(&names, false).is_none());
+        let notes = look((0..30).map(|_| "was seen at home and felt well".to_owned()));
+        assert!(contradicted(&notes, true).unwrap().contains("sentences"));
+        let levels = look((0..30).map(|n| format!("level{}", n % 3)));
+        assert!(contradicted(&levels, true).is_none());
+    }
+}

@@ -1,0 +1,17 @@
+//! Preparation as a keeper uses it: the query language and its labels, and what comes of rows.
+
+mod errors;
+mod fixture;
+mod functions;
+mod home;
+mod inputs;
+mod kills;
+mod labels;
+mod laundering;
+mod mutants;
+mod noninterference;
+mod queries;
+mod releases;
+mod scanning;
+mod support2;
+mod world;

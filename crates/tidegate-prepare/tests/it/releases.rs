@@ -1,0 +1,235 @@
+//! Disclosure over one release and over many.
+
+use serde_json::json;
+use tidegate_prepare::{Part, home_rows};
+
+use super::fixture::{Hospital, KEYS, block_on, csv, person, table};
+
+const BANDS: &str = "SELECT age_band(age, 10) AS age, diagnosis, died FROM admissions";
+
+fn hospital(rows: u64, disclosure: serde_json::Value) -> Hospital {
+    let mut hospital = Hospital::new(rows);
+    hospital.sql(BANDS);
+    hospital.pipeline["prepare"]["disclosure"] = disclosure;
+    hospital
+}
+
+fn rule(hospital: &Hospital) -> String {
+    match hospital.prepare() {
+        Ok(_) => "released".to_owned(),
+        Err(error) => error
+            .refusal()
+            .map_or_else(|| error.to_string(), |refusal| refusal.rule.clone()),
+    }
+}
+
+/// Smallest group of the released rows by their first column, counted by hand (one row a person).
+fn smallest(prepared: &tidegate_prepare::Prepared) -> usize {
+    let mut sizes = std::collections::BTreeMap::<String, usize>::new();
+    for input in ["train", "validation"] {
+        for row in table(prepared, input).1 {
+            *sizes.entry(row[0].clone()).or_default() += 1;
+        }
+    }
+    sizes.into_values().min().unwrap()
+}
+
+#[test]
+fn k_is_reached_refused_or_made_by_suppression() {
+    let loose = hospital(400, json!({"to": "internal", "k": 5}));
+    let prepared = loose.prepare().unwrap();
+    assert_eq!(prepared.risk.k as usize, smallest(&prepared));
+    assert_eq!(prepared.risk.rows, prepared.risk.subjects);
+    let k = prepared.risk.k + 1;
+
+    let strict = hospital(400, json!({"to": "internal", "k": k}));
+    assert_eq!(rule(&strict), "k-not-reached");
+    let little = json!({"to": "internal", "k": k, "on_violation": "suppress", "max_suppressed": 0.001});
+    assert_eq!(rule(&hospital(400, little)), "k-not-reached");
+
+    let suppress = json!({"to": "internal", "k": k, "on_violation": "suppress", "max_suppressed": 0.5});
+    let suppressed = hospital(400, suppress).prepare().unwrap();
+    assert!(suppressed.risk.k >= k && suppressed.risk.k_before == k - 1);
+    assert_eq!(suppressed.risk.k as usize, smallest(&suppressed));
+    assert!(suppressed.risk.suppressed_rows > 0 && suppressed.risk.suppressed_rows < 200);
+    assert_eq!(
+        suppressed.risk.subjects,
+        suppressed.risk.rows - suppressed.risk.suppressed_rows
+    );
+}
+
+#[test]
+fn k_counts_people_and_not_rows() {
+    let hospital = hospital(0, json!({"to": "internal", "k": 5}));
+    // Three people with forty stays each, among others.
+    let mut text = csv(0..300).replace(",97,", ",50,");
+    for number in 0..120_u64 {
+        let record = person(1000 + number % 3)
+            .split(',')
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        text.push_str(&format!(
+            "{},N,900-11-1111,10000,95,male,Coma,60.5,x,{}\n",
+            record[0],
+            number % 2
+        ));
+    }
+    hospital.write(&text);
+    assert_eq!(rule(&hospital), "k-not-reached");
+}
+
+#[test]
+fn distinct_l_counts_sensitive_values_in_each_group() {
+    let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
+    hospital.catalog["datasets"]["admissions"]["columns"]["diagnosis"] = json!({"role": "sensitive"});
+    hospital.catalog["datasets"]["admissions"]["least_l"] = json!(3);
+    let prepared = hospital.prepare().unwrap();
+    assert_eq!(
+        (prepared.risk.l, prepared.risk.sensitive),
+        (Some(3), vec!["diagnosis".to_owned()])
+    );
+    hospital.catalog["datasets"]["admissions"]["least_l"] = json!(4);
+    assert_eq!(rule(&hospital), "l-not-reached");
+}
+
+#[test]
+fn the_catalogs_least_k_is_kept_whatever_the_pipeline_says() {
+    let mut hospital = hospital(400, json!({"to": "internal", "k": 2}));
+    hospital.catalog["datasets"]["admissions"]["least_k"] = json!(400);
+    assert_eq!(rule(&hospital), "k-not-reached");
+}
+
+#[test]
+fn another_query_over_the_same_people_is_a_second_release() {
+    let mut hospital = hospital(500, json!({"to": "internal", "k": 5}));
+    hospital.prepare().unwrap();
+    hospital.sql("SELECT age_band(age, 10) AS age, pulse, died FROM admissions");
+    let second = hospital.prepare().unwrap();
+    assert_eq!(second.risk.earlier_releases, 1);
+    assert!(second.risk.k >= 5);
+}
+
+#[test]
+fn few_people_more_or_less_than_before_are_refused() {
+    // Two people more in the parts that leave: comparing both releases would show them.
+    let hospital = hospital(500, json!({"to": "internal", "k": 5}));
+    let first = hospital.prepare().unwrap();
+    let left = |part| block_on(home_rows(&first.home, &KEYS, part, &[])).unwrap().positions;
+    let outside: Vec<u64> = left(Part::Train).into_iter().chain(left(Part::Validation)).collect();
+    hospital.write(&csv((0..500).filter(|number| !outside[..2].contains(number))));
+    assert_eq!(rule(&hospital), "difference-below-k");
+    // Nobody more or less, but a home row gone: nothing to see.
+    let home = left(Part::Test)[0];
+    hospital.write(&csv((0..500).filter(|number| *number != home)));
+    assert_eq!(rule(&hospital), "released");
+    // One group of people more: few in each band.
+    hospital.write(&csv(0..506));
+    assert_eq!(rule(&hospital), "difference-below-k");
+    // Enough in each band.
+    hospital.write(&csv(0..1200));
+    assert_eq!(rule(&hospital), "released");
+}
+
+#[test]
+fn suppression_repairs_a_difference() {
+    let suppress = json!({"to": "internal", "k": 5, "on_violation": "suppress", "max_suppressed": 0.4});
+    let hospital = hospital(500, suppress);
+    hospital.prepare().unwrap();
+    hospital.write(&csv(0..512));
+    let second = hospital.prepare().unwrap();
+    assert!(
+        second.risk.suppressed_rows > 0 && second.risk.k >= 5,
+        "{:?}",
+        second.risk
+    );
+    // The newcomers are those who had to wait.
+    let rows = block_on(home_rows(&second.home, &KEYS, Part::Train, &[])).unwrap();
+    assert!(rows.positions.iter().all(|position| *position < 500));
+}
+
+#[test]
+fn finer_bands_beside_coarser_ones_must_keep_k_together() {
+    let mut hospital = hospital(200, json!({"to": "internal", "k": 8}));
+    hospital.prepare().unwrap();
+    // Bands of 15 cross those of 10, so that both together tell five-year bands.
+    hospital.sql("SELECT age_band(age, 15) AS age, diagnosis, died FROM admissions");
+    assert_eq!(rule(&hospital), "difference-below-k");
+    let alone = self::hospital(200, json!({"to": "internal", "k": 8}));
+    let mut alone = alone;
+    alone.sql("SELECT age_band(age, 15) AS age, diagnosis, died FROM admissions");
+    assert_eq!(rule(&alone), "released");
+}
+
+#[test]
+fn an_identifier_in_a_harmless_column_is_found() {
+    let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
+    hospital.sql("SELECT age_band(age, 10) AS age, diagnosis, died FROM admissions");
+    // The diagnosis of every third person is a person's name: the catalog is wrong about the column.
+    let text: Vec<String> = csv(0..400)
+        .lines()
+        .enumerate()
+        .map(|(line, record)| {
+            if line % 3 == 1 {
+                record.replace(",Coma,", &format!(",person number{},", line % 7))
+            } else {
+                record.to_owned()
+            }
+        })
+        .collect();
+    hospital.write(&(text.join("\n") + "\n"));
+    let error = hospital.prepare().unwrap_err();
+    let refusal = error.refusal().unwrap();
+    assert_eq!(refusal.rule, "identifier-in-output");
+    assert!(
+        refusal.why.contains("`name`") && refusal.what.contains("`diagnosis`"),
+        "{refusal}"
+    );
+    assert!(!error.to_string().to_lowercase().contains("number3"), "{error}");
+}
+
+#[test]
+fn rows_of_several_people_are_not_released() {
+    let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
+    for sql in [
+        "SELECT age_band(age, 10) AS age, max(died) AS died FROM admissions GROUP BY 1",
+        "SELECT DISTINCT age_band(age, 10) AS age, died FROM admissions",
+        "SELECT a.diagnosis, b.died FROM admissions a JOIN admissions b ON a.diagnosis = b.diagnosis",
+        "SELECT diagnosis, died FROM admissions WHERE died < (SELECT max(died) FROM admissions)",
+        "SELECT diagnosis, died FROM admissions LIMIT 10",
+    ] {
+        hospital.sql(sql);
+        assert!(hospital.prepare().unwrap_err().refusal().is_some(), "{sql}");
+    }
+}
+
+#[test]
+fn a_union_and_a_cte_keep_whose_row_it_is() {
+    let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
+    hospital.sql(
+        "WITH banded AS (SELECT age_band(age, 10) AS age, diagnosis AS d, died FROM admissions) SELECT x.age, x.d, \
+         x.died FROM banded AS x WHERE x.age >= 50 UNION ALL SELECT age, d, died FROM banded WHERE age < 50",
+    );
+    let prepared = hospital.prepare().unwrap();
+    let rows = block_on(home_rows(&prepared.home, &KEYS, Part::Test, &["sex".to_owned()])).unwrap();
+    let mut positions = rows.positions.clone();
+    positions.dedup();
+    assert_eq!(positions, rows.positions);
+    for (position, sex) in rows.positions.iter().zip(&rows.subgroups[0].1) {
+        assert_eq!(sex.as_deref(), person(*position).split(',').nth(5));
+    }
+}
+
+#[test]
+fn a_public_dataset_needs_no_subject_and_no_k() {
+    let mut hospital = Hospital::new(50);
+    let dataset = &mut hospital.catalog["datasets"]["admissions"];
+    *dataset = json!({
+        "site": "hospital", "source": "admissions.csv", "purposes": ["quality-of-care"], "public": true,
+        "columns": {"*": {"role": "attribute"}}
+    });
+    hospital.pipeline["prepare"]["profile"] = json!("none");
+    hospital.sql("SELECT age, sex, pulse, died FROM admissions");
+    let prepared = hospital.prepare().unwrap();
+    assert_eq!(prepared.columns, ["age", "sex", "pulse", "died"]);
+    assert!(prepared.risk.quasi_identifiers.is_empty());
+}
