@@ -140,7 +140,11 @@ impl DenseNetwork {
         let mut value = write_preprocessing(&mut graph, &self.preprocessing);
         for (position, layer) in self.layers.iter().enumerate() {
             let [inputs, outputs] = [layer.weights.nrows(), layer.weights.ncols()];
-            let weights = graph.floats(&format!("weights_{position}"), &[inputs, outputs], layer.weights.iter().copied());
+            let weights = graph.floats(
+                &format!("weights_{position}"),
+                &[inputs, outputs],
+                layer.weights.iter().copied(),
+            );
             let bias = graph.floats(&format!("bias_{position}"), &[outputs], layer.bias.iter().copied());
             value = graph.node("Gemm", &format!("layer_{position}"), &[&value, &weights, &bias], vec![]);
             if position + 1 < self.layers.len() {
@@ -159,13 +163,22 @@ fn write_preprocessing(graph: &mut GraphBuilder, steps: &Preprocessing) -> Strin
     let gather = |graph: &mut GraphBuilder, name: &str, columns: Vec<usize>| {
         let columns: Vec<i64> = columns.into_iter().map(|column| column as i64).collect();
         let indices = graph.integers(&format!("{name}_columns"), &columns);
-        graph.node("Gather", name, &[INPUT_NAME, &indices], vec![AttributeProto::integer("axis", 1)])
+        graph.node(
+            "Gather",
+            name,
+            &[INPUT_NAME, &indices],
+            vec![AttributeProto::integer("axis", 1)],
+        )
     };
     let to_float = || vec![AttributeProto::integer("to", i64::from(data_type::FLOAT))];
 
     if !steps.numeric.is_empty() {
         let width = [1, steps.numeric.len()];
-        let raw = gather(graph, "numeric", steps.numeric.iter().map(|column| column.column).collect());
+        let raw = gather(
+            graph,
+            "numeric",
+            steps.numeric.iter().map(|column| column.column).collect(),
+        );
         let missing = graph.node("IsNaN", "numeric_missing", &[&raw], vec![]);
         let fill = graph.floats("fill", &width, steps.numeric.iter().map(|column| column.fill));
         let mean = graph.floats("mean", &width, steps.numeric.iter().map(|column| column.mean));
@@ -177,17 +190,28 @@ fn write_preprocessing(graph: &mut GraphBuilder, steps: &Preprocessing) -> Strin
         let scaled = graph.node("Mul", "numeric_scaled", &[&centred, &scale], vec![]);
         parts.push(graph.node("Clip", "numeric_clipped", &[&scaled, &low, &high], vec![]));
     }
-    let with_indicator: Vec<_> = steps.numeric.iter().filter(|column| column.indicator).map(|column| column.column).collect();
+    let with_indicator: Vec<_> = steps
+        .numeric
+        .iter()
+        .filter(|column| column.indicator)
+        .map(|column| column.column)
+        .collect();
     if !with_indicator.is_empty() {
         let raw = gather(graph, "indicator_source", with_indicator);
         let missing = graph.node("IsNaN", "indicator_missing", &[&raw], vec![]);
         parts.push(graph.node("Cast", "indicator", &[&missing], to_float()));
     }
     if !steps.categories.is_empty() {
-        let repeated = steps.categories.iter().flat_map(|category| std::iter::repeat_n(category.column, category.levels));
+        let repeated = steps
+            .categories
+            .iter()
+            .flat_map(|category| std::iter::repeat_n(category.column, category.levels));
         let codes = gather(graph, "category_code", repeated.collect());
-        let levels: Vec<f32> =
-            steps.categories.iter().flat_map(|category| (0..category.levels).map(|level| level as f32)).collect();
+        let levels: Vec<f32> = steps
+            .categories
+            .iter()
+            .flat_map(|category| (0..category.levels).map(|level| level as f32))
+            .collect();
         let levels = graph.floats("category_levels", &[1, levels.len()], levels.iter().copied());
         let equal = graph.node("Equal", "category_equal", &[&codes, &levels], vec![]);
         parts.push(graph.node("Cast", "category", &[&equal], to_float()));

@@ -138,12 +138,19 @@ impl FeatureSchema {
             let fields = record.as_ref();
             count += 1;
             if fields.len() != header.len() {
-                return Err(EncodeError::Width { record: count, found: fields.len(), expected: header.len() });
+                return Err(EncodeError::Width {
+                    record: count,
+                    found: fields.len(),
+                    expected: header.len(),
+                });
             }
             for (feature, &position) in self.features.iter().zip(&positions) {
                 let text = fields.get(position).map_or("", AsRef::as_ref);
                 let value = feature.encode(text);
-                values.push(value.ok_or_else(|| EncodeError::NotNumeric { column: feature.name.clone(), record: count })?);
+                values.push(value.ok_or_else(|| EncodeError::NotNumeric {
+                    column: feature.name.clone(),
+                    record: count,
+                })?);
             }
         }
         // The vector holds `features` values for each record, so the shape always fits.
@@ -172,9 +179,12 @@ impl Feature {
                 let value = text.parse::<f64>().ok()? as f32;
                 value.is_finite().then_some(value)
             }
-            FeatureKind::Category { levels } => {
-                Some(levels.iter().position(|level| level == text).map_or(f32::NAN, |position| position as f32))
-            }
+            FeatureKind::Category { levels } => Some(
+                levels
+                    .iter()
+                    .position(|level| level == text)
+                    .map_or(f32::NAN, |position| position as f32),
+            ),
         }
     }
 }
@@ -187,8 +197,16 @@ mod tests {
     fn schema() -> FeatureSchema {
         FeatureSchema {
             features: vec![
-                Feature { name: "age".into(), kind: FeatureKind::Numeric },
-                Feature { name: "ward".into(), kind: FeatureKind::Category { levels: vec!["icu".into(), "or".into()] } },
+                Feature {
+                    name: "age".into(),
+                    kind: FeatureKind::Numeric,
+                },
+                Feature {
+                    name: "ward".into(),
+                    kind: FeatureKind::Category {
+                        levels: vec!["icu".into(), "or".into()],
+                    },
+                },
             ],
             target: "died".into(),
         }
@@ -206,10 +224,18 @@ mod tests {
     #[test]
     fn errors_name_the_column_and_never_the_value() {
         let none: [[&str; 1]; 0] = [];
-        assert_eq!(schema().encode(&["age"], none), Err(EncodeError::MissingColumn("ward".into())));
+        assert_eq!(
+            schema().encode(&["age"], none),
+            Err(EncodeError::MissingColumn("ward".into()))
+        );
         for secret in ["4711-secret", "inf", "NaN", "1e39"] {
-            let error = schema().encode(&["age", "ward"], [["1", "or"], [secret, "or"]]).unwrap_err();
-            assert_eq!(error.to_string(), "column `age`, record 2: the value is not a finite number");
+            let error = schema()
+                .encode(&["age", "ward"], [["1", "or"], [secret, "or"]])
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "column `age`, record 2: the value is not a finite number"
+            );
         }
     }
 
@@ -221,8 +247,16 @@ mod tests {
             r#"{"features":[{"name":"age","kind":"numeric"},{"name":"ward","kind":{"category":{"levels":["icu","or"]}}}],"target":"died"}"#
         );
         assert_eq!(FeatureSchema::from_json(text.as_bytes()), Ok(schema()));
-        for (from, to) in [("\"target\"", "\"extra\":1,\"target\""), ("\"ward\"", "\"age\""), ("\"or\"", "\"icu\""), ("died", "age")] {
-            assert!(FeatureSchema::from_json(text.replace(from, to).as_bytes()).is_err(), "{from} -> {to}");
+        for (from, to) in [
+            ("\"target\"", "\"extra\":1,\"target\""),
+            ("\"ward\"", "\"age\""),
+            ("\"or\"", "\"icu\""),
+            ("died", "age"),
+        ] {
+            assert!(
+                FeatureSchema::from_json(text.replace(from, to).as_bytes()).is_err(),
+                "{from} -> {to}"
+            );
         }
     }
 }

@@ -19,7 +19,10 @@ impl Constant {
     /// Reads a tensor and takes its bytes.
     pub(super) fn read(tensor: TensorProto) -> Result<Self, ModelRefusal> {
         let name = printable(tensor.name.as_deref().unwrap_or_default());
-        let refuse = |reason: &'static str| ModelRefusal::Constant { name: name.clone(), reason };
+        let refuse = |reason: &'static str| ModelRefusal::Constant {
+            name: name.clone(),
+            reason,
+        };
         if tensor.data_location.unwrap_or_default() != 0 || !tensor.external_data.is_empty() {
             return Err(ModelRefusal::Forbidden("constants outside the file"));
         }
@@ -33,13 +36,21 @@ impl Constant {
             data_type::BOOL => (Element::Bool, 1),
             _ => return Err(refuse("the element type is not float32, int32, int64 or bool")),
         };
-        let dims = tensor.dims.iter().map(|&extent| usize::try_from(extent).ok()).collect::<Option<Vec<_>>>();
+        let dims = tensor
+            .dims
+            .iter()
+            .map(|&extent| usize::try_from(extent).ok())
+            .collect::<Option<Vec<_>>>();
         let dims = dims.ok_or_else(|| refuse("an extent is negative"))?;
         if dims.len() > 8 {
             return Err(refuse("it has more than eight axes"));
         }
-        let count = dims.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-        let bytes = count.and_then(|count| count.checked_mul(width)).ok_or_else(|| refuse("it is too large"))?;
+        let count = dims
+            .iter()
+            .try_fold(1usize, |product, &extent| product.checked_mul(extent));
+        let bytes = count
+            .and_then(|count| count.checked_mul(width))
+            .ok_or_else(|| refuse("it is too large"))?;
         let raw = match tensor.raw_data {
             Some(raw) => raw,
             None => match element {
@@ -64,14 +75,25 @@ impl Constant {
             Element::Int32 => words(&raw).map(|word| i64::from(i32::from_le_bytes(word))).collect(),
             _ => vec![],
         };
-        Ok(Self { element, dims, integers, raw })
+        Ok(Self {
+            element,
+            dims,
+            integers,
+            raw,
+        })
     }
 
     /// The tensor as it is written again.
     pub(super) fn into_tensor(self, name: String) -> TensorProto {
         let code = self.element.code();
         let dims = self.dims.iter().map(|&extent| extent as i64).collect();
-        TensorProto { dims, data_type: Some(code), name: Some(name), raw_data: Some(self.raw), ..TensorProto::default() }
+        TensorProto {
+            dims,
+            data_type: Some(code),
+            name: Some(name),
+            raw_data: Some(self.raw),
+            ..TensorProto::default()
+        }
     }
 }
 

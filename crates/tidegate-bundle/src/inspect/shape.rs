@@ -103,7 +103,11 @@ impl Shape {
 
     /// An axis number, which may count from the end, as a position below `rank`.
     pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
-        let position = if axis < 0 { axis.checked_add(i64::try_from(rank).ok()?)? } else { axis };
+        let position = if axis < 0 {
+            axis.checked_add(i64::try_from(rank).ok()?)?
+        } else {
+            axis
+        };
         usize::try_from(position).ok().filter(|&position| position < rank)
     }
 
@@ -149,7 +153,10 @@ mod tests {
         let rows = Shape::rows(3);
         assert_eq!(rows.broadcast(&Shape::fixed(&[1, 3]).unwrap()), Some(Shape::rows(3)));
         assert_eq!(rows.broadcast(&Shape::fixed(&[3]).unwrap()), Some(Shape::rows(3)));
-        assert_eq!(Shape::rows(1).broadcast(&Shape::fixed(&[4]).unwrap()), Some(Shape::rows(4)));
+        assert_eq!(
+            Shape::rows(1).broadcast(&Shape::fixed(&[4]).unwrap()),
+            Some(Shape::rows(4))
+        );
         assert_eq!(rows.broadcast(&Shape::vector()), None);
         assert_eq!(rows.broadcast(&Shape::fixed(&[2, 3]).unwrap()), None);
         assert_eq!(rows.broadcast(&Shape::fixed(&[1, 1, 3]).unwrap()), None);
@@ -162,7 +169,7 @@ mod tests {
         assert_eq!(rows.reshape(&[0, -1]), Some(Shape::rows(6)));
         assert_eq!(rows.reshape(&[0, 2, 3]).unwrap().elements(), Some(6));
         assert_eq!(Shape::rows(1).reshape(&[-1]), Some(Shape::vector()));
-        for target in [&[-1][..], &[-1, 3], &[6, -1], &[0, 5], &[-1, -1], &[0, 0, -1], &[-2, 6]] {
+        for target in [&[-1][..], &[-1, 3], &[6, -1], &[0, 5], &[-1, -1], &[0, 0, 0], &[-2, 6]] {
             assert_eq!(rows.reshape(target), None, "{target:?}");
         }
     }

@@ -52,7 +52,14 @@ struct Budget {
 
 /// Checks that decoding `bytes` as a model stays within bounds.
 pub(super) fn check(bytes: &[u8]) -> Result<(), ModelRefusal> {
-    scan(bytes, Kind::Model, &mut Budget { messages: MAX_MESSAGES, texts: MAX_TEXTS })
+    scan(
+        bytes,
+        Kind::Model,
+        &mut Budget {
+            messages: MAX_MESSAGES,
+            texts: MAX_TEXTS,
+        },
+    )
 }
 
 fn scan(mut bytes: &[u8], kind: Kind, budget: &mut Budget) -> Result<(), ModelRefusal> {
@@ -90,6 +97,9 @@ fn skip(bytes: &mut &[u8], count: usize) -> Result<(), ModelRefusal> {
 }
 
 fn take(left: &mut usize, limit: usize, what: &'static str) -> Result<(), ModelRefusal> {
-    *left = left.checked_sub(1).ok_or(ModelRefusal::TooMuch { what, limit: limit as u64 })?;
+    *left = left.checked_sub(1).ok_or(ModelRefusal::TooMuch {
+        what,
+        limit: limit as u64,
+    })?;
     Ok(())
 }

@@ -70,8 +70,14 @@ impl GraphBuilder {
     /// of 32-bit floats.
     #[must_use]
     pub fn finish(self, graph: &str, input: &str, features: usize, output: &str) -> Vec<u8> {
-        let rows = || DimensionProto { dim_value: None, dim_param: Some(BATCH_DIMENSION.to_owned()) };
-        let columns = DimensionProto { dim_value: Some(features as i64), dim_param: None };
+        let rows = || DimensionProto {
+            dim_value: None,
+            dim_param: Some(BATCH_DIMENSION.to_owned()),
+        };
+        let columns = DimensionProto {
+            dim_value: Some(features as i64),
+            dim_param: None,
+        };
         ModelProto {
             ir_version: Some(IR_VERSION),
             producer_name: Some(PRODUCER.to_owned()),
@@ -83,7 +89,10 @@ impl GraphBuilder {
                 output: vec![float_value(output, vec![rows()])],
                 sparse_initializer: vec![],
             }),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET_VERSION) }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: Some(String::new()),
+                version: Some(OPSET_VERSION),
+            }],
             training_info: vec![],
             functions: vec![],
         }
@@ -94,8 +103,14 @@ impl GraphBuilder {
 /// Name and type of a value of 32-bit floats.
 pub(crate) fn float_value(name: &str, dim: Vec<DimensionProto>) -> ValueInfoProto {
     let shape = Some(TensorShapeProto { dim });
-    let tensor_type = Some(TensorTypeProto { elem_type: Some(data_type::FLOAT), shape });
-    ValueInfoProto { name: Some(name.to_owned()), r#type: Some(TypeProto { tensor_type }) }
+    let tensor_type = Some(TensorTypeProto {
+        elem_type: Some(data_type::FLOAT),
+        shape,
+    });
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto { tensor_type }),
+    }
 }
 
 impl AttributeProto {
