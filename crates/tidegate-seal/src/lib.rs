@@ -36,6 +36,8 @@ pub mod random;
 pub mod shard;
 pub mod sign;
 mod stream;
+#[cfg(test)]
+mod vectors;
 pub mod wrap;
 
 pub use error::SealError;

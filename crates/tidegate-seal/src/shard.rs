@@ -188,13 +188,17 @@ fn compress(plaintext: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
     Ok((whole.len() < plaintext.len()).then_some(whole))
 }
 
-/// Decompresses exactly `expected` bytes, whatever a hostile frame claims.
+/// Decompresses exactly one frame of exactly `expected` bytes, whatever a hostile frame claims.
 fn decompress(compressed: &[u8], expected: usize, plaintext: &mut Vec<u8>) -> Result<(), SealError> {
     if plaintext.capacity() < expected {
         *plaintext = Vec::with_capacity(expected);
     }
     plaintext.clear();
     let wrong = || wrong_length(expected);
+    // The library would take no frame for an empty one, and several for one.
+    if !zstd::zstd_safe::find_frame_compressed_size(compressed).is_ok_and(|length| length == compressed.len()) {
+        return Err(SealError::malformed(WHAT, "what is in it is not one zstd frame"));
+    }
     let mut decompressor = zstd::bulk::Decompressor::new().map_err(|_| SealError::Library("decompressing a shard"))?;
     plaintext.resize(expected, 0);
     let written = decompressor

@@ -166,9 +166,9 @@ mod tests {
     fn the_secret_is_not_shown() {
         let key = SigningKey::generate().unwrap();
         let shown = format!("{key:?} {key:#?}");
-        assert!(!shown.contains(&hex::encode(key.seed().as_ref())));
-        assert!(!shown.contains(&STANDARD.encode(key.seed().as_ref())));
-        assert!(!shown.contains(&format!("{:?}", key.seed().as_ref())));
+        assert!(!shown.contains(&hex::encode(*key.seed())));
+        assert!(!shown.contains(&STANDARD.encode(*key.seed())));
+        assert!(!shown.contains(&format!("{:?}", *key.seed())));
     }
 
     #[test]
