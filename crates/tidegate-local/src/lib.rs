@@ -1,1 +1,24 @@
-//! Embedded edges: process driver, folder store, key file, SQLite journal.
+//! The embedded edges: what a site needs when it is a folder and some processes on one machine.
+//!
+//! | trait | here | kept where |
+//! |---|---|---|
+//! | `Store` | [`FolderStore`] | objects as files, named like the objects |
+//! | `Journal` | [`SqliteJournal`] | one SQLite file in WAL mode |
+//! | `Custody` | [`FileCustody`] | one key file that only its owner can read |
+//! | `Compute` | [`ProcessDriver`] | a folder for each job; jobs outlive the process that started them |
+//!
+//! Everything here survives `kill -9` at any instruction: files appear by a rename after they were
+//! written to disk, the journal's commits are SQLite transactions with full synchronisation, and a job
+//! is started under a lock that the job itself inherits, so that whoever comes next can tell a job that
+//! runs from one that never began. Several processes may use the same folder at once.
+
+mod custody;
+mod disk;
+mod journal;
+mod process;
+mod store;
+
+pub use custody::FileCustody;
+pub use journal::SqliteJournal;
+pub use process::ProcessDriver;
+pub use store::FolderStore;
