@@ -35,7 +35,14 @@ impl Event {
     /// An event about `subject` at `seconds` (Unix time). `id` must be the same whenever the same
     /// fact is recorded.
     #[must_use]
-    pub fn new(event_type: EventType, id: String, source: String, subject: &str, seconds: u64, data: EventData) -> Self {
+    pub fn new(
+        event_type: EventType,
+        id: String,
+        source: String,
+        subject: &str,
+        seconds: u64,
+        data: EventData,
+    ) -> Self {
         let time = i64::try_from(seconds)
             .ok()
             .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())

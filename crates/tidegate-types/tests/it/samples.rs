@@ -1,6 +1,9 @@
 //! Three files that fit each other, to be spoiled one line at a time.
 
-use tidegate_types::files::{SourceText, Texts, check, check_refusals, read_catalog, read_pipeline, read_sites};
+use tidegate_types::files::{
+    Catalog, FileError, Pipeline, Sites, SourceText, Texts, check, check_refusals, read_catalog, read_pipeline,
+    read_sites,
+};
 
 /// A catalog.
 pub(crate) const CATALOG: &str = r#"datasets:
@@ -62,6 +65,25 @@ budget: {cost: 5 USD, egress: 1 GiB}
 deadline: 2h
 "#;
 
+/// The three files, or what is wrong with them one by one.
+pub(crate) fn read_all(
+    catalog: &str,
+    sites: &str,
+    pipeline: &str,
+) -> Result<(Catalog, Sites, Pipeline), Vec<FileError>> {
+    match (
+        read_catalog("catalog.yaml", catalog),
+        read_sites("sites.yaml", sites),
+        read_pipeline("tidegate.yaml", pipeline),
+    ) {
+        (Ok(catalog), Ok(sites), Ok(pipeline)) => Ok((catalog, sites, pipeline)),
+        (catalog, sites, pipeline) => {
+            let errors = [catalog.err(), sites.err(), pipeline.err()];
+            Err(errors.into_iter().flatten().collect())
+        }
+    }
+}
+
 /// Everything that is said about three files, each message as a user sees it.
 pub(crate) fn verdict(catalog: &str, sites: &str, pipeline: &str) -> Vec<String> {
     let texts = Texts {
@@ -78,16 +100,9 @@ pub(crate) fn verdict(catalog: &str, sites: &str, pipeline: &str) -> Vec<String>
             text: pipeline,
         },
     };
-    let (catalog, sites, pipeline) = match (
-        read_catalog("catalog.yaml", catalog),
-        read_sites("sites.yaml", sites),
-        read_pipeline("tidegate.yaml", pipeline),
-    ) {
-        (Ok(catalog), Ok(sites), Ok(pipeline)) => (catalog, sites, pipeline),
-        (catalog, sites, pipeline) => {
-            let errors = [catalog.err(), sites.err(), pipeline.err()];
-            return errors.into_iter().flatten().map(|error| error.to_string()).collect();
-        }
+    let (catalog, sites, pipeline) = match read_all(catalog, sites, pipeline) {
+        Ok(files) => files,
+        Err(errors) => return errors.into_iter().map(|error| error.to_string()).collect(),
     };
     let mut said: Vec<String> = match check(&catalog, &sites, &pipeline, &texts) {
         Ok(()) => Vec::new(),
