@@ -181,7 +181,8 @@ fn add(rule: &Rule, rules: &[Rule], validator: &Validator, policies: &mut CedarS
     // A warning says that a policy can never apply, or looks like another text than it is.
     let errors = result.validation_errors().map(DetailedError::from);
     let warnings = result.validation_warnings().map(DetailedError::from);
-    match errors.chain(warnings).next() {
+    // In the order of their words, because the validator looks at the actions in an order of its own.
+    match errors.chain(warnings).min_by_key(|error| error.message.clone()) {
         Some(error) => Err(rule.schema_error(&error)),
         None => Ok(()),
     }
