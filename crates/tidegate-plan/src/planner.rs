@@ -69,9 +69,11 @@ impl<'a> Planner<'a> {
             residency: label.residency.join(&dataset.residency),
             ..label.clone()
         };
-        let data = stays(&input.labels.release);
+        let pipeline = input.pipeline;
+        let mut data = stays(&input.labels.release);
+        data.level = data.level.max(pipeline.prepare.disclosure.to);
         let bundle = Label {
-            level: input.pipeline.release_model.to,
+            level: pipeline.release_model.to.max(data.level),
             ..data.clone()
         };
         Ok(Self {
@@ -166,12 +168,10 @@ impl<'a> Planner<'a> {
             .iter()
             .map(|(name, refusal)| format!("`{name}`: {} (rule `{}`)", refusal.why, refusal.rule))
             .collect();
-        let early = ["no-compute", "other-site-named", "capacity", "network"];
         let furthest = rejected
             .iter()
             .map(|(_, refusal)| refusal)
-            .find(|refusal| !early.contains(&refusal.rule.as_str()))
-            .or_else(|| rejected.first().map(|(_, refusal)| refusal));
+            .max_by_key(|refusal| progress(&refusal.rule));
         refusal(
             furthest.map_or("no-site", |refusal| refusal.rule.as_str()),
             "placing the training".to_owned(),
@@ -295,6 +295,19 @@ impl<'a> Planner<'a> {
             ),
         });
         conditions
+    }
+}
+
+/// How far a site came that a rule rejected: what it cannot, what it may not hold, what policy says,
+/// what it costs.
+fn progress(rule: &str) -> u8 {
+    match rule {
+        "other-site-named" => 0,
+        "no-compute" => 1,
+        "capacity" | "network" => 2,
+        "label-above-clearance" | "tag-not-cleared" | "residency" => 3,
+        "budget" | "deadline" => 5,
+        _ => 4,
     }
 }
 
