@@ -93,6 +93,9 @@ pub struct Judged {
     pub gates: Vec<GateResult>,
 }
 
+/// Signs a payload of a type with the keeper's key: gives the bytes of a DSSE envelope.
+pub type SignPayload<'a> = dyn Fn(&str, &[u8]) -> Result<Vec<u8>, String> + Send + Sync + 'a;
+
 /// What is in a released bundle before it is signed by the keeper.
 #[derive(Debug, Clone)]
 pub struct BundleFiles {
@@ -130,7 +133,7 @@ pub trait HomeStages: Send + Sync + fmt::Debug {
         model: &ModelAtHome<'_>,
         version: u64,
         provenance: &BTreeMap<String, String>,
-        sign: &(dyn Fn(&str, &[u8]) -> Result<Vec<u8>, String> + Send + Sync),
+        sign: &SignPayload<'_>,
     ) -> Result<BundleFiles, StageError>;
 
     /// Whether a file that shall cross as code holds an identifier from the data; names the file and

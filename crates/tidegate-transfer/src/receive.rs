@@ -102,7 +102,8 @@ pub async fn receive(
     let Some(mut folder) = blocking(move || Partial::begin(&target, files)).await? else {
         return Ok(received);
     };
-    let shards = received.list.shards.iter().zip(index.shards);
+    // Owned pairs: over borrowed ones the compiler cannot tell a caller that this future is `Send`.
+    let shards: Vec<_> = received.list.shards.iter().cloned().zip(index.shards).collect();
     let mut opened = stream::iter(shards)
         .map(|(object, key)| open(store, object, key, expected.organisation))
         .buffered(AHEAD);
@@ -196,11 +197,11 @@ async fn fetch(store: &dyn Store, object: &SealedObject) -> Result<Bytes, Transf
 
 async fn open(
     store: &dyn Store,
-    object: &SealedObject,
+    object: SealedObject,
     key: ShardKey,
     organisation: &str,
 ) -> Result<Vec<u8>, TransferError> {
-    let sealed = fetch(store, object).await?;
+    let sealed = fetch(store, &object).await?;
     let organisation = organisation.to_owned();
     blocking(move || open_shard(&sealed, &key, &organisation).map_err(TransferError::seal("opening a shard"))).await
 }

@@ -1,0 +1,17 @@
+//! Crossings that go well, and all the ways in which stores, disks, senders and processes fail them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
+mod describe;
+mod faults;
+mod fixture;
+mod kill;
+mod permits;
+mod roundtrip;
+mod sweep;
+mod tamper;
