@@ -173,7 +173,17 @@ impl<'a> PrepareInput<'a> {
         };
         let sql = match self.sql.or(prepare.sql.as_deref()) {
             Some(sql) => sql.to_owned(),
-            None => profile::write_sql(&facts, &prepare.drop),
+            None if facts.columns.contains(&prepare.target) => profile::write_sql(&facts, &prepare.drop),
+            None => {
+                return Err(PrepareError::failed(
+                    "writing the query",
+                    format!(
+                        "dataset `{name}` has no column `{}`, which is the target",
+                        prepare.target
+                    ),
+                    "Correct `prepare.target`, or write a query that computes it",
+                ));
+            }
         };
         let keys = release.map(|release| token_keys(self.keys, release));
         let planned = Planned::new(session::session(keys.as_ref()), name, source, &sql).await?;

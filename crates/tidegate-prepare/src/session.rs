@@ -4,6 +4,7 @@
 //! table is reachable by name unless it was registered. [`plan`] turns one SELECT into the analysed
 //! plan that the label analysis reads ([`crate::labels::analyse`]) and that is then executed.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::ast::{Expr, Query, Select, TableFactor, Visit, Visitor};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use tidegate_types::Refusal;
 
 use crate::functions;
@@ -90,12 +94,20 @@ fn build(keys: Option<&FunctionKeys>, runtime: RuntimeEnv) -> SessionContext {
 /// that does not parse or does not fit the tables.
 pub async fn plan(context: &SessionContext, sql: &str) -> Result<LogicalPlan, QueryError> {
     let invalid = |error: datafusion::error::DataFusionError| QueryError::Invalid(error.strip_backtrace());
+    if tokens(sql) > MOST_TOKENS {
+        return Err(too_large().into());
+    }
     let mut statements = DFParser::parse_sql(sql).map_err(invalid)?;
     let (Some(statement), true) = (statements.pop_front(), statements.is_empty()) else {
         return Err(not_one_select("it does not hold exactly one statement").into());
     };
-    if !matches!(&statement, Statement::Statement(inner) if matches!(**inner, SqlStatement::Query(_))) {
-        return Err(not_one_select("its statement is no SELECT").into());
+    match &statement {
+        Statement::Statement(inner) if matches!(**inner, SqlStatement::Query(_)) => {
+            if inner.visit(&mut Size::default()).is_break() {
+                return Err(too_large().into());
+            }
+        }
+        _ => return Err(not_one_select("its statement is no SELECT").into()),
     }
     let state = context.state();
     let plan = state.statement_to_plan(statement).await.map_err(invalid)?;
@@ -106,6 +118,84 @@ fn analysed(state: &SessionState, plan: LogicalPlan) -> datafusion::error::Resul
     state
         .analyzer()
         .execute_and_check(plan, state.config_options(), |_, _| {})
+}
+
+/// Parsing, planning and analysis go down the query recursively, so a query that is nested without end
+/// would end the process. These bounds are far above what people write.
+const MOST_TOKENS: usize = 10_000;
+pub(crate) const DEEPEST_EXPRESSION: usize = 300;
+pub(crate) const MOST_RELATIONS: usize = 100;
+
+fn tokens(sql: &str) -> usize {
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize();
+    // What is no SQL is refused by the parser, with a better reason.
+    tokens.map_or(0, |tokens| {
+        tokens
+            .iter()
+            .filter(|token| !matches!(token, Token::Whitespace(_)))
+            .count()
+    })
+}
+
+/// Stops at a query that is too large.
+#[derive(Default)]
+struct Size {
+    depth: usize,
+    relations: usize,
+}
+
+impl Size {
+    fn relation(&mut self) -> ControlFlow<()> {
+        self.relations += 1;
+        if self.relations > MOST_RELATIONS {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+impl Visitor for Size {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.relation()
+    }
+
+    fn pre_visit_select(&mut self, _: &Select) -> ControlFlow<()> {
+        self.relation()
+    }
+
+    fn pre_visit_table_factor(&mut self, _: &TableFactor) -> ControlFlow<()> {
+        self.relation()
+    }
+
+    fn pre_visit_expr(&mut self, _: &Expr) -> ControlFlow<()> {
+        self.depth += 1;
+        if self.depth > DEEPEST_EXPRESSION {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn post_visit_expr(&mut self, _: &Expr) -> ControlFlow<()> {
+        self.depth = self.depth.saturating_sub(1);
+        ControlFlow::Continue(())
+    }
+}
+
+/// The refusal of a query that is nested too deep or too long.
+pub(crate) fn too_large() -> Refusal {
+    Refusal {
+        rule: "query-too-large".to_owned(),
+        what: "planning the query of `prepare:`".to_owned(),
+        why: format!(
+            "it has more than {MOST_TOKENS} words and signs, an expression nested more than {DEEPEST_EXPRESSION} deep, \
+             or more than {MOST_RELATIONS} relations"
+        ),
+        fix: "write it flatter, for example with IN in place of a long chain of OR".to_owned(),
+    }
 }
 
 /// The refusal of everything that is not one SELECT.
@@ -142,6 +232,32 @@ mod tests {
                 "{sql}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_nested_without_end_is_refused_and_ends_nothing() {
+        let context = session(None);
+        let sum = |terms: usize| format!("SELECT {} AS x", vec!["1"; terms].join("+"));
+        let union = |branches: usize| vec!["SELECT 1 AS x"; branches].join(" UNION ALL ");
+        let join = |tables: usize| {
+            let joined: String = (0..tables)
+                .map(|it| format!(" CROSS JOIN (SELECT 1) AS t{it}"))
+                .collect();
+            format!("SELECT 1 AS x FROM (SELECT 1) AS t{joined}")
+        };
+        let parentheses = format!("SELECT {}1{} AS x", "(".repeat(40), ")".repeat(40));
+        for sql in [sum(250), union(40), join(20), parentheses] {
+            assert!(plan(&context, &sql).await.is_ok(), "{sql}");
+        }
+        for sql in [sum(400), sum(4_900), sum(200_000), union(200), union(20_000), join(200)] {
+            let refused = plan(&context, &sql).await;
+            assert!(
+                matches!(&refused, Err(QueryError::Refused(it)) if it.rule == "query-too-large"),
+                "{refused:?}"
+            );
+        }
+        let parentheses = format!("SELECT {}1{} AS x", "(".repeat(4_000), ")".repeat(4_000));
+        assert!(plan(&context, &parentheses).await.is_err());
     }
 
     #[tokio::test]
@@ -184,6 +300,7 @@ mod tests {
                 .await
                 .is_ok()
         );
-        assert!(!format!("{:?}", keyed.udf("token")).contains('7'));
+        let shown = format!("{:?}", functions::all(Some(&FunctionKeys { token: [7; 32] })));
+        assert!(shown.contains("[secret]") && !shown.contains("7, 7"));
     }
 }

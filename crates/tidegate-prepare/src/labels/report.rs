@@ -228,12 +228,16 @@ impl Judge<'_> {
 
     /// Whether these sources mix a quasi-identifier with something sensitive.
     pub(super) fn mixes_roles(&self, own: &Taint) -> bool {
+        let facts = self.facts();
+        if facts.facts.public || facts.profile == Profile::None || !self.on(Rule::RolesStayApart) {
+            return false;
+        }
         let sources = self.sources(own);
         let roles: BTreeSet<Role> = sources
             .iter()
             .map(|source| output_role(std::slice::from_ref(source)))
             .collect();
-        self.on(Rule::RolesStayApart) && roles.contains(&Role::QuasiIdentifier) && roles.contains(&Role::Sensitive)
+        roles.contains(&Role::QuasiIdentifier) && roles.contains(&Role::Sensitive)
     }
 
     pub(super) fn supplied_rows_refused(&self) -> bool {

@@ -11,12 +11,10 @@ use tidegate_types::Refusal;
 use tidegate_types::ids::DatasetName;
 
 use super::rules::{Rule, Rules};
-use crate::session::not_one_select;
+use crate::session::{DEEPEST_EXPRESSION, MOST_RELATIONS, not_one_select, too_large};
 
-/// Deeper nesting is refused: the analysis is recursive, and a query must not be able to end the
-/// process.
-const DEEPEST_EXPRESSION: usize = 400;
-const DEEPEST_PLAN: usize = 150;
+/// A plan may be deeper than the query has relations: each has a projection, a filter, an alias.
+const DEEPEST_PLAN: usize = 2 * MOST_RELATIONS;
 
 /// What was found about the form of a plan.
 pub(super) struct Structure {
@@ -42,15 +40,7 @@ pub(super) fn check(plan: &LogicalPlan, dataset: &DatasetName, rules: Rules) -> 
         refusals.push(not_one_select("it holds a statement that is no SELECT"));
     }
     if !shallow {
-        refusals.push(Refusal {
-            rule: "query-too-deep".to_owned(),
-            what: "analysing the query of `prepare:`".to_owned(),
-            why: format!(
-                "its expressions are nested more than {DEEPEST_EXPRESSION} deep, or its subqueries and unions more \
-                 than {DEEPEST_PLAN}"
-            ),
-            fix: "write it flatter, for example with IN in place of a long chain of OR".to_owned(),
-        });
+        refusals.push(too_large());
     }
     if rules.on(Rule::OnlyTheDataset) {
         refusals.extend(visitor.foreign.into_iter().map(|name| Refusal {
@@ -135,7 +125,7 @@ impl<'n> TreeNodeVisitor<'n> for Expressions<'_, '_> {
 
     fn f_down(&mut self, expr: &'n Expr) -> Result<TreeNodeRecursion> {
         self.depth += 1;
-        if self.depth > DEEPEST_EXPRESSION {
+        if self.depth > 2 * DEEPEST_EXPRESSION {
             self.outer.too_deep = true;
             return Ok(TreeNodeRecursion::Stop);
         }

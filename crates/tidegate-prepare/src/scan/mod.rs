@@ -2,7 +2,7 @@
 //! are wrong.
 
 pub(crate) mod assign;
-pub mod code;
+pub(crate) mod code;
 pub(crate) mod look;
 pub(crate) mod survey;
 pub(crate) mod words;

@@ -10,7 +10,8 @@ use super::fixture::{Hospital, KEYS, block_on, csv, inputs, person, table};
 
 /// The numbers of the people of each part: found once, for the key decides.
 fn parts(rows: u64) -> BTreeMap<Part, Vec<u64>> {
-    let prepared = Hospital::new(rows).prepare().unwrap();
+    let hospital = Hospital::new(rows);
+    let prepared = hospital.prepare().unwrap();
     [Part::Train, Part::Validation, Part::Refine, Part::Test]
         .into_iter()
         .map(|part| {
@@ -75,7 +76,8 @@ proptest! {
             text.push('\n');
         }
         changed_hospital.write(&text);
-        let before = hospital().prepare().unwrap();
+        let unchanged_hospital = hospital();
+        let before = unchanged_hospital.prepare().unwrap();
         let after = changed_hospital.prepare().unwrap();
         prop_assert_eq!(crossing(&before), crossing(&after));
     }
@@ -101,7 +103,8 @@ fn the_same_folder_prepares_again_when_home_rows_change_and_counts_one_release()
 
 #[test]
 fn subgroups_are_computed_over_columns_that_never_left() {
-    let prepared = Hospital::new(500).prepare().unwrap();
+    let hospital = Hospital::new(500);
+    let prepared = hospital.prepare().unwrap();
     let by = ["sex", "age_band(age, 10)", "pulse > 100"].map(str::to_owned);
     let rows = block_on(home_rows(&prepared.home, &KEYS, Part::Test, &by)).unwrap();
     assert_eq!(
@@ -154,7 +157,8 @@ fn suppressed_rows_are_not_among_those_that_were_trained_on() {
 #[test]
 fn a_bad_home_row_is_told_when_it_is_needed() {
     let hospital = Hospital::new(400);
-    let test = block_on(home_rows(&hospital.prepare().unwrap().home, &KEYS, Part::Test, &[])).unwrap();
+    let home = hospital.prepare().unwrap().home;
+    let test = block_on(home_rows(&home, &KEYS, Part::Test, &[])).unwrap();
     let number = test.positions[3];
     hospital.write(&csv(0..400).replace(
         &person(number),

@@ -10,7 +10,8 @@ use super::fixture::{Hospital, KEYS, block_on, inputs, table};
 
 #[test]
 fn the_profile_lets_out_bands_and_attributes_and_nothing_else() {
-    let prepared = Hospital::new(600).prepare().unwrap();
+    let hospital = Hospital::new(600);
+    let prepared = hospital.prepare().unwrap();
     assert_eq!(prepared.columns.last().unwrap(), "died");
     let columns: BTreeSet<&str> = prepared.columns.iter().map(String::as_str).collect();
     for column in ["patient_id", "name", "ssn", "zip", "sex", "note"] {

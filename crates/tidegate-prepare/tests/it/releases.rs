@@ -48,7 +48,8 @@ fn k_is_reached_refused_or_made_by_suppression() {
     assert_eq!(rule(&hospital(400, little)), "k-not-reached");
 
     let suppress = json!({"to": "internal", "k": k, "on_violation": "suppress", "max_suppressed": 0.5});
-    let suppressed = hospital(400, suppress).prepare().unwrap();
+    let suppressing = hospital(400, suppress);
+    let suppressed = suppressing.prepare().unwrap();
     assert!(suppressed.risk.k >= k && suppressed.risk.k_before == k - 1);
     assert_eq!(suppressed.risk.k as usize, smallest(&suppressed));
     assert!(suppressed.risk.suppressed_rows > 0 && suppressed.risk.suppressed_rows < 200);
@@ -149,15 +150,23 @@ fn suppression_repairs_a_difference() {
 
 #[test]
 fn finer_bands_beside_coarser_ones_must_keep_k_together() {
-    let mut hospital = hospital(200, json!({"to": "internal", "k": 8}));
-    hospital.prepare().unwrap();
     // Bands of 15 cross those of 10, so that both together tell five-year bands.
-    hospital.sql("SELECT age_band(age, 15) AS age, diagnosis, died FROM admissions");
-    assert_eq!(rule(&hospital), "difference-below-k");
-    let alone = self::hospital(200, json!({"to": "internal", "k": 8}));
-    let mut alone = alone;
-    alone.sql("SELECT age_band(age, 15) AS age, diagnosis, died FROM admissions");
-    assert_eq!(rule(&alone), "released");
+    const CROSSING: &str = "SELECT age_band(age, 15) AS age, diagnosis, died FROM admissions";
+    let after_bands = |k: u64, before: bool| {
+        let mut hospital = hospital(260, json!({"to": "internal", "k": 1}));
+        if before {
+            hospital.prepare().unwrap();
+        }
+        hospital.sql(CROSSING);
+        hospital.pipeline["prepare"]["disclosure"] = json!({"to": "internal", "k": k});
+        hospital
+    };
+    let alone = after_bands(1, false).prepare().unwrap().risk.k;
+    let together = after_bands(1, true).prepare().unwrap().risk.k;
+    assert!(together < alone, "{together} of {alone}");
+    assert_eq!(rule(&after_bands(alone, false)), "released");
+    assert_eq!(rule(&after_bands(together, true)), "released");
+    assert_eq!(rule(&after_bands(together + 1, true)), "difference-below-k");
 }
 
 #[test]
