@@ -185,8 +185,9 @@ impl Attempt {
             };
             command::run(&task, &mut self.mail).await?
         };
-        let manifests: Vec<&Manifest> = inputs.iter().map(|(_, manifest)| manifest).collect();
-        self.send_output(&granted, code, &manifests, &job).await?;
+        // A command's outputs carry the join of its inputs' labels.
+        let label = Label::join_all(inputs.iter().map(|(_, manifest)| &manifest.label));
+        self.send_output(&granted, code, label, &job).await?;
         self.mail
             .tell(WorkerMessage::Finished {
                 seconds: whole_seconds(took),
@@ -309,7 +310,7 @@ impl Attempt {
         &mut self,
         granted: &Granted,
         code: Option<ArtifactId>,
-        inputs: &[&Manifest],
+        label: Label,
         job: &Job,
     ) -> Result<(), Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::new(Stage::Output, error.to_string());
@@ -320,8 +321,6 @@ impl Attempt {
             .map(|(artifact, _)| artifact.artifact)
             .collect();
         let step_key = canonical_digest(&(code, &artifacts, job)).map_err(|error| failed(&error))?;
-        // A command's outputs carry the join of its inputs' labels.
-        let label = Label::join_all(inputs.iter().map(|manifest| &manifest.label));
         let (ticket, folder, key) = (self.ticket.clone(), self.scratch.output(), digest_key.clone());
         let describing = move || {
             let description = Description {

@@ -11,9 +11,10 @@ use crate::scratch::Scratch;
 
 /// Where programs are looked for when the worker itself was not told.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// The most processes and threads of a command: numerical libraries start one thread for each
-/// processor, several times over.
-const TASKS: u64 = 2048;
+/// The most processes and threads of a command for each processor, and at least: numerical libraries
+/// start one thread for each processor, several times over.
+const TASKS_EACH: u64 = 32;
+const TASKS_LEAST: u64 = 512;
 /// The longest file of a command: caches and environments are larger than models.
 const FILE_BYTES: u64 = 8 << 30;
 
@@ -89,7 +90,7 @@ impl<'a> Surroundings<'a> {
             network: false,
             memory_bytes: self.job.memory_bytes,
             seconds: self.job.seconds,
-            processes: TASKS,
+            processes: tasks(),
             file_bytes: FILE_BYTES,
         }
     }
@@ -113,6 +114,11 @@ impl<'a> Surroundings<'a> {
             .extend([scratch.output(), scratch.checkpoint(), scratch.metrics_folder()]);
         policy
     }
+}
+
+fn tasks() -> u64 {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    TASKS_EACH.saturating_mul(processors).max(TASKS_LEAST)
 }
 
 fn is_variable(name: &str) -> bool {

@@ -132,3 +132,175 @@ fn is_input_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         && name.starts_with(|first: char| first.is_ascii_lowercase())
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_seal::digest::sha256;
+    use tidegate_seal::dsse::payload_digest;
+    use tidegate_seal::permit::sign_permit;
+    use tidegate_seal::sign::SigningKey;
+    use tidegate_types::ids::{PermitId, Purpose};
+    use tidegate_types::message::{Attempt, Job};
+    use tidegate_types::permit::{Evidence, Permit, SiteReference};
+    use tidegate_types::{Label, Level, RunId, SiteName, TaskName};
+
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn site(name: &str) -> SiteReference {
+        SiteReference {
+            site: SiteName::new(name).unwrap(),
+            definition: sha256(name.as_bytes()),
+        }
+    }
+
+    fn ticket(owner: &SigningKey) -> Ticket {
+        Ticket {
+            attempt: Attempt {
+                run: RunId::new("r1").unwrap(),
+                task: TaskName::new("train").unwrap(),
+                attempt: 2,
+                rank: 0,
+            },
+            site: SiteName::new("cloud").unwrap(),
+            store: "folder:".to_owned(),
+            organisation: "st-mary".to_owned(),
+            secret: String::new(),
+            worker: sha256(b"worker"),
+            owner: SiteName::new("hospital").unwrap(),
+            owner_key: owner.public().to_base64(),
+            expires: NOW + 60,
+        }
+    }
+
+    fn permit() -> Permit {
+        Permit {
+            id: PermitId::new("p1").unwrap(),
+            organisation: "st-mary".to_owned(),
+            from: site("hospital"),
+            to: site("cloud"),
+            pipeline: sha256(b"pipeline"),
+            policies: sha256(b"policies"),
+            code: Some(sha256(b"code")),
+            worker: Some(sha256(b"worker")),
+            label: Label::of(Level::Internal),
+            purpose: Purpose::new("quality-of-care").unwrap(),
+            run: RunId::new("r1").unwrap(),
+            task: TaskName::new("train").unwrap(),
+            attempts: 2,
+            evidence: Evidence {
+                sql: None,
+                label_report: None,
+                k: None,
+                l: None,
+                suppressed_rows: None,
+            },
+            waivers: Vec::new(),
+            approvals: Vec::new(),
+            not_before: NOW,
+            expires: NOW + 1,
+            byte_limit: 1,
+            revocation_epoch: 1,
+            checkpoint: String::new(),
+            standing: Vec::new(),
+        }
+    }
+
+    /// A data grant of `train` under `permit`, signed by `signer`.
+    fn grant(signer: &SigningKey, permit: &Permit) -> Grant {
+        let envelope = sign_permit(signer, permit, &sha256(b"train"), "train").unwrap();
+        Grant {
+            hello: sha256(b"hello"),
+            permit: permit.id.clone(),
+            permit_digest: payload_digest(&envelope).unwrap(),
+            artifacts: vec![GrantedArtifact {
+                input: "train".to_owned(),
+                artifact: sha256(b"train"),
+                packing_list: "packing/r1/p1.json".to_owned(),
+                packing_list_digest: sha256(b"list"),
+                key_commitment: sha256(b"key"),
+                sealed_key: String::new(),
+                permit_envelope: envelope.clone(),
+            }],
+            output_recipient: String::new(),
+            job: Job::default(),
+            permit_envelope: envelope,
+            expires: NOW + 1,
+            lease: NOW + 1,
+        }
+    }
+
+    fn check_data(owner: &SigningKey, grant: Grant) -> Result<Granted, &'static str> {
+        let moment = Moment::Data {
+            code: Some(sha256(b"code")),
+        };
+        let (ticket, hello, owner) = (ticket(owner), sha256(b"hello"), owner.public());
+        check(
+            grant,
+            &Expectation {
+                ticket: &ticket,
+                owner: &owner,
+                hello: &hello,
+                now: NOW,
+                moment,
+            },
+        )
+    }
+
+    #[test]
+    fn every_field_of_a_permit_counts() {
+        type Spoil = fn(&mut Permit);
+        let owner = SigningKey::generate().unwrap();
+        assert!(check_data(&owner, grant(&owner, &permit())).is_ok());
+        let cases: [(&str, Spoil); 12] = [
+            ("organisation", |permit| permit.organisation = "elsewhere".to_owned()),
+            ("owner site", |permit| permit.from = site("clinic")),
+            ("another site", |permit| permit.to = site("ward")),
+            ("run or task", |permit| permit.run = RunId::new("r2").unwrap()),
+            ("run or task", |permit| permit.task = TaskName::new("other").unwrap()),
+            ("attempts", |permit| permit.attempts = 1),
+            ("worker program", |permit| permit.worker = Some(sha256(b"other"))),
+            ("worker program", |permit| permit.worker = None),
+            ("other code", |permit| permit.code = Some(sha256(b"other"))),
+            ("other code", |permit| permit.code = None),
+            ("not valid yet", |permit| permit.not_before = NOW + 1),
+            ("expired", |permit| permit.expires = NOW),
+        ];
+        for (why, spoil) in cases {
+            let mut permit = permit();
+            spoil(&mut permit);
+            let told = check_data(&owner, grant(&owner, &permit)).unwrap_err();
+            assert!(told.contains(why), "{why}: {told}");
+        }
+        let stranger = SigningKey::generate().unwrap();
+        assert!(check_data(&owner, grant(&stranger, &permit())).is_err_and(|why| why.contains("not signed")));
+    }
+
+    #[test]
+    fn every_input_needs_its_own_permit_and_a_name_of_its_own() {
+        let owner = SigningKey::generate().unwrap();
+        let good = grant(&owner, &permit());
+        let with = |change: fn(&mut Grant)| {
+            let mut grant = good.clone();
+            change(&mut grant);
+            check_data(&owner, grant).map(|_| ())
+        };
+        let twice: fn(&mut Grant) = |grant| grant.artifacts.push(grant.artifacts[0].clone());
+        assert!(with(twice).is_err());
+        for name in ["", "..", "a/b", "Train", "a-b", "1a", &"a".repeat(64)] {
+            let mut grant = good.clone();
+            grant.artifacts[0].input = name.to_owned();
+            assert!(check_data(&owner, grant).is_err(), "{name}");
+        }
+        assert!(with(|grant| grant.artifacts.clear()).is_err());
+        assert!(with(|grant| grant.artifacts[0].artifact = sha256(b"other")).is_err());
+        assert!(with(|grant| grant.permit_digest = sha256(b"other")).is_err());
+        let second: fn(&mut Grant) = |grant| {
+            let mut other = grant.artifacts[0].clone();
+            other.input = "validation".to_owned();
+            grant.artifacts.push(other);
+        };
+        assert_eq!(with(second), Ok(()));
+    }
+}

@@ -11,7 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use tidegate_types::message::SandboxEvidence;
 
@@ -23,6 +23,12 @@ const LANDLOCK: ABI = ABI::V9;
 const ORDER_BYTES: u64 = 16 << 20;
 /// Open files of one process.
 const OPEN_FILES: u64 = 4096;
+/// How far above the policy's limit the kernel refuses another task.
+const MORE_TASKS: u64 = 256;
+/// How much the command steps back behind the thread that watches it.
+const NICE: i32 = 5;
+/// Users that belong to nobody: the range that service managers give to short-lived services.
+const NOBODY: std::ops::Range<u32> = 61_184..65_520;
 
 /// The hidden subcommand `sandbox-exec`: reads an order from standard input, limits this process and
 /// becomes the command. `args` are the arguments after the subcommand; there are none.
@@ -75,9 +81,11 @@ fn read_order(args: impl IntoIterator<Item = OsString>) -> Result<Order, String>
 fn confine(order: &Order) -> Result<SandboxEvidence, String> {
     close_inherited()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let mut limits = resources(&order.policy)?;
+    // So that what watches the command gets its turn also beside a command that takes all processors.
+    let _ = rustix::process::nice(NICE);
     let own_network = !order.policy.network && own_namespaces();
-    drop_capabilities()?;
+    drop_privileges()?;
+    let mut limits = resources(&order.policy)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no new privileges: {error}"))?;
     // Set after the credentials changed, which clears it. The group is ended by the watching thread;
     // this is for the case that the whole worker is killed.
@@ -166,11 +174,10 @@ fn resources(policy: &Policy) -> Result<Vec<String>, String> {
     if policy.processes > 0 {
         let user = rustix::process::getuid();
         if !user.is_root() {
-            // The kernel counts all tasks of the user, so those that are there come on top.
-            limit(
-                Resource::Nproc,
-                policy.processes.saturating_add(tasks_of(user.as_raw())),
-            )?;
+            // As above: the watching thread sees the limit passed first and can tell why. The kernel
+            // counts all tasks of the user, so those that are there come on top.
+            let most = policy.processes.saturating_mul(2).saturating_add(MORE_TASKS);
+            limit(Resource::Nproc, most.saturating_add(tasks_of(user.as_raw())))?;
         }
         limits.push("processes".to_owned());
     }
@@ -207,24 +214,37 @@ fn own_namespaces() -> bool {
 }
 
 /// Gives up every capability, also those that the root user would get back by becoming another program.
-fn drop_capabilities() -> Result<(), String> {
-    let locked = CapabilitiesSecureBits::NO_ROOT
-        | CapabilitiesSecureBits::NO_ROOT_LOCKED
-        | CapabilitiesSecureBits::NO_SETUID_FIXUP
-        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    // Only a process with capabilities may do this, and only that needs it.
-    let _ = rustix::thread::set_capabilities_secure_bits(locked);
-    let none = CapabilitySet::empty();
+///
+/// The root user becomes a user that belongs to nobody first: the kernel exempts root from the limit of
+/// processes, and root owns the files of the machine. What makes the attempt's folders usable all the
+/// same is the one capability that is kept there, to pass over the owners of files; Landlock decides
+/// which files those are.
+fn drop_privileges() -> Result<(), String> {
+    let failed = |what: &'static str| move |error: rustix::io::Errno| format!("{what}: {error}");
+    let mut kept = CapabilitySet::empty();
+    if rustix::process::getuid().is_root() {
+        let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_SETUID_FIXUP;
+        let nobody = NOBODY.start + std::process::id() % (NOBODY.end - NOBODY.start);
+        let (user, group) = (Uid::from_raw(nobody), Gid::from_raw(nobody));
+        let taken = rustix::thread::set_capabilities_secure_bits(bits)
+            .and_then(|()| rustix::thread::set_thread_groups(&[]))
+            .and_then(|()| rustix::thread::set_thread_res_gid(group, group, group))
+            .and_then(|()| rustix::thread::set_thread_res_uid(user, user, user));
+        if taken.is_ok() {
+            kept = CapabilitySet::DAC_OVERRIDE;
+        }
+    }
     let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
+        effective: kept,
+        permitted: kept,
+        inheritable: kept,
     };
-    rustix::thread::set_capabilities(None, sets).map_err(|error| format!("capabilities: {error}"))?;
+    rustix::thread::set_capabilities(None, sets).map_err(failed("capabilities"))?;
+    if !kept.is_empty() {
+        rustix::thread::configure_capability_in_ambient_set(kept, true).map_err(failed("capabilities"))?;
+    }
     match rustix::thread::capabilities(None) {
-        Ok(left) if left.permitted.is_empty() && left.effective.is_empty() => Ok(()),
+        Ok(left) if left.permitted == kept && left.effective == kept => Ok(()),
         _ => Err("capabilities could not be given up".to_owned()),
     }
 }

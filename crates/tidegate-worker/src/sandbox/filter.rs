@@ -14,7 +14,7 @@ use seccompiler::{
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The first call number that this list does not know, and the last that is closed for that.
-const UNKNOWN: std::ops::RangeInclusive<i64> = 463..=1023;
+const UNKNOWN: std::ops::RangeInclusive<i64> = 463..=511;
 /// Calls of the x32 interface carry this bit on `x86_64`.
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
@@ -52,6 +52,9 @@ pub(super) fn programs(network: bool, landlock_abi: i32) -> Result<Vec<BpfProgra
         for call in NETWORK {
             forbidden.insert(*call, Vec::new());
         }
+        // `send` is this call without an address; a pair needs it.
+        let address = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+        forbidden.insert(libc::SYS_sendto, vec![SeccompRule::new(vec![address])?]);
     }
     // `clone3` takes its flags by reference, where a filter cannot look: libraries that hear that it
     // does not exist use `clone`.
@@ -143,7 +146,6 @@ const NETWORK: &[i64] = &[
     libc::SYS_listen,
     libc::SYS_accept,
     libc::SYS_accept4,
-    libc::SYS_sendto,
 ];
 
 /// Closed for every command.

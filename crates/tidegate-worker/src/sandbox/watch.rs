@@ -17,10 +17,10 @@ use super::{Ended, Policy};
 
 /// How often the group is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(5);
-/// How long the list of the group's processes is believed while the machine's number of tasks is steady.
-const LIST_FOR: Duration = Duration::from_millis(250);
-/// So many more tasks on the machine make the list old at once.
-const MANY_MORE: u64 = 8;
+/// How long a list of the group's processes is believed, with those added that were started since.
+const LIST_FOR: Duration = Duration::from_secs(1);
+/// So many numbers given to new tasks since the last look make the list old at once.
+const MANY_NEW: i32 = 256;
 /// How long the end of the group is waited for.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -125,7 +125,10 @@ struct Use {
 struct Members {
     group: Pid,
     pids: BTreeSet<i32>,
-    listed: Option<(Instant, u64)>,
+    listed: Option<Instant>,
+    /// The newest task's number at the last look and at the one before: a task that was just being
+    /// made then may be visible only now.
+    newest: [i32; 2],
 }
 
 impl Members {
@@ -134,18 +137,31 @@ impl Members {
             group,
             pids: BTreeSet::new(),
             listed: None,
+            newest: [0; 2],
         }
     }
 
-    fn measure(&mut self) -> Use {
-        let on_machine = tasks_on_machine();
-        let fresh = self
-            .listed
-            .is_some_and(|(when, tasks)| when.elapsed() < LIST_FOR && on_machine < tasks + MANY_MORE);
-        if !fresh {
-            self.pids = list(self.group);
-            self.listed = Some((Instant::now(), on_machine));
+    /// Brings the list up to date: new processes are looked for among the numbers given since, which is
+    /// cheap, and among all when that is not certain.
+    fn update(&mut self) {
+        let [last, before] = self.newest;
+        let newest = newest_task();
+        let known = self.listed.is_some_and(|when| when.elapsed() < LIST_FOR);
+        match newest {
+            Some(newest) if known && (before..before.saturating_add(MANY_NEW)).contains(&newest) => {
+                let new = (before..=newest).filter(|pid| is_of(*pid, self.group) && !is_thread(*pid));
+                self.pids.extend(new);
+            }
+            _ => {
+                self.pids = list(self.group);
+                self.listed = Some(Instant::now());
+            }
         }
+        self.newest = [newest.unwrap_or_default(), last];
+    }
+
+    fn measure(&mut self) -> Use {
+        self.update();
         let mut sum = Use::default();
         for pid in &self.pids {
             // One that has gone uses nothing.
@@ -193,11 +209,20 @@ fn field(table: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Tasks on the whole machine: one short read that tells whether the group has to be listed again.
-fn tasks_on_machine() -> u64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let counts = text.split_whitespace().nth(3).and_then(|pair| pair.split_once('/'));
-    counts.and_then(|(_, all)| all.parse().ok()).unwrap_or(u64::MAX / 2)
+/// The number that was last given to a task on this machine: one short read.
+fn newest_task() -> Option<i32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().nth(4)?.parse().ok()
+}
+
+/// Threads have numbers too, which a listing of `/proc` leaves out.
+fn is_thread(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "Tgid:") != u64::try_from(pid).unwrap_or_default()
+}
+
+fn is_of(pid: i32, group: Pid) -> bool {
+    stat(pid).is_some_and(|(_, of)| of == group.as_raw_nonzero().get())
 }
 
 /// State and process group of one process. The name in between may hold anything but ends with the
@@ -221,6 +246,6 @@ fn list(group: Pid) -> BTreeSet<i32> {
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| stat(*pid).is_some_and(|(_, of)| of == group.as_raw_nonzero().get()))
+        .filter(|pid| is_of(*pid, group))
         .collect()
 }

@@ -1,0 +1,20 @@
+//! Tests of the worker as a keeper, a driver and a hostile command see it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+mod attempts;
+mod examples;
+mod grants;
+mod keeper;
+mod killed;
+mod sandbox;
+
+/// The sandbox program.
+fn executable() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_BIN_EXE_tidegate-worker"))
+}
