@@ -1,1 +1,47 @@
-//! The actor that alone holds a private site's keys: custody, permits, admission, key release, home split.
+//! The keeper: the actor of a private site that alone holds the site's keys.
+//!
+//! Nobody can connect to it. It polls a mailbox for the control plane's requests, and for every
+//! attempt that it gave a ticket for, the mailbox of that attempt's worker:
+//!
+//! ```text
+//!   control plane ──request──▶ mailbox ──▶ Keeper::run ──▶ answer ──reply──▶ mailbox
+//!                                             │
+//!          home stages (rows) ◀───────────────┼──▶ permits, data keys, transfer::send
+//!                                             │
+//!   worker ◀── grants, leases ──── attempt ◀──┘ ── output ──▶ artifacts at home
+//! ```
+//!
+//! A keeper believes nothing that it can know better: labels, purposes and sites come from its own
+//! files, evidence from its own records, and the ledger's growth from the checkpoint that it saw
+//! last. Two functions let something go, and each takes a type that only a verification makes:
+//! [`tidegate_transfer::send`] takes a `Permitted<Manifest>`, and [`admission::release_key`] takes an
+//! [`admission::Admitted`].
+//!
+//! Everything is in the journal before it is done, and every request can be asked again: a keeper
+//! that is killed at any instruction continues when it is started again.
+//!
+//! - [`keys`]: the site's keys, wrapped by custody
+//! - [`admission`]: who may have a data key
+//! - `records`: what the journal holds
+//! - `witness`: the ledger as this site saw it
+//! - `permits`, `crossing`: signing and sending
+//! - `attempt`: one worker from hello to output
+//! - `home`: the stages that read rows; `deploy`: where their bundle goes
+//! - `service`: the mailbox loop
+
+pub mod admission;
+mod attempt;
+mod crossing;
+mod deploy;
+mod error;
+mod home;
+pub mod keys;
+mod permits;
+mod records;
+mod service;
+mod witness;
+
+pub use error::KeeperError;
+pub use records::newest_inputs;
+pub use service::{Keeper, Setup};
+pub use witness::{cosigner_name, log_origin};

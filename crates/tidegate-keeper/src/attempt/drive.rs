@@ -1,0 +1,304 @@
+//! The state machine: one journal transaction for each step, its letter delivered afterwards.
+
+use bytes::Bytes;
+use tidegate_contracts::store::ObjectName;
+use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
+use tidegate_types::files::sites::NetworkRule;
+use tidegate_types::keeper::AttemptOutcome;
+use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
+
+use super::{LEASE_EVERY, LEASE_SECONDS, POLL_LEAST, POLL_MOST};
+use crate::admission::{Admitted, Requirements, admit};
+use crate::error::{KeeperError, While, refuse};
+use crate::records::{AttemptRecord, Pending, Phase, Position, attempt_key};
+use crate::service::Keeper;
+
+impl Keeper {
+    /// Ends an attempt without an output and tells its worker.
+    pub(super) async fn end_badly(&self, attempt: &Attempt, stage: &str, reason: &str) -> Result<(), KeeperError> {
+        loop {
+            let record = self.attempt_record(attempt)?;
+            if record.outcome.is_some() {
+                return Ok(());
+            }
+            let mut new = record.clone();
+            new.outcome = Some(AttemptOutcome::Failed {
+                stage: stage.to_owned(),
+                reason: reason.to_owned(),
+            });
+            if self.records.advance(&record, &new)? {
+                let message = KeeperMessage::Refused {
+                    reason: reason.to_owned(),
+                };
+                let letter = self.letter(&new, message)?;
+                let _ = self.deliver(&new, &letter).await;
+                return Ok(());
+            }
+        }
+    }
+
+    /// One letter to the attempt's worker, not delivered yet.
+    pub(super) fn letter(&self, record: &AttemptRecord, message: KeeperMessage) -> Result<Pending, KeeperError> {
+        let outbox = Outbox::resume(
+            record.attempt.clone(),
+            Side::Keeper,
+            record.written.number,
+            record.written.previous,
+        );
+        let letter = outbox.seal(&self.keys.signing, message).while_("writing to a worker")?;
+        Ok(Pending {
+            object: letter.object.to_string(),
+            body: String::from_utf8(letter.body.to_vec()).while_("writing to a worker")?,
+            number: letter.number,
+            digest: letter.digest,
+        })
+    }
+
+    pub(super) async fn deliver(&self, record: &AttemptRecord, pending: &Pending) -> Result<(), KeeperError> {
+        let delivering = "writing to a worker";
+        let letter = Letter {
+            object: ObjectName::new(pending.object.clone()).while_(delivering)?,
+            body: Bytes::from(pending.body.clone()),
+            number: pending.number,
+            digest: pending.digest,
+        };
+        let mut outbox = Outbox::resume(
+            record.attempt.clone(),
+            Side::Keeper,
+            record.written.number,
+            record.written.previous,
+        );
+        outbox
+            .deliver(self.store(&record.site)?, &letter)
+            .await
+            .while_(delivering)
+    }
+
+    /// Writes the new state with its letter in one transaction, then delivers the letter. Gives the
+    /// state after delivery, or nothing when the attempt was changed by somebody else (fenced).
+    pub(super) async fn step(
+        &self,
+        old: &AttemptRecord,
+        mut new: AttemptRecord,
+        message: Option<KeeperMessage>,
+    ) -> Result<Option<AttemptRecord>, KeeperError> {
+        if let Some(message) = message {
+            new.pending = Some(self.letter(&new, message)?);
+        }
+        if !self.records.advance(old, &new)? {
+            return Ok(None);
+        }
+        self.flush(new).await
+    }
+
+    pub(super) async fn flush(&self, record: AttemptRecord) -> Result<Option<AttemptRecord>, KeeperError> {
+        let Some(pending) = record.pending.clone() else {
+            return Ok(Some(record));
+        };
+        self.deliver(&record, &pending).await?;
+        let mut new = record.clone();
+        new.pending = None;
+        new.written = Position {
+            number: pending.number,
+            previous: Some(pending.digest),
+        };
+        Ok(self.records.advance(&record, &new)?.then_some(new))
+    }
+
+    /// Drives an attempt from where its record stands until it has ended.
+    pub(super) async fn drive(&self, attempt: &Attempt) -> Result<(), KeeperError> {
+        if self.flush(self.attempt_record(attempt)?).await?.is_none() {
+            return Ok(());
+        }
+        let mut admitted: Option<Admitted> = None;
+        let mut pause = POLL_LEAST;
+        let mut lease = tokio::time::Instant::now() + LEASE_EVERY;
+        loop {
+            let mut record = match self.attempt_record(attempt)? {
+                current if current.outcome.is_some() => {
+                    if let Some(AttemptOutcome::Fenced { why }) = &current.outcome {
+                        let letter = self.letter(&current, KeeperMessage::Cancel { reason: why.clone() })?;
+                        self.deliver(&current, &letter).await?;
+                    }
+                    return Ok(());
+                }
+                current => current,
+            };
+            let next = match &admitted {
+                None => self.hello(&record).await?.map(|(new, worker, message)| {
+                    admitted = Some(worker);
+                    (new, message)
+                }),
+                Some(worker) => self.message(&record, worker).await?,
+            };
+            match next {
+                Some((new, message)) => {
+                    pause = POLL_LEAST;
+                    let Some(stepped) = self.step(&record, new, message).await? else {
+                        continue;
+                    };
+                    record = stepped;
+                }
+                None => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(POLL_MOST);
+                }
+            }
+            if admitted.is_some() && record.outcome.is_none() && tokio::time::Instant::now() >= lease {
+                lease = tokio::time::Instant::now() + LEASE_EVERY;
+                let message = KeeperMessage::Lease {
+                    expires: (self.clock)() + LEASE_SECONDS,
+                };
+                let new = record.clone();
+                self.step(&record, new, Some(message)).await?;
+            }
+        }
+    }
+
+    pub(super) fn requirements<'a>(&self, record: &'a AttemptRecord) -> Result<Requirements<'a>, KeeperError> {
+        let definition = self.site_definition(&record.site)?;
+        Ok(Requirements {
+            attempt: &record.attempt,
+            worker: &record.worker,
+            accepted: record.hello.as_ref(),
+            network_closed: definition.network.run == NetworkRule::Deny,
+            files_closed: definition.kind == tidegate_types::files::sites::SiteKind::Private,
+        })
+    }
+
+    /// The hello: for the first time, or read again after a restart.
+    pub(super) async fn hello(
+        &self,
+        record: &AttemptRecord,
+    ) -> Result<Option<(AttemptRecord, Admitted, Option<KeeperMessage>)>, KeeperError> {
+        let wrapped = hex::decode(&record.secret).while_("opening a ticket's secret")?;
+        let secret = self
+            .custody
+            .unwrap_key(&wrapped, &attempt_key(&record.attempt))
+            .await
+            .while_("opening a ticket's secret")?;
+        let mut inbox = Inbox::new(record.attempt.clone(), Side::Keeper);
+        let opened = inbox
+            .hello(self.store(&record.site)?, &secret)
+            .await
+            .map_err(|error| burned(&error))?;
+        let Some(opened) = opened else {
+            if record.phase == Phase::Waiting && (self.clock)() >= record.expires {
+                return Err(refuse(
+                    "ticket-expired",
+                    "waiting for a worker",
+                    "no hello came before the ticket expired",
+                    "look at the driver's log of the job, and start another attempt",
+                )
+                .into());
+            }
+            return Ok(None);
+        };
+        let worker = admit(&self.requirements(record)?, &opened)?;
+        if record.phase != Phase::Waiting {
+            return Ok(Some((record.clone(), worker, None)));
+        }
+        let mut new = record.clone();
+        new.phase = Phase::CodeGranted;
+        new.hello = Some(opened.digest);
+        new.read = Position {
+            number: inbox.number(),
+            previous: inbox.previous(),
+        };
+        let grant = self.grant(record, &worker, &["code"], "code").await?;
+        Ok(Some((new, worker, Some(KeeperMessage::CodeGrant(grant)))))
+    }
+
+    /// The next message of an admitted worker.
+    pub(super) async fn message(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted,
+    ) -> Result<Option<(AttemptRecord, Option<KeeperMessage>)>, KeeperError> {
+        let mut inbox = Inbox::resume(
+            record.attempt.clone(),
+            Side::Keeper,
+            record.read.number,
+            record.read.previous,
+        );
+        let opened = inbox
+            .next::<WorkerMessage>(self.store(&record.site)?, worker.signing_key())
+            .await
+            .map_err(|error| burned(&error))?;
+        let Some(opened) = opened else { return Ok(None) };
+        let mut new = record.clone();
+        new.read = Position {
+            number: inbox.number(),
+            previous: inbox.previous(),
+        };
+        let mut answer = None;
+        match (record.phase, opened.numbered.message) {
+            (Phase::CodeGranted, WorkerMessage::SetupDone { sandbox }) => {
+                new.phase = Phase::DataGranted;
+                answer = Some(self.data_grant(record, worker, &sandbox).await?);
+            }
+            (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Log { sealed }) => {
+                new.log_bytes += self.keep_log(record, "log", &sealed)?;
+            }
+            (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Metric { sealed }) => {
+                new.log_bytes += self.keep_log(record, "metrics", &sealed)?;
+            }
+            (
+                Phase::DataGranted,
+                WorkerMessage::Output {
+                    packing_list,
+                    packing_list_digest,
+                    grant,
+                },
+            ) => {
+                let (folder, bytes) = self
+                    .receive_output(record, worker, &packing_list, &packing_list_digest, &grant)
+                    .await?;
+                new.phase = Phase::OutputReceived;
+                new.output = Some(folder);
+                new.output_bytes = bytes;
+            }
+            (Phase::OutputReceived, WorkerMessage::Finished { seconds }) => {
+                self.accept(record, &mut new, seconds)?;
+            }
+            (
+                _,
+                WorkerMessage::Failed {
+                    stage,
+                    reason,
+                    exit_code,
+                },
+            ) => {
+                let code = exit_code.map_or(String::new(), |code| format!(" (exit code {code})"));
+                new.outcome = Some(AttemptOutcome::Failed {
+                    stage,
+                    reason: format!("{reason}{code}"),
+                });
+            }
+            _ => {
+                return Err(refuse(
+                    "message-order",
+                    "reading a worker's message",
+                    "it does not belong to this phase of the attempt",
+                    "start another attempt",
+                )
+                .into());
+            }
+        }
+        Ok(Some((new, answer)))
+    }
+}
+
+/// A mailbox that does not fit is no accident: the attempt is over.
+fn burned(error: &MailboxError) -> KeeperError {
+    if error.is_transient() {
+        return KeeperError::failed("reading a worker's mailbox", error);
+    }
+    refuse(
+        "mailbox-tampered",
+        "reading a worker's mailbox",
+        format!("{error}; the attempt is burned"),
+        "start another attempt, and look for who else wrote into the mailbox",
+    )
+    .into()
+}

@@ -1,0 +1,103 @@
+//! Grants: data keys for an admitted worker, after policy was asked once more.
+
+use tidegate_contracts::journal::Batch;
+use tidegate_seal::dsse::payload_digest;
+use tidegate_types::event::EventType;
+use tidegate_types::message::{Grant, GrantedArtifact, KeeperMessage, SandboxEvidence};
+
+use super::LEASE_SECONDS;
+use crate::admission::{Admitted, release_key, still_enforced};
+use crate::error::{KeeperError, While, refuse};
+use crate::permits::{Release, Wanted};
+use crate::records::{AttemptRecord, attempt_key};
+use crate::service::Keeper;
+
+impl Keeper {
+    pub(super) async fn data_grant(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted,
+        sandbox: &SandboxEvidence,
+    ) -> Result<KeeperMessage, KeeperError> {
+        still_enforced(&self.requirements(record)?, sandbox)?;
+        let names: Vec<&str> = record
+            .inputs
+            .keys()
+            .map(String::as_str)
+            .filter(|name| *name != "code")
+            .collect();
+        Ok(KeeperMessage::DataGrant(
+            self.grant(record, worker, &names, "train").await?,
+        ))
+    }
+
+    /// Asks policy once more, and seals the keys of `names` to the worker.
+    pub(super) async fn grant(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted,
+        names: &[&str],
+        standing: &str,
+    ) -> Result<Grant, KeeperError> {
+        let granting = "granting keys";
+        let missing = || KeeperError::failed(granting, "an input has no permit");
+        let prepared = self
+            .records
+            .prepared(&record.attempt.run)?
+            .ok_or_else(|| KeeperError::failed(granting, "the run was not prepared"))?;
+        let mut artifacts = Vec::new();
+        for name in names {
+            let permit = self.permit_record(record.inputs.get(*name).ok_or_else(missing)?)?;
+            if permit.expires <= (self.clock)() {
+                return Err(refuse(
+                    "permit-expired",
+                    granting,
+                    "the permit has expired",
+                    "ask for a new permit",
+                )
+                .into());
+            }
+            let wanted = Wanted {
+                run: &permit.run,
+                task: &permit.task,
+                artifact: &permit.artifact,
+                to: &permit.to,
+                worker: Some(record.worker),
+            };
+            let pipeline = self.prepared_pipeline(&permit.run)?;
+            self.allowed(&wanted, &pipeline, prepared.pipeline, Release::Key(&permit))?;
+            let crossing = self.records.crossing(&permit.id)?.ok_or_else(missing)?;
+            let key = self.data_key(&permit).await?;
+            artifacts.push(GrantedArtifact {
+                input: (*name).to_owned(),
+                artifact: permit.artifact,
+                packing_list: crossing.packing_list,
+                packing_list_digest: crossing.packing_list_digest,
+                key_commitment: key.commitment(),
+                sealed_key: release_key(worker, &key)?,
+                permit_envelope: permit.envelope,
+            });
+        }
+        let permit = self.permit_record(record.inputs.get(standing).ok_or_else(missing)?)?;
+        let now = (self.clock)();
+        let leaf = self.event(
+            EventType::Granted,
+            &record.attempt.run,
+            &[("permit", permit.id.as_str()), ("task", record.attempt.task.as_str())],
+            &[("hello", *worker.hello())],
+        )?;
+        let key = format!("grant/{}/{standing}", attempt_key(&record.attempt));
+        self.records.commit(&Batch::default().leaf(&key, leaf))?;
+        Ok(Grant {
+            hello: *worker.hello(),
+            permit: permit.id,
+            permit_digest: payload_digest(&permit.envelope).while_(granting)?,
+            artifacts,
+            output_recipient: self.keys.identity.recipient(),
+            job: record.job.clone(),
+            permit_envelope: permit.envelope,
+            expires: permit.expires,
+            lease: now + LEASE_SECONDS,
+        })
+    }
+}

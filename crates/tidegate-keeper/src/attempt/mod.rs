@@ -1,0 +1,318 @@
+//! One worker, from its ticket to its output.
+//!
+//! ```text
+//!   Waiting ──hello──▶ CodeGranted ──setup done──▶ DataGranted ──output──▶ OutputReceived ──finished──▶ accepted
+//!      └───────────────── refused, failed, fenced ──────────────┘
+//! ```
+//!
+//! Each arrow is one journal transaction that holds the new phase and the letter that goes with it;
+//! the letter is delivered afterwards, and again after a crash. Fencing is a transaction on the same
+//! entry, so an output is accepted before the fence or not at all.
+
+mod drive;
+mod grant;
+mod output;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_contracts::journal::Batch;
+use tidegate_seal::random::random_bytes;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::EventType;
+use tidegate_types::files::Pipeline;
+use tidegate_types::files::sites::NetworkRule;
+use tidegate_types::ids::{PermitId, SiteName};
+use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
+use tidegate_types::label::Label;
+use tidegate_types::message::{Attempt, Job, Ticket};
+
+use crate::error::{KeeperError, While, refuse};
+use crate::permits::{OUTPUT_BYTES, Wanted};
+use crate::records::{AttemptRecord, Phase, Position, attempt_key, value};
+use crate::service::Keeper;
+
+/// How long a ticket is good for a hello, in seconds.
+const TICKET_SECONDS: u64 = 600;
+/// How long a lease lasts, and how often it is renewed.
+const LEASE_SECONDS: u64 = 30;
+const LEASE_EVERY: Duration = Duration::from_secs(5);
+/// Between two looks into a mailbox.
+const POLL_LEAST: Duration = Duration::from_millis(4);
+const POLL_MOST: Duration = Duration::from_millis(64);
+
+impl Keeper {
+    pub(crate) async fn start_attempt(
+        self: &Arc<Self>,
+        attempt: &Attempt,
+        text: &PipelineText,
+        site: &SiteName,
+        worker: Digest,
+        permits: &BTreeMap<String, PermitId>,
+    ) -> Result<ReplyBody, KeeperError> {
+        let record = match self.records.attempt(attempt)? {
+            Some(record) => record,
+            None => self.new_attempt(attempt, text, site, worker, permits).await?,
+        };
+        let wrapped = hex::decode(&record.secret).while_("opening a ticket's secret")?;
+        let secret = self
+            .custody
+            .unwrap_key(&wrapped, &attempt_key(attempt))
+            .await
+            .while_("opening a ticket's secret")?;
+        self.watch(attempt.clone());
+        Ok(ReplyBody::Ticket {
+            ticket: Ticket {
+                attempt: attempt.clone(),
+                site: record.site.clone(),
+                store: self.site_definition(&record.site)?.store.clone(),
+                organisation: self.sites.organisation.clone(),
+                secret: hex::encode(secret),
+                worker: record.worker,
+                owner: self.site.clone(),
+                owner_key: self.keys.signing.public().to_base64(),
+                expires: record.expires,
+            },
+        })
+    }
+
+    async fn new_attempt(
+        &self,
+        attempt: &Attempt,
+        text: &PipelineText,
+        site: &SiteName,
+        worker: Digest,
+        permits: &BTreeMap<String, PermitId>,
+    ) -> Result<AttemptRecord, KeeperError> {
+        let starting = "starting an attempt";
+        let (pipeline, digest) = self.pipeline(text)?;
+        let prepared = self.prepared_record(&attempt.run, digest)?;
+        self.may_begin(attempt)?;
+        let mut inputs = BTreeMap::new();
+        let mut label = Label::public();
+        for (name, artifact) in &prepared.inputs {
+            let permit = match permits.get(name) {
+                Some(permit) => self.permit_record(permit)?,
+                None if *site == self.site => {
+                    let wanted = Wanted {
+                        run: &attempt.run,
+                        task: &attempt.task,
+                        artifact,
+                        to: site,
+                        worker: Some(worker),
+                    };
+                    let record = self.home_permit(&wanted, &pipeline, digest).await?;
+                    if self.records.crossing(&record.id)?.is_none() {
+                        self.cross(&record).await?;
+                    }
+                    record
+                }
+                None => {
+                    return Err(refuse(
+                        "permit-missing",
+                        format!("giving `{name}` to a worker on site `{site}`"),
+                        "there is no permit for it",
+                        "ask for a permit first",
+                    )
+                    .into());
+                }
+            };
+            let fits = permit.run == attempt.run
+                && permit.task == attempt.task
+                && permit.artifact == *artifact
+                && permit.to == *site
+                && permit.worker == Some(worker)
+                && permit.expires > (self.clock)();
+            if !fits || self.records.crossing(&permit.id)?.is_none() {
+                return Err(refuse(
+                    "permit-other-artifact",
+                    format!("giving `{name}` to a worker on site `{site}`"),
+                    "its permit is for another run, task, artifact, site or program, has expired, or nothing was sent under it",
+                    "ask for a permit for exactly this, and send under it",
+                )
+                .into());
+            }
+            label = label.join(&self.artifact_record(artifact)?.manifest.label);
+            inputs.insert(name.clone(), permit.id);
+        }
+        let secret: [u8; 32] = random_bytes().while_(starting)?;
+        let wrapped = self
+            .custody
+            .wrap(&secret, &attempt_key(attempt))
+            .await
+            .while_(starting)?;
+        let record = AttemptRecord {
+            attempt: attempt.clone(),
+            site: site.clone(),
+            worker,
+            secret: hex::encode(wrapped),
+            expires: (self.clock)() + TICKET_SECONDS,
+            inputs,
+            job: self.job(&pipeline, site)?,
+            label,
+            phase: Phase::Waiting,
+            hello: None,
+            read: Position::default(),
+            written: Position::default(),
+            pending: None,
+            output: None,
+            output_bytes: 0,
+            log_bytes: 0,
+            outcome: None,
+        };
+        let leaf = self.event(
+            EventType::AttemptStarted,
+            &attempt.run,
+            &[("task", attempt.task.as_str()), ("site", site.as_str())],
+            &[("worker", worker)],
+        )?;
+        let key = attempt_key(attempt);
+        self.records.commit(
+            &Batch::default()
+                .create("attempts", &key, value(&record)?)
+                .leaf(&format!("attempt/{key}"), leaf),
+        )?;
+        Ok(record)
+    }
+
+    /// Of one task at most one output counts: an attempt begins only when every earlier one has
+    /// ended without an output or was fenced.
+    fn may_begin(&self, attempt: &Attempt) -> Result<(), KeeperError> {
+        let fence: u32 = self.records.get("fences", &fence_key(attempt))?.unwrap_or(0);
+        let earlier = self.records.attempts_of(attempt)?;
+        let open = earlier.iter().any(|record| record.outcome.is_none());
+        let accepted = earlier
+            .iter()
+            .any(|record| matches!(record.outcome, Some(AttemptOutcome::Accepted { .. })));
+        let why = if attempt.attempt <= fence {
+            "it was fenced before"
+        } else if open {
+            "an earlier attempt has not ended"
+        } else if accepted {
+            "the output of an earlier attempt was accepted"
+        } else {
+            return Ok(());
+        };
+        Err(refuse(
+            "fenced",
+            format!("starting attempt {} of `{}`", attempt.attempt, attempt.task),
+            why,
+            "fence the earlier attempt, and start a later one",
+        )
+        .into())
+    }
+
+    /// What the worker will run, from the pipeline and the site alone.
+    fn job(&self, pipeline: &Pipeline, site: &SiteName) -> Result<Job, KeeperError> {
+        let definition = self.site_definition(site)?;
+        let run = match (&pipeline.train.trainer, &pipeline.train.run) {
+            (Some(_), _) => "\"$TIDEGATE_TRAINER\" trainer".to_owned(),
+            (None, Some(run)) => run.clone(),
+            (None, None) => return Err(KeeperError::failed("making the job", "the pipeline trains nothing")),
+        };
+        Ok(Job {
+            setup: pipeline.train.setup.clone().unwrap_or_default(),
+            run,
+            environment: pipeline.train.envs.clone(),
+            target: pipeline.prepare.target.clone(),
+            setup_network: definition.network.setup == NetworkRule::Allow,
+            run_network: definition.network.run == NetworkRule::Allow,
+            memory_bytes: definition.compute.as_ref().map_or(0, |compute| compute.memory.0),
+            seconds: pipeline.deadline.map_or(0, |deadline| deadline.0),
+            output_bytes: OUTPUT_BYTES / 4,
+        })
+    }
+
+    /// How the attempt ended, once it has.
+    pub(crate) async fn await_attempt(self: &Arc<Self>, attempt: &Attempt) -> Result<ReplyBody, KeeperError> {
+        self.watch(attempt.clone());
+        let mut pause = POLL_LEAST;
+        loop {
+            let record = self.attempt_record(attempt)?;
+            if let Some(outcome) = record.outcome {
+                return Ok(ReplyBody::AttemptEnded { outcome });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL_MOST);
+        }
+    }
+
+    fn attempt_record(&self, attempt: &Attempt) -> Result<AttemptRecord, KeeperError> {
+        self.records
+            .attempt(attempt)?
+            .ok_or_else(|| KeeperError::failed("following an attempt", "this keeper made no ticket for it"))
+    }
+
+    pub(crate) fn fence(&self, attempt: &Attempt, why: &str) -> Result<ReplyBody, KeeperError> {
+        loop {
+            let Some(record) = self.records.attempt(attempt)? else {
+                self.records.put("fences", &fence_key(attempt), &attempt.attempt)?;
+                return Ok(ReplyBody::AttemptEnded {
+                    outcome: AttemptOutcome::Fenced { why: why.to_owned() },
+                });
+            };
+            if let Some(outcome) = record.outcome {
+                return Ok(ReplyBody::AttemptEnded { outcome });
+            }
+            let outcome = AttemptOutcome::Fenced { why: why.to_owned() };
+            let mut new = record.clone();
+            new.outcome = Some(outcome.clone());
+            let leaf = self.event(
+                EventType::Fenced,
+                &attempt.run,
+                &[("task", attempt.task.as_str()), ("why", why)],
+                &[],
+            )?;
+            let key = attempt_key(attempt);
+            let batch = Batch::default()
+                .replace("attempts", &key, Some(value(&record)?), value(&new)?)
+                .set("fences", &fence_key(attempt), value(&attempt.attempt)?)
+                .leaf(&format!("fence/{key}"), leaf);
+            if self.records.commit_if(&batch)? {
+                return Ok(ReplyBody::AttemptEnded { outcome });
+            }
+        }
+    }
+
+    /// Follows an attempt in the background until it has ended; once, however often it is asked.
+    pub(crate) fn watch(self: &Arc<Self>, attempt: Attempt) {
+        let Ok(mut watched) = self.watched.lock() else { return };
+        if watched.insert(attempt.clone()) {
+            let keeper = Arc::clone(self);
+            tokio::spawn(async move { keeper.follow(&attempt).await });
+        }
+    }
+
+    async fn follow(&self, attempt: &Attempt) {
+        let mut failures = 0_u32;
+        loop {
+            match self.drive(attempt).await {
+                Ok(()) => break,
+                Err(KeeperError::Refused(refusal)) => {
+                    tracing::warn!(run = %attempt.run, task = %attempt.task, attempt = attempt.attempt, rule = %refusal.rule, "attempt refused");
+                    let reason = refusal.to_string();
+                    self.record_refusal(&attempt.run, &refusal.rule);
+                    if self.end_badly(attempt, "admission", &reason).await.is_ok() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(run = %attempt.run, task = %attempt.task, attempt = attempt.attempt, %error, "attempt interrupted");
+                    if failures > 20 && self.end_badly(attempt, "keeper", &error.to_string()).await.is_ok() {
+                        break;
+                    }
+                }
+            }
+            tokio::time::sleep(POLL_MOST * failures.clamp(1, 20)).await;
+        }
+        if let Ok(mut watched) = self.watched.lock() {
+            watched.remove(attempt);
+        }
+    }
+}
+
+fn fence_key(attempt: &Attempt) -> String {
+    format!("{}.{}", attempt.run, attempt.task)
+}

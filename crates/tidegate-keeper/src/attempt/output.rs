@@ -1,0 +1,156 @@
+//! What comes home: logs, and the one output.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tidegate_contracts::store::ObjectName;
+use tidegate_seal::digest::canonical_digest;
+use tidegate_seal::dsse::payload_digest;
+use tidegate_seal::key::DataKey;
+use tidegate_seal::{envelope, packing};
+use tidegate_transfer::{Description, Expected, TransferError, receive};
+use tidegate_types::artifact::ArtifactKind;
+use tidegate_types::digest::Digest;
+use tidegate_types::keeper::AttemptOutcome;
+
+use crate::admission::Admitted;
+use crate::error::{KeeperError, While, refuse};
+use crate::home::{no_evidence, task};
+use crate::permits::LOG_BYTES;
+use crate::records::{AttemptRecord, attempt_key};
+use crate::service::Keeper;
+
+impl Keeper {
+    /// Opens a piece of log and appends it to the attempt's file on this site.
+    pub(super) fn keep_log(&self, record: &AttemptRecord, kind: &str, sealed: &str) -> Result<u64, KeeperError> {
+        use std::io::Write;
+
+        let keeping = "keeping a worker's log";
+        let bytes = STANDARD.decode(sealed).while_(keeping)?;
+        let plain = envelope::open(&self.keys.identity, &bytes).while_(keeping)?;
+        if record.log_bytes.saturating_add(plain.len() as u64) > LOG_BYTES {
+            return Ok(0);
+        }
+        let folder = self.folder.join("logs").join(record.attempt.run.as_str());
+        std::fs::create_dir_all(&folder).while_(keeping)?;
+        let name = format!("{}-{}.{kind}", record.attempt.task, record.attempt.attempt);
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join(name))
+            .while_(keeping)?;
+        file.write_all(&plain).while_(keeping)?;
+        Ok(plain.len() as u64)
+    }
+
+    pub(super) async fn receive_output(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted,
+        packing_list: &str,
+        packing_list_digest: &Digest,
+        grant: &str,
+    ) -> Result<(PathBuf, u64), KeeperError> {
+        let receiving = "receiving a worker's output";
+        let permit = record
+            .inputs
+            .get("train")
+            .ok_or_else(|| KeeperError::failed(receiving, "the attempt has no permit for it"))?;
+        let permit = self.permit_record(permit)?;
+        let sealed = STANDARD.decode(grant).while_(receiving)?;
+        let raw = envelope::open(&self.keys.identity, &sealed).while_(receiving)?;
+        let raw: [u8; 32] = raw
+            .as_slice()
+            .try_into()
+            .map_err(|_| KeeperError::failed(receiving, "the data key has a wrong length"))?;
+        let packing_list = ObjectName::new(packing_list).while_(receiving)?;
+        let expected = Expected {
+            packing_list: &packing_list,
+            packing_list_digest,
+            sender: worker.signing_key(),
+            organisation: &self.sites.organisation,
+            artifact: None,
+            permit: &permit.id,
+            permit_digest: &payload_digest(&permit.envelope).while_(receiving)?,
+            to: &self.site,
+            key_commitment: None,
+            byte_limit: record.job.output_bytes,
+        };
+        let models = PathBuf::from("models");
+        std::fs::create_dir_all(self.folder.join(&models)).while_(receiving)?;
+        let folder = models.join(attempt_key(&record.attempt));
+        let received = receive(
+            &expected,
+            self.store(&record.site)?,
+            &DataKey::from_bytes(raw),
+            &self.folder.join(&folder),
+        )
+        .await
+        .map_err(|error| refused_output(receiving, error))?;
+        if !received.manifest.label.flows_to(&record.label) {
+            return Err(refuse(
+                "label-above-slot",
+                receiving,
+                "it carries a label above the slot's",
+                "let the worker label its output as its inputs",
+            )
+            .into());
+        }
+        Ok((folder, received.bytes))
+    }
+
+    /// Accepts the received output as the task's only one.
+    pub(super) fn accept(
+        &self,
+        record: &AttemptRecord,
+        new: &mut AttemptRecord,
+        seconds: u64,
+    ) -> Result<(), KeeperError> {
+        let accepting = "accepting a worker's output";
+        let folder = record
+            .output
+            .clone()
+            .ok_or_else(|| KeeperError::failed(accepting, "there is none"))?;
+        let prepared = self
+            .records
+            .prepared(&record.attempt.run)?
+            .ok_or_else(|| KeeperError::failed(accepting, "the run was not prepared"))?;
+        let description = Description {
+            kind: ArtifactKind::Model,
+            name: format!("{}/model", record.attempt.task),
+            organisation: self.sites.organisation.clone(),
+            owner: self.site.clone(),
+            label: record.label.clone(),
+            lowered_from: None,
+            columns: Vec::new(),
+            lineage: prepared.inputs.values().copied().collect(),
+            task: task(record.attempt.task.as_str())?,
+            step_key: canonical_digest(&(&prepared.inputs, &record.job, &record.worker)).while_(accepting)?,
+        };
+        let model = self.describe(&self.folder.join(&folder), description, no_evidence(), "model")?;
+        let artifact = packing::manifest_digest(&model.manifest).while_(accepting)?;
+        self.records.put_artifact(&artifact, &model)?;
+        new.outcome = Some(AttemptOutcome::Accepted {
+            model: model.summary(artifact),
+            seconds,
+            bytes: record.output_bytes,
+        });
+        Ok(())
+    }
+}
+
+/// What store and disk do may pass; an output that is not what its worker signed never will.
+fn refused_output(receiving: &str, error: TransferError) -> KeeperError {
+    match error {
+        TransferError::Store { .. } | TransferError::Local { .. } => KeeperError::failed(receiving, error),
+        TransferError::Refused(refusal) => refusal.into(),
+        other => refuse(
+            "output-tampered",
+            receiving,
+            other.to_string(),
+            "start another attempt, and look for who else writes into the site's store",
+        )
+        .into(),
+    }
+}

@@ -1,0 +1,101 @@
+//! Sending what a permit allows.
+
+use tidegate_seal::key::DataKey;
+use tidegate_transfer::{Crossing, PermitCheck, Permitted, send};
+use tidegate_types::ids::PermitId;
+use tidegate_types::keeper::ReplyBody;
+
+use crate::error::{KeeperError, While, refuse};
+use crate::records::{CrossingRecord, PermitRecord};
+use crate::service::Keeper;
+
+/// Shards that are sealed and sent at the same time.
+const SHARDS_IN_FLIGHT: usize = 2;
+
+impl Keeper {
+    /// The permit with this id, or a refusal.
+    pub(crate) fn permit_record(&self, permit: &PermitId) -> Result<PermitRecord, KeeperError> {
+        self.records.permit(permit)?.ok_or_else(|| {
+            KeeperError::Refused(refuse(
+                "permit-missing",
+                format!("using permit `{permit}`"),
+                "this keeper did not sign it",
+                "ask for a permit first",
+            ))
+        })
+    }
+
+    /// The data key of a permit's crossing.
+    pub(crate) async fn data_key(&self, record: &PermitRecord) -> Result<DataKey, KeeperError> {
+        let opening = "opening a data key";
+        let wrapped = hex::decode(&record.wrapped_key).while_(opening)?;
+        let key = self
+            .custody
+            .unwrap_key(&wrapped, record.id.as_str())
+            .await
+            .while_(opening)?;
+        Ok(DataKey::from_bytes(key))
+    }
+
+    pub(crate) async fn send(&self, permit: &PermitId) -> Result<ReplyBody, KeeperError> {
+        let record = self.permit_record(permit)?;
+        let crossing = match self.records.crossing(permit)? {
+            Some(crossing) => crossing,
+            None => self.cross(&record).await?,
+        };
+        Ok(ReplyBody::Sent {
+            packing_list: crossing.packing_list,
+            packing_list_digest: crossing.packing_list_digest,
+            objects: crossing.objects,
+            bytes: crossing.bytes,
+        })
+    }
+
+    /// Seals and sends one artifact under its permit, and records what was sent.
+    pub(crate) async fn cross(&self, record: &PermitRecord) -> Result<CrossingRecord, KeeperError> {
+        let artifact = self.artifact_record(&record.artifact)?;
+        let (from, to) = (self.reference(&self.site)?, self.reference(&record.to)?);
+        let public = self.keys.signing.public();
+        let check = PermitCheck {
+            owner: &public,
+            organisation: &self.sites.organisation,
+            from: &from,
+            to: &to,
+            run: &record.run,
+            now: (self.clock)(),
+            revocation_epoch: 0,
+        };
+        let permitted = Permitted::verify(&check, &record.envelope, artifact.manifest)?;
+        let key = self.data_key(record).await?;
+        let source = self.folder.join(&artifact.folder);
+        let state = self.folder.join("transfers").join(record.id.as_str());
+        let sent = send(
+            &permitted,
+            &Crossing {
+                source: &source,
+                store: self.store(&record.to)?,
+                signer: &self.keys.signing,
+                data_key: &key,
+                digest_key: &self.keys.digest,
+                state: &state,
+                shards_in_flight: SHARDS_IN_FLIGHT,
+                progress: &|_| {},
+            },
+        )
+        .await
+        .while_(&format!(
+            "sending artifact {} to site `{}`",
+            record.artifact.short(),
+            record.to
+        ))?;
+        let crossing = CrossingRecord {
+            packing_list: sent.packing_list.to_string(),
+            packing_list_digest: sent.packing_list_digest,
+            objects: sent.objects,
+            bytes: sent.bytes,
+        };
+        self.records.put("crossings", record.id.as_str(), &crossing)?;
+        tracing::info!(permit = %record.id, site = %record.to, bytes = crossing.bytes, "sent");
+        Ok(crossing)
+    }
+}

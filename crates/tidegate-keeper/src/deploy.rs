@@ -1,0 +1,170 @@
+//! Putting a bundle where a site serves it: a copy at home, a signed release record elsewhere.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use tidegate_contracts::store::{ObjectName, StoreError};
+use tidegate_seal::dsse;
+use tidegate_seal::envelope::seal_to;
+use tidegate_types::files::Pipeline;
+use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName};
+use tidegate_types::keeper::{PipelineText, ReplyBody};
+use tidegate_types::release::{ENROLMENT_OBJECT, Enrolment, RELEASE_FORMAT, RELEASE_PAYLOAD, ReleaseRecord};
+use tidegate_types::to_canonical_json;
+
+use crate::error::{KeeperError, While, refuse};
+use crate::home::task;
+use crate::permits::{Release, Wanted};
+use crate::records::{ArtifactRecord, PermitRecord};
+use crate::service::Keeper;
+
+impl Keeper {
+    pub(crate) async fn deploy(
+        &self,
+        run: &RunId,
+        text: &PipelineText,
+        bundle: &ArtifactId,
+        to: &SiteName,
+        permit: Option<&PermitId>,
+    ) -> Result<ReplyBody, KeeperError> {
+        let (pipeline, digest) = self.pipeline(text)?;
+        let record = self.artifact_record(bundle)?;
+        let version = record
+            .manifest
+            .name
+            .rsplit('/')
+            .next()
+            .and_then(|version| version.parse::<u64>().ok())
+            .ok_or_else(|| KeeperError::failed("deploying a bundle", "its name has no version"))?;
+        match permit {
+            None if *to == self.site => self.deploy_at_home(&pipeline, &record, version)?,
+            None => {
+                return Err(refuse(
+                    "permit-missing",
+                    format!("deploying bundle {} to site `{to}`", bundle.short()),
+                    "it leaves this site, and there is no permit",
+                    "ask for a permit first",
+                )
+                .into());
+            }
+            Some(permit) => {
+                let wanted = Wanted {
+                    run,
+                    task: &task(&format!("deploy-{to}"))?,
+                    artifact: bundle,
+                    to,
+                    worker: None,
+                };
+                let permit = self.permit_record(permit)?;
+                self.allowed(&wanted, &pipeline, digest, Release::Key(&permit))?;
+                self.publish(&pipeline, bundle, version, to, &permit).await?;
+            }
+        }
+        Ok(ReplyBody::Deployed { site: to.clone() })
+    }
+
+    fn deploy_at_home(&self, pipeline: &Pipeline, record: &ArtifactRecord, version: u64) -> Result<(), KeeperError> {
+        let deploying = "deploying a bundle at home";
+        let models = self.folder.join("serve").join("models").join(pipeline.name.as_str());
+        let target = models.join(version.to_string());
+        if target.exists() {
+            return Ok(());
+        }
+        let temporary = models.join(format!(".new-{version}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&temporary);
+        std::fs::create_dir_all(&temporary).while_(deploying)?;
+        for file in &record.manifest.files {
+            let from = self.folder.join(&record.folder).join(&file.path);
+            std::fs::copy(from, temporary.join(&file.path)).while_(deploying)?;
+        }
+        match std::fs::rename(&temporary, &target) {
+            Err(error) if !target.exists() => Err(KeeperError::failed(deploying, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the signed release record into the site's store, with the data key sealed to the site.
+    async fn publish(
+        &self,
+        pipeline: &Pipeline,
+        bundle: &ArtifactId,
+        version: u64,
+        to: &SiteName,
+        permit: &PermitRecord,
+    ) -> Result<(), KeeperError> {
+        let publishing = "publishing a release";
+        let crossing = self.records.crossing(&permit.id)?;
+        let (Some(crossing), true) = (crossing, permit.artifact == *bundle && permit.to == *to) else {
+            return Err(refuse(
+                "permit-other-artifact",
+                format!("publishing bundle {} at site `{to}`", bundle.short()),
+                "the permit is for something else, or nothing was sent under it",
+                "send the bundle under its own permit first",
+            )
+            .into());
+        };
+        let store = self.store(to)?;
+        let recipient = self.recipient(to).await?;
+        let key = self.data_key(permit).await?;
+        let sealed = seal_to(&recipient, key.expose()).while_(publishing)?;
+        let record = ReleaseRecord {
+            format: RELEASE_FORMAT.to_owned(),
+            organisation: self.sites.organisation.clone(),
+            owner: self.site.clone(),
+            site: to.clone(),
+            model: pipeline.name.clone(),
+            version,
+            bundle: *bundle,
+            permit: permit.envelope.clone(),
+            packing_list: crossing.packing_list,
+            packing_list_digest: crossing.packing_list_digest,
+            key_commitment: key.commitment(),
+            sealed_key: STANDARD.encode(sealed),
+        };
+        let payload = to_canonical_json(&record).while_(publishing)?;
+        let envelope = dsse::sign(&self.keys.signing, RELEASE_PAYLOAD, &payload);
+        let body = dsse::to_bytes(&envelope).while_(publishing)?;
+        let object = ObjectName::new(ReleaseRecord::object(&pipeline.name, version)).while_(publishing)?;
+        match store.put_new(&object, Bytes::from(body)).await {
+            Ok(()) => Ok(()),
+            Err(StoreError::AlreadyExists(_)) => {
+                let there = store.get(&object, 1 << 20).await.while_(publishing)?;
+                let envelope = dsse::from_bytes(&there).while_(publishing)?;
+                let payload = dsse::open(&envelope, RELEASE_PAYLOAD, &self.keys.signing.public()).while_(publishing)?;
+                let there: ReleaseRecord = serde_json::from_slice(&payload).while_(publishing)?;
+                if there.bundle == *bundle && there.site == *to {
+                    Ok(())
+                } else {
+                    Err(KeeperError::failed(
+                        publishing,
+                        "another release has this version already",
+                    ))
+                }
+            }
+            Err(error) => Err(KeeperError::failed(publishing, error)),
+        }
+    }
+
+    /// The site's recipient, pinned when it was seen first.
+    async fn recipient(&self, site: &SiteName) -> Result<String, KeeperError> {
+        let reading = "reading a site's enrolment";
+        let object = ObjectName::new(ENROLMENT_OBJECT).while_(reading)?;
+        let bytes = self.store(site)?.get(&object, 4096).await.while_(reading)?;
+        let enrolment: Enrolment = serde_json::from_slice(&bytes).while_(reading)?;
+        let pinned: Option<String> = self.records.get("recipients", site.as_str())?;
+        match pinned {
+            Some(pinned) if pinned == enrolment.recipient => Ok(pinned),
+            None if enrolment.site == *site => {
+                self.records.put("recipients", site.as_str(), &enrolment.recipient)?;
+                Ok(enrolment.recipient)
+            }
+            _ => Err(refuse(
+                "recipient-changed",
+                format!("sealing a key to site `{site}`"),
+                "the site publishes another recipient than the one that was seen first",
+                "restore the site's keys, or give the rebuilt site a new name in sites.yaml",
+            )
+            .into()),
+        }
+    }
+}

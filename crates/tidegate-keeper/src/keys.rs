@@ -1,0 +1,166 @@
+//! The keys of a private site. They are made once, kept in one file that only custody can open, and
+//! never leave the site.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tidegate_contracts::custody::Custody;
+use tidegate_contracts::stage::StageKeys;
+use tidegate_seal::envelope::Identity;
+use tidegate_seal::random::random_bytes;
+use tidegate_seal::shard::{open_shard, seal_shard};
+use tidegate_seal::sign::SigningKey;
+use tidegate_types::artifact::ShardKey;
+use tidegate_types::ids::SiteName;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::error::{KeeperError, While};
+
+/// Everything that a keeper signs, opens and decides with.
+pub struct SiteKeys {
+    /// Signs permits, grants, packing lists, bundles, replies and cosigns checkpoints.
+    pub signing: SigningKey,
+    /// Opens what workers send home.
+    pub identity: Identity,
+    /// Keys the digests of file contents in manifests.
+    pub digest: [u8; 32],
+    /// What the stages decide with.
+    pub stages: StageKeys,
+}
+
+impl std::fmt::Debug for SiteKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SiteKeys([secret])")
+    }
+}
+
+/// The keys as they stand inside the sealed file.
+#[derive(Serialize, Deserialize)]
+struct Plain {
+    signing: [u8; 32],
+    identity: String,
+    digest: [u8; 32],
+    split: [u8; 32],
+    values: [u8; 32],
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        self.signing.zeroize();
+        self.identity.zeroize();
+        self.digest.zeroize();
+        self.split.zeroize();
+        self.values.zeroize();
+    }
+}
+
+/// The file: a shard whose key is wrapped by custody.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    format: String,
+    shard: String,
+    plaintext_bytes: u64,
+    wrapped_key: String,
+    sealed: String,
+}
+
+const FORMAT: &str = "tidegate.site-keys.v1";
+
+impl SiteKeys {
+    /// Opens the site's keys in `file`, or makes them when there is no such file yet.
+    ///
+    /// # Errors
+    /// When custody is out of reach or has another key, or the file cannot be read or written. A
+    /// file that cannot be opened is never replaced.
+    pub async fn open(file: &Path, custody: &dyn Custody, site: &SiteName) -> Result<Self, KeeperError> {
+        let context = format!("tidegate site keys of {site}");
+        match tokio::fs::read(file).await {
+            Ok(bytes) => Self::read(&bytes, custody, &context).await,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let bytes = Self::create(custody, &context).await?;
+                write_private_file(file, &bytes).while_("writing the site's keys")?;
+                let bytes = tokio::fs::read(file).await.while_("reading the site's keys")?;
+                Self::read(&bytes, custody, &context).await
+            }
+            Err(error) => Err(KeeperError::failed("reading the site's keys", error)),
+        }
+    }
+
+    async fn create(custody: &dyn Custody, context: &str) -> Result<Vec<u8>, KeeperError> {
+        let making = "making the site's keys";
+        let plain = Plain {
+            signing: random_bytes().while_(making)?,
+            identity: Identity::generate().secret().to_string(),
+            digest: random_bytes().while_(making)?,
+            split: random_bytes().while_(making)?,
+            values: random_bytes().while_(making)?,
+        };
+        let text = Zeroizing::new(serde_json::to_vec(&plain).while_(making)?);
+        let (sealed, key) = seal_shard(&text, context).while_(making)?;
+        let mut raw = Zeroizing::new([0_u8; 32]);
+        hex::decode_to_slice(&key.key, raw.as_mut()).while_(making)?;
+        let file = KeyFile {
+            format: FORMAT.to_owned(),
+            shard: key.id.clone(),
+            plaintext_bytes: key.plaintext_bytes,
+            wrapped_key: hex::encode(custody.wrap(&raw, context).await.while_(making)?),
+            sealed: hex::encode(sealed),
+        };
+        serde_json::to_vec_pretty(&file).while_(making)
+    }
+
+    async fn read(bytes: &[u8], custody: &dyn Custody, context: &str) -> Result<Self, KeeperError> {
+        let opening = "opening the site's keys";
+        let file: KeyFile = serde_json::from_slice(bytes).while_(opening)?;
+        if file.format != FORMAT {
+            return Err(KeeperError::failed(opening, "the file has an unknown format"));
+        }
+        let wrapped = hex::decode(&file.wrapped_key).while_(opening)?;
+        let raw = Zeroizing::new(custody.unwrap_key(&wrapped, context).await.while_(opening)?);
+        let key = ShardKey {
+            id: file.shard,
+            key: hex::encode(*raw),
+            plaintext_bytes: file.plaintext_bytes,
+            zstd: false,
+        };
+        let sealed = hex::decode(&file.sealed).while_(opening)?;
+        let text = Zeroizing::new(open_shard(&sealed, &key, context).while_(opening)?);
+        let plain: Plain = serde_json::from_slice(&text).while_(opening)?;
+        Ok(Self {
+            signing: SigningKey::from_seed(&plain.signing).while_(opening)?,
+            identity: Identity::from_secret(&plain.identity).while_(opening)?,
+            digest: plain.digest,
+            stages: StageKeys {
+                split: plain.split,
+                values: plain.values,
+            },
+        })
+    }
+}
+
+/// Creates a file that only its owner reads, whole or not at all; a file that is there already wins.
+fn write_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let folder = file.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let temporary = file.with_extension(format!("new-{}", std::process::id()));
+    let mut options = std::fs::OpenOptions::new();
+    let mut out = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    let linked = std::fs::hard_link(&temporary, file);
+    std::fs::remove_file(&temporary)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    std::fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,320 @@
+//! Signing permits.
+
+use std::collections::BTreeSet;
+
+use tidegate_contracts::journal::Batch;
+use tidegate_policy::{Moment, Question};
+use tidegate_seal::digest::{canonical_digest, sha256};
+use tidegate_seal::dsse::payload_digest;
+use tidegate_seal::key::DataKey;
+use tidegate_seal::permit::sign_permit;
+use tidegate_types::artifact::ArtifactKind;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::EventType;
+use tidegate_types::files::Pipeline;
+use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
+use tidegate_types::keeper::{LedgerProof, PipelineText, ReplyBody};
+use tidegate_types::label::{Label, Level};
+use tidegate_types::permit::{Permit, StandingSlot};
+
+use crate::error::{KeeperError, While, refuse};
+use crate::records::{ArtifactRecord, PermitRecord, PreparedRecord, value};
+use crate::service::Keeper;
+use crate::witness::{self, Intended};
+
+/// How long a permit is valid, in seconds, when the pipeline has no deadline.
+const PERMIT_SECONDS: u64 = 24 * 3600;
+/// The most bytes of logs and metrics of one job, over all attempts.
+pub(crate) const LOG_BYTES: u64 = 64 << 20;
+/// The most bytes of a model that comes home, over all attempts.
+pub(crate) const OUTPUT_BYTES: u64 = 1 << 30;
+
+/// What shall cross.
+pub(crate) struct Wanted<'a> {
+    pub(crate) run: &'a RunId,
+    pub(crate) task: &'a TaskName,
+    pub(crate) artifact: &'a ArtifactId,
+    pub(crate) to: &'a SiteName,
+    pub(crate) worker: Option<Digest>,
+}
+
+/// What is about to be given away.
+#[derive(Clone, Copy)]
+pub(crate) enum Release<'a> {
+    /// A permit.
+    Permit,
+    /// The data key of what crossed under this permit.
+    Key(&'a PermitRecord),
+}
+
+impl Wanted<'_> {
+    fn index(&self) -> String {
+        format!("{}.{}.{}.{}", self.run, self.task, self.artifact.to_hex(), self.to)
+    }
+}
+
+impl Keeper {
+    pub(crate) async fn sign_permit(
+        &self,
+        wanted: &Wanted<'_>,
+        text: &PipelineText,
+        intent: &LedgerProof,
+    ) -> Result<ReplyBody, KeeperError> {
+        let _one_at_a_time = self.releasing.lock().await;
+        let (pipeline, digest) = self.pipeline(text)?;
+        let record = match self.valid_permit(wanted)? {
+            Some(record) => record,
+            None => {
+                self.allowed(wanted, &pipeline, digest, Release::Permit)?;
+                let checkpoint = witness::accept(
+                    &self.records,
+                    &self.sites.organisation,
+                    &self.site,
+                    &self.keys.signing,
+                    &self.control_key()?,
+                    intent,
+                    &Intended {
+                        event: EventType::PermitRequested,
+                        run: wanted.run,
+                        task: wanted.task,
+                        artifact: wanted.artifact,
+                        to: Some(wanted.to),
+                    },
+                )?;
+                self.new_permit(wanted, &pipeline, digest, checkpoint).await?
+            }
+        };
+        Ok(ReplyBody::Permit {
+            permit: record.id,
+            envelope: record.envelope,
+            checkpoint: record.checkpoint,
+        })
+    }
+
+    /// A permit for using an artifact on this very site: nothing crosses, so no intent is needed.
+    pub(crate) async fn home_permit(
+        &self,
+        wanted: &Wanted<'_>,
+        pipeline: &Pipeline,
+        digest: Digest,
+    ) -> Result<PermitRecord, KeeperError> {
+        let _one_at_a_time = self.releasing.lock().await;
+        if let Some(record) = self.valid_permit(wanted)? {
+            return Ok(record);
+        }
+        self.allowed(wanted, pipeline, digest, Release::Permit)?;
+        let checkpoint = self.records.checkpoint()?.unwrap_or_default();
+        self.new_permit(wanted, pipeline, digest, checkpoint).await
+    }
+
+    fn valid_permit(&self, wanted: &Wanted<'_>) -> Result<Option<PermitRecord>, KeeperError> {
+        let Some(id) = self.records.get::<PermitId>("permit-index", &wanted.index())? else {
+            return Ok(None);
+        };
+        let record = self.permit_record(&id)?;
+        Ok((record.expires > (self.clock)() + 60).then_some(record))
+    }
+
+    /// What the run prepared, if `pipeline` is the pipeline that it prepared for.
+    pub(crate) fn prepared_record(&self, run: &RunId, pipeline: Digest) -> Result<PreparedRecord, KeeperError> {
+        let record = self.records.prepared(run)?.ok_or_else(|| {
+            refuse(
+                "not-prepared",
+                format!("working on run `{run}`"),
+                "this site has prepared nothing for it",
+                "prepare first",
+            )
+        })?;
+        if record.pipeline != pipeline {
+            return Err(refuse(
+                "pipeline-changed",
+                format!("working on run `{run}`"),
+                "the pipeline is not the one that was prepared",
+                "start another run",
+            )
+            .into());
+        }
+        Ok(record)
+    }
+
+    pub(crate) fn artifact_record(&self, artifact: &ArtifactId) -> Result<ArtifactRecord, KeeperError> {
+        self.records.artifact(artifact)?.ok_or_else(|| {
+            refuse(
+                "unknown-artifact",
+                format!("using artifact {}", artifact.short()),
+                "this site does not have it",
+                "prepare it first",
+            )
+            .into()
+        })
+    }
+
+    /// Asks policy about one crossing, with what this site knows itself.
+    pub(crate) fn allowed(
+        &self,
+        wanted: &Wanted<'_>,
+        pipeline: &Pipeline,
+        digest: Digest,
+        release: Release<'_>,
+    ) -> Result<(), KeeperError> {
+        let prepared = self.prepared_record(wanted.run, digest)?;
+        let artifact = self.artifact_record(wanted.artifact)?;
+        let inputs: BTreeSet<&ArtifactId> = prepared.inputs.values().collect();
+        if artifact.manifest.kind != ArtifactKind::Bundle && !inputs.contains(wanted.artifact) {
+            return Err(refuse(
+                "permit-other-artifact",
+                format!("sending artifact {} to site `{}`", wanted.artifact.short(), wanted.to),
+                "the run did not make it for leaving",
+                "name an artifact that the run prepared",
+            )
+            .into());
+        }
+        let dataset = self.dataset(pipeline)?;
+        let (from, to) = (self.site_definition(&self.site)?, self.site_definition(wanted.to)?);
+        self.policies.decide(&Question {
+            moment: match release {
+                Release::Permit => Moment::Permit,
+                Release::Key(_) => Moment::ReleaseKey,
+            },
+            artifact: artifact.manifest.name.clone(),
+            kind: artifact.manifest.kind,
+            label: &artifact.manifest.label,
+            lowered_from: artifact.manifest.lowered_from.as_ref(),
+            from: (&self.site, from),
+            to: (wanted.to, to),
+            purpose: &pipeline.purpose,
+            allowed_purposes: &dataset.purposes,
+            run_network: to.network.run == tidegate_types::files::sites::NetworkRule::Allow,
+            worker_known: match release {
+                Release::Permit => true,
+                Release::Key(permit) => permit.worker == wanted.worker,
+            },
+            evidence: Some(&artifact.evidence),
+            least_k: dataset.least_k,
+            built_in_refine: artifact.manifest.kind == ArtifactKind::Bundle,
+        })?;
+        Ok(())
+    }
+
+    async fn new_permit(
+        &self,
+        wanted: &Wanted<'_>,
+        pipeline: &Pipeline,
+        digest: Digest,
+        checkpoint: String,
+    ) -> Result<PermitRecord, KeeperError> {
+        let signing = "signing a permit";
+        let artifact = self.artifact_record(wanted.artifact)?;
+        let prepared = self.prepared_record(wanted.run, digest)?;
+        let now = (self.clock)();
+        let name = sha256(format!("{}.{now}", wanted.index()).as_bytes());
+        let id = PermitId::new(format!("p-{}", name.to_hex().get(..20).unwrap_or_default())).while_(signing)?;
+        let is_input = artifact.manifest.kind == ArtifactKind::Dataset;
+        let bytes = artifact.manifest.total_bytes();
+        let attempts = pipeline.train.retries.saturating_add(1);
+        let expires = now + pipeline.deadline.map_or(PERMIT_SECONDS, |seconds| seconds.0.max(60));
+        let permit = Permit {
+            id: id.clone(),
+            organisation: self.sites.organisation.clone(),
+            from: self.reference(&self.site)?,
+            to: self.reference(wanted.to)?,
+            pipeline: digest,
+            policies: self.policies.digest(),
+            code: if is_input {
+                prepared.inputs.get("code").copied()
+            } else {
+                None
+            },
+            worker: wanted.worker,
+            label: artifact.manifest.label.clone(),
+            purpose: pipeline.purpose.clone(),
+            run: wanted.run.clone(),
+            task: wanted.task.clone(),
+            attempts,
+            evidence: artifact.evidence.clone(),
+            waivers: Vec::new(),
+            approvals: Vec::new(),
+            not_before: now,
+            expires,
+            byte_limit: bytes
+                .saturating_add(bytes / 64)
+                .saturating_add(1 << 20)
+                .saturating_mul(3),
+            revocation_epoch: 0,
+            checkpoint: checkpoint.clone(),
+            standing: if is_input {
+                self.slots(wanted.to, &artifact.manifest.label)
+            } else {
+                Vec::new()
+            },
+        };
+        let envelope =
+            sign_permit(&self.keys.signing, &permit, wanted.artifact, &artifact.manifest.name).while_(signing)?;
+        let key = DataKey::generate().while_(signing)?;
+        let wrapped = self.custody.wrap(key.expose(), id.as_str()).await.while_(signing)?;
+        let record = PermitRecord {
+            id: id.clone(),
+            run: wanted.run.clone(),
+            task: wanted.task.clone(),
+            artifact: *wanted.artifact,
+            to: wanted.to.clone(),
+            worker: wanted.worker,
+            expires,
+            envelope,
+            wrapped_key: hex::encode(wrapped),
+            checkpoint,
+        };
+        let mut batch = Batch::default().create("permits", id.as_str(), value(&record)?).set(
+            "permit-index",
+            &wanted.index(),
+            value(&id)?,
+        );
+        let leaf = self.event(
+            EventType::PermitSigned,
+            wanted.run,
+            &[("permit", id.as_str()), ("to", wanted.to.as_str())],
+            &[
+                ("artifact", *wanted.artifact),
+                ("statement", payload_digest(&record.envelope).while_(signing)?),
+            ],
+        )?;
+        batch = batch.leaf(&format!("permit/{id}"), leaf);
+        self.records.commit(&batch)?;
+        tracing::info!(permit = %id, run = %wanted.run, task = %wanted.task, site = %wanted.to, "permit signed");
+        Ok(record)
+    }
+
+    /// What crosses besides the subject for the same job.
+    fn slots(&self, worker_site: &SiteName, label: &Label) -> Vec<StandingSlot> {
+        let slot = |name: &str, byte_limit: u64| StandingSlot {
+            slot: name.to_owned(),
+            from: worker_site.clone(),
+            to: self.site.clone(),
+            label: label.clone(),
+            byte_limit,
+        };
+        vec![
+            slot("hello", 1 << 20),
+            slot("log", LOG_BYTES),
+            slot("metric", LOG_BYTES),
+            slot("output", OUTPUT_BYTES),
+        ]
+    }
+
+    /// The label of what may leave under the pipeline's release level.
+    pub(crate) fn release_label(&self, level: Level, pipeline: &Pipeline) -> Result<Label, KeeperError> {
+        Ok(Label {
+            level,
+            tags: BTreeSet::new(),
+            residency: self.dataset(pipeline)?.residency.clone(),
+        })
+    }
+
+    /// How a permit names a site.
+    pub(crate) fn reference(&self, site: &SiteName) -> Result<tidegate_types::permit::SiteReference, KeeperError> {
+        Ok(tidegate_types::permit::SiteReference {
+            site: site.clone(),
+            definition: canonical_digest(self.site_definition(site)?).while_("naming a site")?,
+        })
+    }
+}

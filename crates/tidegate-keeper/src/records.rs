@@ -1,0 +1,274 @@
+//! What the journal holds: one typed entry for each thing that must survive a crash.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tidegate_contracts::journal::{Batch, Journal, JournalError};
+use tidegate_types::artifact::{Manifest, SealedObject};
+use tidegate_types::digest::Digest;
+use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
+use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome};
+use tidegate_types::label::Label;
+use tidegate_types::message::{Attempt, Job};
+use tidegate_types::permit::{Envelope, Evidence};
+use tidegate_types::to_canonical_json;
+
+use crate::error::{KeeperError, While};
+
+/// An artifact that stands in a folder of this site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ArtifactRecord {
+    pub(crate) manifest: Manifest,
+    /// Relative to the site's folder.
+    pub(crate) folder: PathBuf,
+    pub(crate) evidence: Evidence,
+    /// What a person calls it inside a run: `code`, `train`, `validation`, `model`, `bundle`.
+    pub(crate) role: String,
+}
+
+impl ArtifactRecord {
+    pub(crate) fn summary(&self, artifact: ArtifactId) -> ArtifactSummary {
+        ArtifactSummary {
+            artifact,
+            kind: self.manifest.kind,
+            name: self.manifest.name.clone(),
+            label: self.manifest.label.clone(),
+            bytes: self.manifest.total_bytes(),
+        }
+    }
+}
+
+/// What a run prepared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PreparedRecord {
+    /// By input name: `code`, `train`, `validation`.
+    pub(crate) inputs: BTreeMap<String, ArtifactId>,
+    /// Where recipe and home parts are, relative to the site's folder.
+    pub(crate) home: PathBuf,
+    /// The pipeline that was prepared; requests with another one are refused.
+    pub(crate) pipeline: Digest,
+    pub(crate) evidence: Evidence,
+    /// Whether only a sample of the rows was read; then no model is released.
+    pub(crate) sample: bool,
+    /// When it was prepared (Unix time).
+    pub(crate) at: u64,
+}
+
+/// A signed permit and the data key of its crossing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PermitRecord {
+    pub(crate) id: PermitId,
+    pub(crate) run: RunId,
+    pub(crate) task: TaskName,
+    pub(crate) artifact: ArtifactId,
+    pub(crate) to: SiteName,
+    /// The program that may get the data key; `None` for what a site opens itself.
+    pub(crate) worker: Option<Digest>,
+    pub(crate) expires: u64,
+    pub(crate) envelope: Envelope,
+    /// The data key, wrapped by custody with the permit's id as context; hexadecimal.
+    pub(crate) wrapped_key: String,
+    /// The checkpoint with this keeper's signature.
+    pub(crate) checkpoint: String,
+}
+
+/// What was sent under a permit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CrossingRecord {
+    pub(crate) packing_list: String,
+    pub(crate) packing_list_digest: Digest,
+    pub(crate) objects: Vec<SealedObject>,
+    pub(crate) bytes: u64,
+}
+
+/// A place in one direction of a mailbox.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) number: u64,
+    pub(crate) previous: Option<Digest>,
+}
+
+/// A letter that is written and may not be delivered yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub(crate) object: String,
+    pub(crate) body: String,
+    pub(crate) number: u64,
+    pub(crate) digest: Digest,
+}
+
+/// How far an attempt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// A ticket is out; nobody said hello.
+    Waiting,
+    /// The worker was admitted and has the key of the code.
+    CodeGranted,
+    /// The worker has the keys of the inputs.
+    DataGranted,
+    /// Its output is at home.
+    OutputReceived,
+}
+
+/// One attempt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AttemptRecord {
+    pub(crate) attempt: Attempt,
+    pub(crate) site: SiteName,
+    pub(crate) worker: Digest,
+    /// The ticket's secret, wrapped by custody; hexadecimal.
+    pub(crate) secret: String,
+    pub(crate) expires: u64,
+    /// Permits by input name.
+    pub(crate) inputs: BTreeMap<String, PermitId>,
+    pub(crate) job: Job,
+    /// The label of what it makes.
+    pub(crate) label: Label,
+    pub(crate) phase: Phase,
+    pub(crate) hello: Option<Digest>,
+    pub(crate) read: Position,
+    pub(crate) written: Position,
+    pub(crate) pending: Option<Pending>,
+    /// The received output's folder, relative to the site's folder.
+    pub(crate) output: Option<PathBuf>,
+    pub(crate) output_bytes: u64,
+    pub(crate) log_bytes: u64,
+    pub(crate) outcome: Option<AttemptOutcome>,
+}
+
+/// The journal with types.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    pub(crate) journal: Arc<dyn Journal>,
+}
+
+const READING: &str = "reading the keeper's journal";
+const WRITING: &str = "writing the keeper's journal";
+
+/// A value as the journal keeps it.
+pub(crate) fn value<T: Serialize>(value: &T) -> Result<Vec<u8>, KeeperError> {
+    to_canonical_json(value).while_(WRITING)
+}
+
+/// The key of a task's attempts.
+pub(crate) fn attempt_key(attempt: &Attempt) -> String {
+    format!("{}.{}.{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank)
+}
+
+impl Records {
+    pub(crate) fn get<T: DeserializeOwned>(&self, table: &str, key: &str) -> Result<Option<T>, KeeperError> {
+        self.journal
+            .get(table, key)
+            .while_(READING)?
+            .map(|bytes| serde_json::from_slice(&bytes).while_(READING))
+            .transpose()
+    }
+
+    pub(crate) fn commit(&self, batch: &Batch) -> Result<(), KeeperError> {
+        self.journal.commit(batch).while_(WRITING)
+    }
+
+    /// Commits, and says whether the expectations held.
+    pub(crate) fn commit_if(&self, batch: &Batch) -> Result<bool, KeeperError> {
+        match self.journal.commit(batch) {
+            Ok(()) => Ok(true),
+            Err(JournalError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(KeeperError::failed(WRITING, error)),
+        }
+    }
+
+    pub(crate) fn put<T: Serialize>(&self, table: &str, key: &str, new: &T) -> Result<(), KeeperError> {
+        self.commit(&Batch::default().set(table, key, value(new)?))
+    }
+
+    pub(crate) fn checkpoint(&self) -> Result<Option<String>, KeeperError> {
+        self.get("witness", "checkpoint")
+    }
+
+    pub(crate) fn set_checkpoint(&self, text: &str) -> Result<(), KeeperError> {
+        self.put("witness", "checkpoint", &text)
+    }
+
+    pub(crate) fn artifact(&self, artifact: &ArtifactId) -> Result<Option<ArtifactRecord>, KeeperError> {
+        self.get("artifacts", &artifact.to_hex())
+    }
+
+    pub(crate) fn put_artifact(&self, artifact: &ArtifactId, record: &ArtifactRecord) -> Result<(), KeeperError> {
+        self.put("artifacts", &artifact.to_hex(), record)
+    }
+
+    pub(crate) fn prepared(&self, run: &RunId) -> Result<Option<PreparedRecord>, KeeperError> {
+        self.get("prepared", run.as_str())
+    }
+
+    pub(crate) fn permit(&self, permit: &PermitId) -> Result<Option<PermitRecord>, KeeperError> {
+        self.get("permits", permit.as_str())
+    }
+
+    pub(crate) fn crossing(&self, permit: &PermitId) -> Result<Option<CrossingRecord>, KeeperError> {
+        self.get("crossings", permit.as_str())
+    }
+
+    pub(crate) fn attempt(&self, attempt: &Attempt) -> Result<Option<AttemptRecord>, KeeperError> {
+        self.get("attempts", &attempt_key(attempt))
+    }
+
+    /// Attempts that have not ended.
+    pub(crate) fn open_attempts(&self) -> Result<Vec<AttemptRecord>, KeeperError> {
+        let mut open = Vec::new();
+        for (_, bytes) in self.journal.scan("attempts", "").while_(READING)? {
+            let record: AttemptRecord = serde_json::from_slice(&bytes).while_(READING)?;
+            if record.outcome.is_none() {
+                open.push(record);
+            }
+        }
+        Ok(open)
+    }
+
+    /// All attempts of the same task.
+    pub(crate) fn attempts_of(&self, attempt: &Attempt) -> Result<Vec<AttemptRecord>, KeeperError> {
+        let prefix = format!("{}.{}.", attempt.run, attempt.task);
+        self.journal
+            .scan("attempts", &prefix)
+            .while_(READING)?
+            .iter()
+            .map(|(_, bytes)| serde_json::from_slice(bytes).while_(READING))
+            .collect()
+    }
+
+    /// Replaces an attempt's record if nobody else changed it.
+    pub(crate) fn advance(&self, old: &AttemptRecord, new: &AttemptRecord) -> Result<bool, KeeperError> {
+        self.commit_if(&Batch::default().replace(
+            "attempts",
+            &attempt_key(&old.attempt),
+            Some(value(old)?),
+            value(new)?,
+        ))
+    }
+}
+
+/// The folders of the newest preparation's inputs by name, for a person on the private site itself.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn newest_inputs(journal: Arc<dyn Journal>, folder: &Path) -> Result<BTreeMap<String, PathBuf>, KeeperError> {
+    let records = Records { journal };
+    let mut newest: Option<PreparedRecord> = None;
+    for (_, bytes) in records.journal.scan("prepared", "").while_(READING)? {
+        let record: PreparedRecord = serde_json::from_slice(&bytes).while_(READING)?;
+        if newest.as_ref().is_none_or(|newest| newest.at <= record.at) {
+            newest = Some(record);
+        }
+    }
+    let mut folders = BTreeMap::new();
+    for (name, artifact) in newest.map(|newest| newest.inputs).unwrap_or_default() {
+        if let Some(record) = records.artifact(&artifact)? {
+            folders.insert(name, folder.join(record.folder));
+        }
+    }
+    Ok(folders)
+}

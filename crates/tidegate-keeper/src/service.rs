@@ -1,0 +1,480 @@
+//! The mailbox loop: reads requests, answers each once, and keeps following what it began.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidegate_contracts::custody::Custody;
+use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_contracts::stage::HomeStages;
+use tidegate_contracts::store::{ObjectName, Store, StoreError, StoreExt};
+use tidegate_policy::PolicySet;
+use tidegate_seal::digest::{canonical_digest, sha256};
+use tidegate_seal::dsse;
+use tidegate_seal::sign::VerifyingKey;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::{Event, EventData, EventType};
+use tidegate_types::files::catalog::Dataset;
+use tidegate_types::files::sites::Site;
+use tidegate_types::files::{Catalog, Pipeline, Sites};
+use tidegate_types::ids::{RunId, SiteName};
+use tidegate_types::keeper::{
+    Outcome, PipelineText, REPLY_PAYLOAD, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
+};
+use tidegate_types::message::Attempt;
+use tidegate_types::to_canonical_json;
+
+use crate::error::{KeeperError, While, refuse};
+use crate::keys::SiteKeys;
+use crate::permits::Wanted;
+use crate::records::{Records, value};
+
+/// A request is at most this long.
+const REQUEST_BYTES: u64 = 32 << 20;
+/// Requests that are answered at the same time.
+const REQUESTS_AT_ONCE: usize = 64;
+const POLL_LEAST: Duration = Duration::from_millis(3);
+const POLL_MOST: Duration = Duration::from_millis(50);
+
+/// What a keeper is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// The site.
+    pub site: SiteName,
+    /// The owner's statement about places, read by this site itself.
+    pub sites: Sites,
+    /// The owner's statement about data.
+    pub catalog: Catalog,
+    /// What the catalog's sources are relative to.
+    pub catalog_folder: PathBuf,
+    /// What is asked before anything moves.
+    pub policies: PolicySet,
+    /// The site's own folder; everything that the keeper keeps is below it.
+    pub folder: PathBuf,
+    /// State that survives a crash.
+    pub journal: Arc<dyn Journal>,
+    /// Wraps the site's keys.
+    pub custody: Arc<dyn Custody>,
+    /// What is done with rows.
+    pub stages: Arc<dyn HomeStages>,
+    /// The stores of all sites that this one may send to or hear from, its own included.
+    pub stores: BTreeMap<SiteName, Arc<dyn Store>>,
+    /// Where requests come from.
+    pub mailbox: Arc<dyn Store>,
+    /// Unix time in seconds.
+    pub clock: fn() -> u64,
+}
+
+/// The keeper of one private site.
+#[derive(Debug)]
+pub struct Keeper {
+    pub(crate) site: SiteName,
+    pub(crate) sites: Sites,
+    pub(crate) catalog: Catalog,
+    pub(crate) catalog_folder: PathBuf,
+    pub(crate) policies: PolicySet,
+    pub(crate) folder: PathBuf,
+    pub(crate) records: Records,
+    pub(crate) custody: Arc<dyn Custody>,
+    pub(crate) stages: Arc<dyn HomeStages>,
+    pub(crate) clock: fn() -> u64,
+    pub(crate) keys: SiteKeys,
+    /// Held while something is signed that lets things go: one checkpoint after the other.
+    pub(crate) releasing: tokio::sync::Mutex<()>,
+    /// Held while rows are read: one stage at a time bounds memory.
+    pub(crate) rows: tokio::sync::Mutex<()>,
+    pub(crate) watched: Mutex<BTreeSet<Attempt>>,
+    stores: BTreeMap<SiteName, Arc<dyn Store>>,
+    mailbox: Arc<dyn Store>,
+}
+
+impl Keeper {
+    /// Opens the site's keys and journal.
+    ///
+    /// # Errors
+    /// When the site is not a private site of the sites file, or its keys cannot be opened.
+    pub async fn open(setup: Setup) -> Result<Arc<Self>, KeeperError> {
+        let opening = "starting the keeper";
+        let definition =
+            setup.sites.sites.get(&setup.site).ok_or_else(|| {
+                KeeperError::failed(opening, format!("site `{}` is not in the sites file", setup.site))
+            })?;
+        if definition.kind != tidegate_types::files::sites::SiteKind::Private {
+            return Err(KeeperError::failed(
+                opening,
+                format!("site `{}` is not private; only private sites have a keeper", setup.site),
+            ));
+        }
+        let folder = std::path::absolute(&setup.folder).while_(opening)?;
+        let keys = SiteKeys::open(
+            &folder.join("keys").join("site-keys.json"),
+            &*setup.custody,
+            &setup.site,
+        )
+        .await?;
+        Ok(Arc::new(Self {
+            site: setup.site,
+            sites: setup.sites,
+            catalog: setup.catalog,
+            catalog_folder: setup.catalog_folder,
+            policies: setup.policies,
+            folder,
+            records: Records { journal: setup.journal },
+            custody: setup.custody,
+            stages: setup.stages,
+            clock: setup.clock,
+            keys,
+            releasing: tokio::sync::Mutex::new(()),
+            rows: tokio::sync::Mutex::new(()),
+            watched: Mutex::new(BTreeSet::new()),
+            stores: setup.stores,
+            mailbox: setup.mailbox,
+        }))
+    }
+
+    /// Answers requests until `stop` is ready.
+    ///
+    /// # Errors
+    /// When the mailbox or the journal is lost for good.
+    pub async fn run(self: &Arc<Self>, stop: impl Future<Output = ()> + Send) -> Result<(), KeeperError> {
+        for record in self.records.open_attempts()? {
+            self.watch(record.attempt);
+        }
+        tokio::pin!(stop);
+        let mut answering: BTreeSet<ObjectName> = BTreeSet::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut pause = POLL_LEAST;
+        loop {
+            let listed = match self.mailbox.list_all("in/", REQUESTS_AT_ONCE * 4).await {
+                Ok(listed) => listed,
+                Err(error) if error.is_transient() => Vec::new(),
+                Err(error) => return Err(KeeperError::failed("listing requests", error)),
+            };
+            for object in listed {
+                let room = answering.len() < REQUESTS_AT_ONCE && !answering.contains(&object.name);
+                if room && !self.is_answered(&object.name).await {
+                    pause = POLL_LEAST;
+                    answering.insert(object.name.clone());
+                    let keeper = Arc::clone(self);
+                    tasks.spawn(async move {
+                        if let Err(error) = keeper.serve(&object.name).await {
+                            tracing::warn!(request = %object.name, %error, "request not answered");
+                        }
+                        object.name
+                    });
+                }
+            }
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(done) = tasks.join_next(), if !tasks.is_empty() => {
+                    if let Ok(name) = done {
+                        answering.remove(&name);
+                    }
+                }
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(POLL_MOST),
+            }
+        }
+    }
+
+    async fn is_answered(&self, request: &ObjectName) -> bool {
+        match answer_object(request) {
+            Ok(name) => self.mailbox.head(&name).await.is_ok(),
+            Err(_) => true,
+        }
+    }
+
+    /// Answers one request.
+    async fn serve(self: &Arc<Self>, object: &ObjectName) -> Result<(), KeeperError> {
+        let reading = "reading a request";
+        let bytes = match self.mailbox.get(object, REQUEST_BYTES).await {
+            Err(StoreError::NotFound(_)) => return Ok(()),
+            other => other.while_(reading)?,
+        };
+        let (id, outcome, digest) = match self.verified(&bytes) {
+            Ok((request, digest)) => {
+                let outcome = self.answer(&request).await;
+                (request.id, outcome, digest)
+            }
+            Err(error) => (String::new(), outcome_of(error), sha256(&bytes)),
+        };
+        if let Outcome::Refused(refusal) = &outcome {
+            tracing::warn!(request = %object, rule = %refusal.rule, "refused");
+        }
+        let reply = Reply {
+            id,
+            request: digest,
+            outcome,
+        };
+        let payload = to_canonical_json(&reply).while_("writing a reply")?;
+        let envelope = dsse::sign(&self.keys.signing, REPLY_PAYLOAD, &payload);
+        let body = Bytes::from(dsse::to_bytes(&envelope).while_("writing a reply")?);
+        match self.mailbox.put_new(&answer_object(object)?, body).await {
+            Ok(()) | Err(StoreError::AlreadyExists(_)) => Ok(()),
+            Err(error) => Err(KeeperError::failed("writing a reply", error)),
+        }
+    }
+
+    /// Opens a request that was signed by the pinned control plane. The first one that introduces
+    /// itself is pinned.
+    fn verified(&self, bytes: &[u8]) -> Result<(Request, Digest), KeeperError> {
+        let reading = "reading a request";
+        let envelope = dsse::from_bytes(bytes).while_(reading)?;
+        let pinned: Option<String> = self.records.get("pinned", "control")?;
+        let key = match pinned {
+            Some(key) => key,
+            None => {
+                let request: Request =
+                    serde_json::from_slice(&dsse::peek(&envelope).while_(reading)?).while_(reading)?;
+                let RequestBody::Identify { control_key } = request.body else {
+                    return Err(refuse(
+                        "control-unknown",
+                        reading,
+                        "this keeper has not met its control plane yet",
+                        "let the control plane introduce itself first",
+                    )
+                    .into());
+                };
+                control_key
+            }
+        };
+        let key = VerifyingKey::from_base64(&key).while_(reading)?;
+        let payload = dsse::open(&envelope, REQUEST_PAYLOAD, &key).map_err(|_| {
+            refuse(
+                "control-key",
+                reading,
+                "it is not signed by the control plane that this keeper knows",
+                "use the control plane that this site met first, or restore its key",
+            )
+        })?;
+        let request: Request = serde_json::from_slice(&payload).while_(reading)?;
+        if request.site != self.site {
+            return Err(KeeperError::failed(reading, "it is for another site"));
+        }
+        let batch = Batch::default().create("pinned", "control", value(&key.to_base64())?);
+        self.records.commit_if(&batch)?;
+        Ok((request, sha256(&payload)))
+    }
+
+    /// The pinned control plane's key, which also signs the ledger.
+    pub(crate) fn control_key(&self) -> Result<VerifyingKey, KeeperError> {
+        let pinned: Option<String> = self.records.get("pinned", "control")?;
+        let text = pinned.ok_or_else(|| KeeperError::failed("reading the control plane's key", "there is none"))?;
+        VerifyingKey::from_base64(&text).while_("reading the control plane's key")
+    }
+
+    async fn answer(self: &Arc<Self>, request: &Request) -> Outcome {
+        let result = self.body(&request.body).await;
+        match result {
+            Ok(body) => Outcome::Done(Box::new(body)),
+            Err(error) => {
+                if let (KeeperError::Refused(refusal), Some(run)) = (&error, run_of(&request.body)) {
+                    self.record_refusal(run, &refusal.rule);
+                }
+                outcome_of(error)
+            }
+        }
+    }
+
+    async fn body(self: &Arc<Self>, body: &RequestBody) -> Result<ReplyBody, KeeperError> {
+        match body {
+            RequestBody::Identify { .. } => Ok(ReplyBody::Identity {
+                signing_key: self.keys.signing.public().to_base64(),
+                checkpoint: self.records.checkpoint()?.unwrap_or_default(),
+            }),
+            RequestBody::Analyse { pipeline } => self.analyse(pipeline).await,
+            RequestBody::Prepare { run, pipeline } => self.prepare(run, pipeline).await,
+            RequestBody::SignPermit {
+                run,
+                task,
+                pipeline,
+                artifact,
+                to,
+                worker,
+                intent,
+            } => {
+                let wanted = Wanted {
+                    run,
+                    task,
+                    artifact,
+                    to,
+                    worker: *worker,
+                };
+                self.sign_permit(&wanted, pipeline, intent).await
+            }
+            RequestBody::Send { permit } => self.send(permit).await,
+            RequestBody::StartAttempt {
+                attempt,
+                pipeline,
+                site,
+                worker,
+                permits,
+            } => self.start_attempt(attempt, pipeline, site, *worker, permits).await,
+            RequestBody::AwaitAttempt { attempt } => self.await_attempt(attempt).await,
+            RequestBody::Fence { attempt, why } => self.fence(attempt, why),
+            RequestBody::Evaluate { run, pipeline, model } => self.judge(run, pipeline, model, false).await,
+            RequestBody::Refine { run, pipeline, model } => self.judge(run, pipeline, model, true).await,
+            RequestBody::Release {
+                run,
+                pipeline,
+                model,
+                intent,
+            } => self.release(run, pipeline, model, intent).await,
+            RequestBody::Deploy {
+                run,
+                pipeline,
+                bundle,
+                to,
+                permit,
+            } => self.deploy(run, pipeline, bundle, to, permit.as_ref()).await,
+        }
+    }
+
+    /// The pipeline of a text, checked against this site's own files, and its digest.
+    pub(crate) fn pipeline(&self, text: &PipelineText) -> Result<(Pipeline, Digest), KeeperError> {
+        let reading = "reading the pipeline";
+        let pipeline = tidegate_types::files::read_pipeline(&text.file, &text.text).while_(reading)?;
+        let refusals = tidegate_types::files::check_refusals(&self.catalog, &self.sites, &pipeline);
+        if let Some(refusal) = refusals.into_iter().next() {
+            return Err(refusal.into());
+        }
+        let digest = canonical_digest(text).while_(reading)?;
+        Ok((pipeline, digest))
+    }
+
+    /// The pipeline that a run prepared.
+    pub(crate) fn prepared_pipeline(&self, run: &RunId) -> Result<Pipeline, KeeperError> {
+        let text: PipelineText = self
+            .records
+            .get("pipelines", run.as_str())?
+            .ok_or_else(|| KeeperError::failed("reading a run's pipeline", "the run was not prepared"))?;
+        Ok(self.pipeline(&text)?.0)
+    }
+
+    /// The dataset that a pipeline reads, which must be this site's and allow the purpose.
+    pub(crate) fn dataset(&self, pipeline: &Pipeline) -> Result<&Dataset, KeeperError> {
+        let name = &pipeline.prepare.from;
+        let dataset = self
+            .catalog
+            .datasets
+            .get(name)
+            .filter(|dataset| dataset.site == self.site);
+        let dataset = dataset.ok_or_else(|| {
+            KeeperError::failed(
+                "looking for the dataset",
+                format!("the catalog of site `{}` has no dataset `{name}`", self.site),
+            )
+        })?;
+        if !dataset.purposes.contains(&pipeline.purpose) {
+            return Err(refuse(
+                "purpose-not-allowed",
+                format!("using dataset `{name}` for `{}`", pipeline.purpose),
+                "the catalog does not list this purpose",
+                "use one of the dataset's purposes, or let its owner add this one to the catalog",
+            )
+            .into());
+        }
+        Ok(dataset)
+    }
+
+    pub(crate) fn site_definition(&self, site: &SiteName) -> Result<&Site, KeeperError> {
+        self.sites
+            .sites
+            .get(site)
+            .ok_or_else(|| KeeperError::failed("looking for a site", format!("the sites file has no site `{site}`")))
+    }
+
+    pub(crate) fn store(&self, site: &SiteName) -> Result<&dyn Store, KeeperError> {
+        self.stores
+            .get(site)
+            .map(|store| &**store)
+            .ok_or_else(|| KeeperError::failed("opening a store", format!("site `{site}` has none here")))
+    }
+
+    pub(crate) fn stage_folder(&self) -> Result<PathBuf, KeeperError> {
+        let folder = self.folder.join("work");
+        std::fs::create_dir_all(&folder).while_("making the site's work folder")?;
+        Ok(folder)
+    }
+
+    /// A path below the site's folder, as records keep it, so that the folder can be moved.
+    pub(crate) fn relative(&self, path: &Path) -> Result<PathBuf, KeeperError> {
+        path.strip_prefix(&self.folder)
+            .map(Path::to_path_buf)
+            .while_("keeping a path below the site's folder")
+    }
+
+    /// One leaf of this site's own log, as canonical JSON.
+    pub(crate) fn event(
+        &self,
+        event_type: EventType,
+        run: &RunId,
+        names: &[(&str, &str)],
+        digests: &[(&str, Digest)],
+    ) -> Result<Vec<u8>, KeeperError> {
+        let data = EventData {
+            digests: digests
+                .iter()
+                .map(|(key, digest)| ((*key).to_owned(), *digest))
+                .collect(),
+            names: names
+                .iter()
+                .map(|(key, name)| ((*key).to_owned(), (*name).to_owned()))
+                .collect(),
+            numbers: BTreeMap::new(),
+        };
+        let id = canonical_digest(&(event_type, run, &data))
+            .while_("recording an event")?
+            .to_hex();
+        let event = Event::new(
+            event_type,
+            id,
+            format!("/{}", self.site),
+            run.as_str(),
+            (self.clock)(),
+            data,
+        );
+        to_canonical_json(&event).while_("recording an event")
+    }
+
+    /// Refusals are recorded, but a failure to do so does not turn a refusal into something else.
+    pub(crate) fn record_refusal(&self, run: &RunId, rule: &str) {
+        let recorded = self
+            .event(EventType::Refused, run, &[("rule", rule)], &[])
+            .and_then(|leaf| {
+                let id = format!("refused/{run}/{rule}");
+                self.records.commit(&Batch::default().leaf(&id, leaf))
+            });
+        if let Err(error) = recorded {
+            tracing::error!(%run, rule, %error, "refusal not recorded");
+        }
+    }
+}
+
+fn outcome_of(error: KeeperError) -> Outcome {
+    match error {
+        KeeperError::Refused(refusal) => Outcome::Refused(refusal),
+        failed @ KeeperError::Failed { .. } => Outcome::Failed(failed.to_string()),
+    }
+}
+
+fn answer_object(request: &ObjectName) -> Result<ObjectName, KeeperError> {
+    let id = request.as_str().strip_prefix("in/").unwrap_or_default();
+    ObjectName::new(format!("out/{id}")).while_("naming a reply")
+}
+
+fn run_of(body: &RequestBody) -> Option<&RunId> {
+    match body {
+        RequestBody::Prepare { run, .. }
+        | RequestBody::SignPermit { run, .. }
+        | RequestBody::Evaluate { run, .. }
+        | RequestBody::Refine { run, .. }
+        | RequestBody::Release { run, .. }
+        | RequestBody::Deploy { run, .. } => Some(run),
+        RequestBody::StartAttempt { attempt, .. }
+        | RequestBody::AwaitAttempt { attempt }
+        | RequestBody::Fence { attempt, .. } => Some(&attempt.run),
+        RequestBody::Identify { .. } | RequestBody::Analyse { .. } | RequestBody::Send { .. } => None,
+    }
+}
