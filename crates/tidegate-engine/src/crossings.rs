@@ -1,0 +1,194 @@
+//! Crossings: intent in the ledger, permit, sealed bytes, account.
+
+use tidegate_contracts::journal::Batch;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::EventType;
+use tidegate_types::ids::{ArtifactId, PermitId, SiteName, TaskName};
+use tidegate_types::keeper::{LedgerProof, ReplyBody, RequestBody};
+use tidegate_types::quantity::Money;
+
+use crate::error::{EngineError, While};
+use crate::ledger::Fact;
+use crate::progress::Progress;
+use crate::run::Engine;
+use crate::state::{CrossingEntry, RunRecord, get, put, scan, value};
+
+/// What shall cross, in the words of the plan.
+pub(crate) struct Wanted<'a> {
+    pub(crate) task: &'a TaskName,
+    /// What a person calls it.
+    pub(crate) name: &'a str,
+    pub(crate) artifact: &'a ArtifactId,
+    /// Plaintext bytes, for the budget.
+    pub(crate) bytes: u64,
+    pub(crate) to: &'a SiteName,
+    pub(crate) worker: Option<Digest>,
+}
+
+impl Engine {
+    /// Makes everything of `wanted` cross, each under its own permit; gives the permits in order.
+    pub(crate) async fn cross(&self, run: &RunRecord, wanted: &[Wanted<'_>]) -> Result<Vec<PermitId>, EngineError> {
+        self.reserve_egress(run, wanted)?;
+        let facts: Vec<Fact> = wanted
+            .iter()
+            .map(|wanted| {
+                Fact::new(EventType::PermitRequested, run.id.as_str())
+                    .name("task", wanted.task.as_str())
+                    .name("to", wanted.to.as_str())
+                    .digest("artifact", *wanted.artifact)
+            })
+            .collect();
+        let ids = self.ledger.record(&facts)?;
+        let mut permits = Vec::new();
+        for (wanted, id) in wanted.iter().zip(&ids) {
+            let permit = self.permit(run, wanted, id).await?;
+            (self.progress)(&Progress::Permitted {
+                artifact: wanted.name.to_owned(),
+                to: wanted.to.clone(),
+                permit: permit.clone(),
+            });
+            permits.push(permit);
+        }
+        for (wanted, permit) in wanted.iter().zip(&permits) {
+            self.send(run, wanted, permit).await?;
+        }
+        Ok(permits)
+    }
+
+    async fn permit(&self, run: &RunRecord, wanted: &Wanted<'_>, intent: &str) -> Result<PermitId, EngineError> {
+        let body = |intent: LedgerProof| RequestBody::SignPermit {
+            run: run.id.clone(),
+            task: wanted.task.clone(),
+            pipeline: run.text.clone(),
+            artifact: *wanted.artifact,
+            to: wanted.to.clone(),
+            worker: wanted.worker,
+            intent,
+        };
+        let reply = self.keeper.ask("sign-a-permit", body(self.proof(intent)?)).await?;
+        let ReplyBody::Permit { permit, checkpoint, .. } = reply else {
+            return Err(self.keeper.wrong_reply());
+        };
+        self.seen(&checkpoint)?;
+        let fact = Fact::new(EventType::PermitSigned, run.id.as_str())
+            .name("permit", permit.as_str())
+            .name("to", wanted.to.as_str())
+            .digest("artifact", *wanted.artifact);
+        self.ledger.record(&[fact])?;
+        Ok(permit)
+    }
+
+    /// A proof for the keeper that the ledger holds an intent, from where the keeper saw it last.
+    pub(crate) fn proof(&self, intent: &str) -> Result<LedgerProof, EngineError> {
+        let since: u64 = get(&*self.journal, "witness", self.home.as_str())?.unwrap_or(0);
+        self.ledger.prove(intent, since)
+    }
+
+    /// Remembers how far the keeper has seen the ledger.
+    pub(crate) fn seen(&self, checkpoint: &str) -> Result<(), EngineError> {
+        if checkpoint.is_empty() {
+            return Ok(());
+        }
+        let signed = tidegate_ledger::SignedCheckpoint::parse(checkpoint).while_("reading the keeper's checkpoint")?;
+        self.ledger.continues(signed.checkpoint(), &self.home)?;
+        let size = signed.checkpoint().size;
+        let known: u64 = get(&*self.journal, "witness", self.home.as_str())?.unwrap_or(0);
+        if size >= known {
+            put(&*self.journal, "witness", self.home.as_str(), &size)?;
+        }
+        self.ledger.cosigned(checkpoint)
+    }
+
+    async fn send(&self, run: &RunRecord, wanted: &Wanted<'_>, permit: &PermitId) -> Result<(), EngineError> {
+        let key = format!("{}/{permit}", run.id);
+        if get::<CrossingEntry>(&*self.journal, "crossings", &key)?.is_some() {
+            return Ok(());
+        }
+        let reply = self
+            .keeper
+            .ask("send", RequestBody::Send { permit: permit.clone() })
+            .await?;
+        let ReplyBody::Sent { bytes, .. } = reply else {
+            return Err(self.keeper.wrong_reply());
+        };
+        self.account(run, wanted.name, wanted.artifact, &self.home, wanted.to, bytes, permit)
+    }
+
+    /// Writes one line of the egress account and its leaf in one transaction.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn account(
+        &self,
+        run: &RunRecord,
+        name: &str,
+        artifact: &ArtifactId,
+        from: &SiteName,
+        to: &SiteName,
+        bytes: u64,
+        permit: &PermitId,
+    ) -> Result<(), EngineError> {
+        let entry = CrossingEntry {
+            artifact: name.to_owned(),
+            from: from.clone(),
+            to: to.clone(),
+            bytes,
+            permit: permit.clone(),
+            cost: self.egress_cost(from, to, bytes),
+        };
+        let fact = Fact::new(EventType::Crossed, run.id.as_str())
+            .name("permit", permit.as_str())
+            .name("from", from.as_str())
+            .name("to", to.as_str())
+            .digest("artifact", *artifact)
+            .number("bytes", bytes);
+        let key = if *from == self.home {
+            format!("{}/{permit}", run.id)
+        } else {
+            format!("{}/{permit}-{name}", run.id)
+        };
+        let batch = Batch::default().set("crossings", &key, value(&entry)?);
+        let (batch, _) = self.ledger.add(batch, &fact)?;
+        self.journal.commit(&batch).while_("writing the egress account")?;
+        (self.progress)(&Progress::Crossed {
+            artifact: name.to_owned(),
+            from: from.clone(),
+            to: to.clone(),
+            bytes,
+        });
+        Ok(())
+    }
+
+    fn egress_cost(&self, from: &SiteName, to: &SiteName, bytes: u64) -> Option<Money> {
+        let site = self.sites.sites.get(from)?;
+        let price = site.egress.get(to.as_str()).or_else(|| site.egress.get("*"))?;
+        Some(price.for_bytes(bytes))
+    }
+
+    /// Refuses what would break the egress budget, before a byte moves.
+    fn reserve_egress(&self, run: &RunRecord, wanted: &[Wanted<'_>]) -> Result<(), EngineError> {
+        let Some(limit) = self.pipeline.budget.egress else {
+            return Ok(());
+        };
+        let sent: u64 = self
+            .crossings(run)?
+            .iter()
+            .filter(|entry| entry.from == self.home)
+            .map(|entry| entry.bytes)
+            .sum();
+        let next: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
+        if sent.saturating_add(next) <= limit.0 {
+            return Ok(());
+        }
+        Err(tidegate_types::Refusal {
+            rule: "egress-budget".to_owned(),
+            what: format!("sending {next} bytes more from site `{}`", self.home),
+            why: format!("{sent} bytes were sent in this run, and the pipeline allows {limit}"),
+            fix: "raise `budget: egress:`, or prepare fewer rows or columns".to_owned(),
+        }
+        .into())
+    }
+
+    /// Every crossing of a run.
+    pub(crate) fn crossings(&self, run: &RunRecord) -> Result<Vec<CrossingEntry>, EngineError> {
+        scan(&*self.journal, "crossings", &format!("{}/", run.id))
+    }
+}

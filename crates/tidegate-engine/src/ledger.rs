@@ -1,0 +1,290 @@
+//! The ledger: the journal's leaves, rendered as a folder of tiles under a signed checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_ledger::merkle::leaf_hash;
+use tidegate_ledger::tiles::{CHECKPOINT_PATH, LeafSource, entry_bundles, hash_tiles};
+use tidegate_ledger::{Checkpoint, LedgerError, SignedCheckpoint, Tree, VerifierKey};
+use tidegate_seal::digest::canonical_digest;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::{Event, EventData, EventType};
+use tidegate_types::ids::SiteName;
+use tidegate_types::keeper::LedgerProof;
+use tidegate_types::to_canonical_json;
+
+use crate::error::{EngineError, While};
+use crate::key::ControlKey;
+
+const WRITING: &str = "writing the ledger";
+
+/// One thing to record.
+#[derive(Debug, Clone)]
+pub(crate) struct Fact {
+    pub(crate) event: EventType,
+    pub(crate) subject: String,
+    pub(crate) data: EventData,
+}
+
+impl Fact {
+    pub(crate) fn new(event: EventType, subject: &str) -> Self {
+        Self {
+            event,
+            subject: subject.to_owned(),
+            data: EventData::default(),
+        }
+    }
+
+    pub(crate) fn name(mut self, key: &str, name: &str) -> Self {
+        self.data.names.insert(key.to_owned(), name.to_owned());
+        self
+    }
+
+    pub(crate) fn digest(mut self, key: &str, digest: Digest) -> Self {
+        self.data.digests.insert(key.to_owned(), digest);
+        self
+    }
+
+    pub(crate) fn number(mut self, key: &str, number: u64) -> Self {
+        self.data.numbers.insert(key.to_owned(), number);
+        self
+    }
+}
+
+/// The organisation's log.
+#[derive(Debug)]
+pub struct LedgerBook {
+    journal: Arc<dyn Journal>,
+    key: Arc<ControlKey>,
+    verifier: VerifierKey,
+    folder: PathBuf,
+    tree: Mutex<Tree>,
+    clock: fn() -> u64,
+}
+
+impl LedgerBook {
+    /// Opens the log named `origin` over the journal; its files lie in `folder`.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn open(
+        origin: &str,
+        journal: Arc<dyn Journal>,
+        key: Arc<ControlKey>,
+        folder: PathBuf,
+        clock: fn() -> u64,
+    ) -> Result<Self, EngineError> {
+        let verifier = VerifierKey::new(origin, *key.public().as_bytes()).while_("naming the ledger's key")?;
+        Ok(Self {
+            journal,
+            key,
+            verifier,
+            folder,
+            tree: Mutex::new(Tree::default()),
+            clock,
+        })
+    }
+
+    /// The key that verifies the log's checkpoints.
+    #[must_use]
+    pub const fn verifier(&self) -> &VerifierKey {
+        &self.verifier
+    }
+
+    /// Adds a fact to a journal batch; gives the batch and the leaf's id. The same fact is the same leaf.
+    pub(crate) fn add(&self, batch: Batch, fact: &Fact) -> Result<(Batch, String), EngineError> {
+        let id = canonical_digest(&(fact.event, &fact.subject, &fact.data))
+            .while_(WRITING)?
+            .to_hex();
+        let event = Event::new(
+            fact.event,
+            id.clone(),
+            "/control".to_owned(),
+            &fact.subject,
+            (self.clock)(),
+            fact.data.clone(),
+        );
+        let leaf = to_canonical_json(&event).while_(WRITING)?;
+        Ok((batch.leaf(&id, leaf), id))
+    }
+
+    /// Records facts in one transaction; gives their ids.
+    pub(crate) fn record(&self, facts: &[Fact]) -> Result<Vec<String>, EngineError> {
+        let mut batch = Batch::default();
+        let mut ids = Vec::new();
+        for fact in facts {
+            let (next, id) = self.add(batch, fact)?;
+            batch = next;
+            ids.push(id);
+        }
+        self.journal.commit(&batch).while_(WRITING)?;
+        Ok(ids)
+    }
+
+    /// Renders everything in the journal under a signed checkpoint, and gives it.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or the folder not be written, or when the folder holds more
+    /// than the journal: somebody cut the journal.
+    pub fn render(&self) -> Result<SignedCheckpoint, EngineError> {
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = self.grow(&mut tree)?;
+        let root = tree.root(size).while_(WRITING)?;
+        let rendered = self.rendered()?;
+        if let Some(rendered) = &rendered {
+            let old = rendered.checkpoint();
+            if old.size > size || tree.root(old.size).while_(WRITING)? != old.root {
+                return Err(EngineError::failed(
+                    WRITING,
+                    "the folder of the ledger does not agree with the journal; restore both from the same backup",
+                ));
+            }
+            if old.size == size {
+                return Ok(rendered.clone());
+            }
+        }
+        let old = rendered.map_or(0, |rendered| rendered.checkpoint().size);
+        let leaves = Leaves {
+            journal: &*self.journal,
+            size,
+        };
+        for (path, bytes) in hash_tiles(&tree, old, size)
+            .while_(WRITING)?
+            .into_iter()
+            .chain(entry_bundles(&leaves, old, size).while_(WRITING)?)
+        {
+            write_file(&self.folder.join(path), &bytes).while_(WRITING)?;
+        }
+        let head = Checkpoint {
+            origin: self.verifier.name().to_owned(),
+            size,
+            root,
+        };
+        let signed =
+            SignedCheckpoint::sign(head, &self.verifier, &|text| self.key.signing().sign(text)).while_(WRITING)?;
+        write_file(&self.folder.join(CHECKPOINT_PATH), signed.to_string().as_bytes()).while_(WRITING)?;
+        Ok(signed)
+    }
+
+    /// Appends the journal's new leaves to the tree; gives their number.
+    fn grow(&self, tree: &mut Tree) -> Result<u64, EngineError> {
+        let reading = "reading the ledger";
+        let size = self.journal.log_size().while_(reading)?;
+        while tree.size() < size {
+            let from = tree.size();
+            let to = size.min(from + 1024);
+            for leaf in self.journal.log_leaves(from, to).while_(reading)? {
+                tree.append(leaf_hash(&leaf));
+            }
+        }
+        Ok(size)
+    }
+
+    /// Whether this log continues what the keeper of `site` saw of it.
+    ///
+    /// # Errors
+    /// A refusal when it was cut or rewritten since.
+    pub(crate) fn continues(&self, seen: &Checkpoint, site: &SiteName) -> Result<(), EngineError> {
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = self.grow(&mut tree)?;
+        let why = if size < seen.size {
+            format!(
+                "the keeper of site `{site}` has seen {} entries, and {size} are left",
+                seen.size
+            )
+        } else if tree.root(seen.size).while_("reading the ledger")? != seen.root {
+            format!(
+                "its first {} entries are not those that the keeper of site `{site}` has seen",
+                seen.size
+            )
+        } else {
+            return Ok(());
+        };
+        Err(tidegate_types::Refusal {
+            rule: "ledger-tampered".to_owned(),
+            what: "continuing the ledger".to_owned(),
+            why,
+            fix: "restore the control plane's folder from its newest backup, and find out who changed it".to_owned(),
+        }
+        .into())
+    }
+
+    /// Proves to somebody who saw the log at size `since` that it holds a leaf now.
+    pub(crate) fn prove(&self, id: &str, since: u64) -> Result<LedgerProof, EngineError> {
+        let proving = "proving an entry of the ledger";
+        let signed = self.render()?;
+        let size = signed.checkpoint().size;
+        let index = self
+            .journal
+            .log_index(id)
+            .while_(proving)?
+            .ok_or_else(|| EngineError::failed(proving, "it is not there"))?;
+        let leaf = self.journal.log_leaves(index, index + 1).while_(proving)?;
+        let leaf = leaf.into_iter().next().unwrap_or_default();
+        let tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let hex = |hashes: Vec<Digest>| hashes.iter().map(Digest::to_hex).collect();
+        Ok(LedgerProof {
+            leaf: String::from_utf8(leaf).while_(proving)?,
+            index,
+            checkpoint: signed.to_string(),
+            inclusion: hex(tree.inclusion_proof(index, size).while_(proving)?),
+            consistency: hex(tree.consistency_proof(since, size).while_(proving)?),
+            since,
+        })
+    }
+
+    /// Keeps a checkpoint that a keeper cosigned, when it is the newest one.
+    pub(crate) fn cosigned(&self, text: &str) -> Result<(), EngineError> {
+        let keeping = "keeping a cosigned checkpoint";
+        let cosigned = SignedCheckpoint::parse(text).while_(keeping)?;
+        if let Some(rendered) = self.rendered()?
+            && rendered.checkpoint() == cosigned.checkpoint()
+        {
+            write_file(&self.folder.join(CHECKPOINT_PATH), text.as_bytes()).while_(keeping)?;
+        }
+        Ok(())
+    }
+
+    fn rendered(&self) -> Result<Option<SignedCheckpoint>, EngineError> {
+        match std::fs::read_to_string(self.folder.join(CHECKPOINT_PATH)) {
+            Ok(text) => Ok(Some(
+                SignedCheckpoint::parse(&text).while_("reading the ledger's checkpoint")?,
+            )),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(EngineError::failed("reading the ledger's checkpoint", error)),
+        }
+    }
+}
+
+/// The journal's log as the tiles read it.
+struct Leaves<'a> {
+    journal: &'a dyn Journal,
+    size: u64,
+}
+
+impl LeafSource for Leaves<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn leaf(&self, index: u64) -> Result<Vec<u8>, LedgerError> {
+        let missing = || LedgerError::NoSuchLeaf { index, size: self.size };
+        let leaves = self.journal.log_leaves(index, index + 1).map_err(|_| missing())?;
+        leaves.into_iter().next().ok_or_else(missing)
+    }
+}
+
+/// Replaces a file atomically.
+fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let temporary = folder.join(format!(".new-{}", std::process::id()));
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(folder)?.sync_all()
+}

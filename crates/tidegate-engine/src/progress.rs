@@ -1,0 +1,71 @@
+//! What a run tells while it goes on. Names, sizes and fixed words; never a value from the data.
+
+use serde::Serialize;
+use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
+
+/// One step forward, as the terminal shows it and `--format json` writes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    /// The run has a name.
+    Started {
+        /// The run.
+        run: RunId,
+        /// Whether it continues one that was interrupted.
+        resumed: bool,
+    },
+    /// A task begins.
+    TaskStarted {
+        /// The task.
+        task: TaskName,
+        /// Where.
+        site: SiteName,
+    },
+    /// A task ended well.
+    TaskDone {
+        /// The task.
+        task: TaskName,
+        /// Whether an earlier result was used.
+        reused: bool,
+        /// Wall-clock seconds.
+        seconds: f64,
+    },
+    /// A permit was signed.
+    Permitted {
+        /// What will cross.
+        artifact: String,
+        /// Where to.
+        to: SiteName,
+        /// The permit.
+        permit: PermitId,
+    },
+    /// Sealed bytes stand at the other site.
+    Crossed {
+        /// What crossed.
+        artifact: String,
+        /// Where from.
+        from: SiteName,
+        /// Where to.
+        to: SiteName,
+        /// Ciphertext bytes.
+        bytes: u64,
+    },
+    /// A worker was asked for.
+    AttemptStarted {
+        /// The task.
+        task: TaskName,
+        /// The try.
+        attempt: u32,
+        /// Where.
+        site: SiteName,
+    },
+    /// An attempt ended without an output.
+    AttemptLost {
+        /// The task.
+        task: TaskName,
+        /// The try.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+}

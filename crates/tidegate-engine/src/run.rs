@@ -1,0 +1,396 @@
+//! One run, from its plan to its summary.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidegate_contracts::compute::Compute;
+use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_contracts::store::Store;
+use tidegate_plan::{Plan, PlanInput, PlannedCrossing, Report, Step};
+use tidegate_policy::{Moment, PolicySet, Question};
+use tidegate_seal::digest::canonical_digest;
+use tidegate_types::digest::Digest;
+use tidegate_types::event::EventType;
+use tidegate_types::files::sites::NetworkRule;
+use tidegate_types::files::{Catalog, Pipeline, Sites};
+use tidegate_types::ids::{RunId, SiteName, TaskName};
+use tidegate_types::keeper::{PipelineText, ReplyBody, RequestBody};
+use tidegate_types::refusal::Refusal;
+use tidegate_types::report::LabelReport;
+
+use crate::client::{KeeperClient, Watchdog};
+use crate::error::{EngineError, While};
+use crate::key::ControlKey;
+use crate::ledger::{Fact, LedgerBook};
+use crate::progress::Progress;
+use crate::state::{RunRecord, RunStatus, TaskState, get, put, scan, value};
+use crate::summary::Summary;
+
+/// The worker program and how it is started.
+#[derive(Debug, Clone)]
+pub struct WorkerProgram {
+    /// The program and its arguments; the ticket comes on standard input.
+    pub command: Vec<String>,
+    /// SHA-256 of the program's file.
+    pub digest: Digest,
+}
+
+/// What an engine is made of.
+pub struct Setup {
+    /// The owner's statement about data, as the engineer sees it.
+    pub catalog: Catalog,
+    /// The platform's statement about places.
+    pub sites: Sites,
+    /// The pipeline.
+    pub pipeline: Pipeline,
+    /// The pipeline's texts.
+    pub text: PipelineText,
+    /// What is asked when planning.
+    pub policies: PolicySet,
+    /// State that survives a crash.
+    pub journal: Arc<dyn Journal>,
+    /// Signs requests and the ledger.
+    pub key: Arc<ControlKey>,
+    /// Where the ledger's files are.
+    pub ledger_folder: PathBuf,
+    /// The mailbox of the home site's keeper.
+    pub mailbox: Arc<dyn Store>,
+    /// Drivers by site.
+    pub compute: BTreeMap<SiteName, Arc<dyn Compute>>,
+    /// Each site's store as that site itself sees it.
+    pub addresses: BTreeMap<SiteName, String>,
+    /// The worker.
+    pub worker: WorkerProgram,
+    /// Lets a site that serves publish its recipient; called before a bundle crosses to it.
+    pub enrol: Arc<dyn Fn(&SiteName, &str) -> Result<(), String> + Send + Sync>,
+    /// Says whether waiting for the keeper still makes sense.
+    pub watchdog: Watchdog,
+    /// Whether somebody asked to cancel the run.
+    pub cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
+    /// Hears what happens.
+    pub progress: Arc<dyn Fn(&Progress) + Send + Sync>,
+    /// Unix time in seconds.
+    pub clock: fn() -> u64,
+}
+
+/// The engine over one pipeline.
+pub struct Engine {
+    pub(crate) catalog: Catalog,
+    pub(crate) sites: Sites,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) text: PipelineText,
+    pub(crate) policies: PolicySet,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) ledger: LedgerBook,
+    pub(crate) keeper: KeeperClient,
+    pub(crate) home: SiteName,
+    pub(crate) compute: BTreeMap<SiteName, Arc<dyn Compute>>,
+    pub(crate) addresses: BTreeMap<SiteName, String>,
+    pub(crate) worker: WorkerProgram,
+    pub(crate) enrol: Arc<dyn Fn(&SiteName, &str) -> Result<(), String> + Send + Sync>,
+    pub(crate) cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
+    pub(crate) progress: Arc<dyn Fn(&Progress) + Send + Sync>,
+    pub(crate) clock: fn() -> u64,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("pipeline", &self.pipeline.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A plan that was checked, with what a person reads before saying yes.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// Why it is this one.
+    pub report: Report,
+    /// The label flow of the query.
+    pub labels: LabelReport,
+    /// The same plan has the same key, and continues the same run.
+    pub key: Digest,
+}
+
+impl Engine {
+    /// Wires an engine.
+    ///
+    /// # Errors
+    /// When the pipeline's dataset is not in the catalog, or the ledger cannot be opened.
+    pub fn open(setup: Setup) -> Result<Self, EngineError> {
+        let dataset = setup
+            .catalog
+            .datasets
+            .get(&setup.pipeline.prepare.from)
+            .ok_or_else(|| {
+                EngineError::failed(
+                    "looking for the dataset",
+                    format!("the catalog has no dataset `{}`", setup.pipeline.prepare.from),
+                )
+            })?;
+        let home = dataset.site.clone();
+        let keeper = KeeperClient::new(
+            home.clone(),
+            setup.mailbox,
+            Arc::clone(&setup.key),
+            Arc::clone(&setup.journal),
+            setup.watchdog,
+        );
+        let origin = format!("tidegate.dev/{}", setup.sites.organisation);
+        let ledger = LedgerBook::open(
+            &origin,
+            Arc::clone(&setup.journal),
+            setup.key,
+            setup.ledger_folder,
+            setup.clock,
+        )?;
+        Ok(Self {
+            catalog: setup.catalog,
+            sites: setup.sites,
+            pipeline: setup.pipeline,
+            text: setup.text,
+            policies: setup.policies,
+            journal: setup.journal,
+            ledger,
+            keeper,
+            home,
+            compute: setup.compute,
+            addresses: setup.addresses,
+            worker: setup.worker,
+            enrol: setup.enrol,
+            cancelled: setup.cancelled,
+            progress: setup.progress,
+            clock: setup.clock,
+        })
+    }
+
+    /// The ledger.
+    #[must_use]
+    pub const fn ledger(&self) -> &LedgerBook {
+        &self.ledger
+    }
+
+    /// Asks the keeper what the query would let out, places every task, and checks the plan.
+    ///
+    /// # Errors
+    /// A refusal by labels or policy, or a keeper out of reach.
+    pub async fn plan(&self, until: Option<Step>) -> Result<Planned, EngineError> {
+        let (_, checkpoint) = self.keeper.identify().await?;
+        self.seen(&checkpoint)?;
+        let analysed = self
+            .keeper
+            .ask(
+                "analyse",
+                RequestBody::Analyse {
+                    pipeline: self.text.clone(),
+                },
+            )
+            .await?;
+        let ReplyBody::Analysis {
+            labels,
+            source_bytes,
+            catalog,
+            policies,
+        } = analysed
+        else {
+            return Err(self.keeper.wrong_reply());
+        };
+        if let Some(refusal) = labels.refusals.first() {
+            return Err(refusal.clone().into());
+        }
+        let input = PlanInput {
+            catalog: &self.catalog,
+            sites: &self.sites,
+            pipeline: &self.pipeline,
+            labels: &labels,
+            source_bytes,
+            policies: &|crossing| self.ask_policy(crossing),
+            until,
+        };
+        let (plan, report) = tidegate_plan::plan(&input)?;
+        if let Err(violations) = tidegate_plan::check(&input, &plan) {
+            return Err(EngineError::failed("checking the plan", violations.join("; ")));
+        }
+        let key = canonical_digest(&(
+            &self.text,
+            &plan,
+            catalog,
+            policies,
+            canonical_digest(&self.sites).while_("naming the sites")?,
+            self.worker.digest,
+        ))
+        .while_("naming the plan")?;
+        Ok(Planned {
+            plan,
+            report,
+            labels,
+            key,
+        })
+    }
+
+    fn ask_policy(&self, crossing: &PlannedCrossing) -> Result<(), Refusal> {
+        let unknown = |site: &SiteName| Refusal {
+            rule: "unknown-site".to_owned(),
+            what: format!("planning a crossing to site `{site}`"),
+            why: "the sites file does not name it".to_owned(),
+            fix: "add the site to the sites file".to_owned(),
+        };
+        let from = self
+            .sites
+            .sites
+            .get(&crossing.from)
+            .ok_or_else(|| unknown(&crossing.from))?;
+        let to = self
+            .sites
+            .sites
+            .get(&crossing.to)
+            .ok_or_else(|| unknown(&crossing.to))?;
+        let Some(dataset) = self.catalog.datasets.get(&self.pipeline.prepare.from) else {
+            return Err(unknown(&crossing.from));
+        };
+        self.policies.decide(&Question {
+            moment: Moment::Plan,
+            artifact: crossing.artifact.clone(),
+            kind: crossing.kind,
+            label: &crossing.label,
+            lowered_from: None,
+            from: (&crossing.from, from),
+            to: (&crossing.to, to),
+            purpose: &self.pipeline.purpose,
+            allowed_purposes: &dataset.purposes,
+            run_network: to.network.run == NetworkRule::Allow,
+            worker_known: true,
+            evidence: None,
+            least_k: dataset.least_k,
+            built_in_refine: true,
+        })
+    }
+
+    /// Runs a plan, or continues the run of the same plan that was interrupted. A run that ended, well
+    /// or not, is never continued: a new one begins, and uses every step's result that is there.
+    ///
+    /// # Errors
+    /// What stopped it. The run's record says so too.
+    pub async fn run(&self, planned: &Planned) -> Result<Summary, EngineError> {
+        let began = Instant::now();
+        let (mut record, resumed) = self.begin(planned)?;
+        (self.progress)(&Progress::Started {
+            run: record.id.clone(),
+            resumed,
+        });
+        let result = self.tasks(&mut record, &planned.plan, began).await;
+        let (status, why) = match &result {
+            Ok(_) => (RunStatus::Done, String::new()),
+            Err(EngineError::Refused(refusal)) => (RunStatus::Refused, refusal.to_string()),
+            Err(EngineError::Cancelled(_)) => (RunStatus::Cancelled, "cancelled".to_owned()),
+            Err(error) => (RunStatus::Failed, error.to_string()),
+        };
+        record.status = status;
+        record.why = why;
+        if let Ok(summary) = &result {
+            record.summary = Some(summary.clone());
+        }
+        let mut fact = Fact::new(EventType::RunEnded, record.id.as_str()).name("status", status.as_str());
+        if let Err(EngineError::Refused(refusal)) = &result {
+            fact = fact.name("rule", &refusal.rule);
+        }
+        let batch = Batch::default().set("runs", record.id.as_str(), value(&record)?);
+        let (batch, _) = self.ledger.add(batch, &fact)?;
+        self.journal.commit(&batch).while_("ending the run")?;
+        let head = self.ledger.render()?;
+        let mut summary = result?;
+        summary.ledger.size = head.checkpoint().size;
+        summary.ledger.root = head.checkpoint().root.to_hex();
+        summary.seconds = began.elapsed().as_secs_f64();
+        record.summary = Some(summary.clone());
+        put(&*self.journal, "runs", record.id.as_str(), &record)?;
+        Ok(summary)
+    }
+
+    /// The unfinished run of this plan, or a new one.
+    fn begin(&self, planned: &Planned) -> Result<(RunRecord, bool), EngineError> {
+        let runs: Vec<RunRecord> = scan(&*self.journal, "runs", "")?;
+        let open = runs
+            .into_iter()
+            .find(|run| run.key == planned.key && run.status == RunStatus::Running);
+        if let Some(record) = open {
+            return Ok((record, true));
+        }
+        let started = (self.clock)();
+        let record = RunRecord {
+            id: self.new_run_id(started)?,
+            key: planned.key,
+            pipeline: self.pipeline.name.to_string(),
+            text: self.text.clone(),
+            started,
+            status: RunStatus::Running,
+            why: String::new(),
+            tasks: BTreeMap::new(),
+            summary: None,
+        };
+        let fact = Fact::new(EventType::RunStarted, record.id.as_str())
+            .digest("plan", planned.key)
+            .name("pipeline", &record.pipeline);
+        let batch = Batch::default().create("runs", record.id.as_str(), value(&record)?);
+        let (batch, _) = self.ledger.add(batch, &fact)?;
+        self.journal.commit(&batch).while_("starting a run")?;
+        Ok((record, false))
+    }
+
+    fn new_run_id(&self, started: u64) -> Result<RunId, EngineError> {
+        let naming = "naming the run";
+        let time = i64::try_from(started).while_(naming)?;
+        let stamp = jiff::Timestamp::from_second(time)
+            .while_(naming)?
+            .strftime("%Y%m%d-%H%M%S")
+            .to_string();
+        let name: String = self.pipeline.name.as_str().chars().take(30).collect();
+        let random: [u8; 3] = tidegate_seal::random::random_bytes().while_(naming)?;
+        RunId::new(format!("{name}-{stamp}-{}", hex::encode(random))).while_(naming)
+    }
+
+    /// Does one task: tells that it begins and ends, and records how long it took.
+    pub(crate) async fn task<T>(
+        &self,
+        record: &mut RunRecord,
+        task: &TaskName,
+        site: &SiteName,
+        work: impl Future<Output = Result<(T, bool), EngineError>>,
+    ) -> Result<T, EngineError> {
+        self.check_cancelled(record)?;
+        let began = Instant::now();
+        (self.progress)(&Progress::TaskStarted {
+            task: task.clone(),
+            site: site.clone(),
+        });
+        let (result, reused) = work.await?;
+        let state = TaskState {
+            reused,
+            milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        (self.progress)(&Progress::TaskDone {
+            task: task.clone(),
+            reused,
+            seconds: began.elapsed().as_secs_f64(),
+        });
+        record.tasks.entry(task.clone()).or_insert(state);
+        put(&*self.journal, "runs", record.id.as_str(), record)?;
+        Ok(result)
+    }
+
+    pub(crate) fn check_cancelled(&self, record: &RunRecord) -> Result<(), EngineError> {
+        if (self.cancelled)(&record.id) {
+            return Err(EngineError::Cancelled(record.id.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The result of a step with this key, from this or an earlier run.
+    pub(crate) fn step<T: serde::de::DeserializeOwned>(&self, key: &Digest) -> Result<Option<T>, EngineError> {
+        get(&*self.journal, "steps", &key.to_hex())
+    }
+}

@@ -1,0 +1,168 @@
+//! What the engine's journal holds.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_types::digest::Digest;
+use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
+use tidegate_types::keeper::{ArtifactSummary, GateResult, PipelineText, QualitySummary};
+use tidegate_types::quantity::Money;
+use tidegate_types::report::{LabelReport, RiskReport};
+use tidegate_types::to_canonical_json;
+
+use crate::error::{EngineError, While};
+use crate::summary::Summary;
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// It goes on, or was interrupted; the same command continues it.
+    Running,
+    /// Everything was done.
+    Done,
+    /// It went wrong; the same command begins another run and uses the results that are there.
+    Failed,
+    /// A rule said no.
+    Refused,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl RunStatus {
+    /// The status in one word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What came of one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskState {
+    /// Whether an earlier result was used.
+    pub reused: bool,
+    /// Wall-clock milliseconds.
+    pub milliseconds: u64,
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Its name.
+    pub id: RunId,
+    /// A digest over everything that was planned: the same plan continues the same run.
+    pub key: Digest,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's texts.
+    pub text: PipelineText,
+    /// When it started (Unix time).
+    pub started: u64,
+    /// Where it is.
+    pub status: RunStatus,
+    /// Why it is there, when it did not end well.
+    pub why: String,
+    /// Tasks that ended, by name.
+    pub tasks: BTreeMap<TaskName, TaskState>,
+    /// What it told at its end.
+    pub summary: Option<Summary>,
+}
+
+/// One committed crossing: a line of the egress account.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CrossingEntry {
+    /// What a person calls it.
+    pub artifact: String,
+    /// Where from.
+    pub from: SiteName,
+    /// Where to.
+    pub to: SiteName,
+    /// Ciphertext bytes of all committed objects.
+    pub bytes: u64,
+    /// The permit.
+    pub permit: PermitId,
+    /// What the bytes cost, where there is a price.
+    pub cost: Option<Money>,
+}
+
+/// What preparation gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PreparedStep {
+    pub(crate) inputs: BTreeMap<String, ArtifactSummary>,
+    pub(crate) labels: LabelReport,
+    pub(crate) risk: RiskReport,
+}
+
+/// What training gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TrainedStep {
+    pub(crate) model: ArtifactSummary,
+    pub(crate) seconds: u64,
+}
+
+/// What judging gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JudgedStep {
+    pub(crate) quality: QualitySummary,
+    pub(crate) raw: Option<QualitySummary>,
+    pub(crate) gates: Vec<GateResult>,
+}
+
+/// What releasing gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ReleasedStep {
+    pub(crate) bundle: ArtifactSummary,
+    pub(crate) version: u64,
+    pub(crate) gates: Vec<GateResult>,
+}
+
+const READING: &str = "reading the journal";
+const WRITING: &str = "writing the journal";
+
+/// One entry, typed.
+pub(crate) fn get<T: DeserializeOwned>(
+    journal: &dyn Journal,
+    table: &str,
+    key: &str,
+) -> Result<Option<T>, EngineError> {
+    journal
+        .get(table, key)
+        .while_(READING)?
+        .map(|bytes| serde_json::from_slice(&bytes).while_(READING))
+        .transpose()
+}
+
+/// All entries of a table under a prefix, typed.
+pub(crate) fn scan<T: DeserializeOwned>(
+    journal: &dyn Journal,
+    table: &str,
+    prefix: &str,
+) -> Result<Vec<T>, EngineError> {
+    journal
+        .scan(table, prefix)
+        .while_(READING)?
+        .iter()
+        .map(|(_, bytes)| serde_json::from_slice(bytes).while_(READING))
+        .collect()
+}
+
+/// A value as the journal keeps it.
+pub(crate) fn value<T: Serialize>(value: &T) -> Result<Vec<u8>, EngineError> {
+    to_canonical_json(value).while_(WRITING)
+}
+
+/// Writes one entry.
+pub(crate) fn put<T: Serialize>(journal: &dyn Journal, table: &str, key: &str, new: &T) -> Result<(), EngineError> {
+    journal
+        .commit(&Batch::default().set(table, key, value(new)?))
+        .while_(WRITING)
+}

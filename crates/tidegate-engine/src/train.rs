@@ -1,0 +1,269 @@
+//! Training: inputs cross, an attempt runs, its output comes home; a lost attempt is fenced before
+//! the next begins.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_types::event::EventType;
+use tidegate_types::ids::{PermitId, SiteName, TaskName};
+use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
+use tidegate_types::message::{Attempt, Ticket};
+
+use crate::crossings::Wanted;
+use crate::error::{EngineError, While};
+use crate::ledger::Fact;
+use crate::progress::Progress;
+use crate::run::Engine;
+use crate::state::{RunRecord, TrainedStep, get, put};
+
+/// How often a driver is asked where a job is.
+const OBSERVE_EVERY: Duration = Duration::from_millis(250);
+/// How many observations in a row a job may be gone without the keeper having heard its last word.
+const GONE_OBSERVATIONS: u32 = 20;
+/// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
+/// or was started again will read it.
+const ENDED_OBSERVATIONS: u32 = 240;
+
+impl Engine {
+    pub(crate) async fn train(
+        &self,
+        run: &RunRecord,
+        task: &TaskName,
+        site: &SiteName,
+        inputs: &BTreeMap<String, ArtifactSummary>,
+    ) -> Result<(TrainedStep, bool), EngineError> {
+        let artifacts: BTreeMap<&String, _> = inputs.iter().map(|(name, input)| (name, &input.artifact)).collect();
+        let definition = self.sites.sites.get(site);
+        let key = self.key(&(
+            "train",
+            artifacts,
+            &self.pipeline.train,
+            site,
+            definition,
+            &self.worker.digest,
+        ))?;
+        if let Some(step) = self.step(&key)? {
+            return Ok((step, true));
+        }
+        let permits = if *site == self.home {
+            BTreeMap::new()
+        } else {
+            let wanted: Vec<Wanted<'_>> = inputs
+                .iter()
+                .map(|(name, input)| Wanted {
+                    task,
+                    name,
+                    artifact: &input.artifact,
+                    bytes: input.bytes,
+                    to: site,
+                    worker: Some(self.worker.digest),
+                })
+                .collect();
+            let permits = self.cross(run, &wanted).await?;
+            inputs.keys().cloned().zip(permits).collect()
+        };
+        let mut last = String::new();
+        for number in 1..=self.pipeline.train.retries.saturating_add(1) {
+            let attempt = Attempt {
+                run: run.id.clone(),
+                task: task.clone(),
+                attempt: number,
+                rank: 0,
+            };
+            match self.attempt(run, &attempt, site, &permits).await? {
+                AttemptOutcome::Accepted { model, seconds, bytes } => {
+                    if let (Some(permit), true) = (permits.get("train"), *site != self.home) {
+                        self.account(run, "model", &model.artifact, site, &self.home, bytes, permit)?;
+                    }
+                    let step = TrainedStep { model, seconds };
+                    self.keep(&key, &step, &[])?;
+                    return Ok((step, false));
+                }
+                AttemptOutcome::Failed { stage, reason } => {
+                    last = format!("{stage}: {reason}");
+                    (self.progress)(&Progress::AttemptLost {
+                        task: task.clone(),
+                        attempt: number,
+                        reason: last.clone(),
+                    });
+                    if !worth_retrying(&stage) {
+                        break;
+                    }
+                }
+                AttemptOutcome::Fenced { why } => {
+                    last.clone_from(&why);
+                    (self.progress)(&Progress::AttemptLost {
+                        task: task.clone(),
+                        attempt: number,
+                        reason: why,
+                    });
+                }
+            }
+            self.check_cancelled(run)?;
+        }
+        Err(EngineError::failed(
+            format!("training on site `{site}`"),
+            format!("{last}. `tidegate logs {}` shows what the command wrote", run.id),
+        ))
+    }
+
+    /// One attempt, from its ticket to how it ended.
+    async fn attempt(
+        &self,
+        run: &RunRecord,
+        attempt: &Attempt,
+        site: &SiteName,
+        permits: &BTreeMap<String, PermitId>,
+    ) -> Result<AttemptOutcome, EngineError> {
+        let job = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
+        if let Some(outcome) = get::<AttemptOutcome>(&*self.journal, "attempts", &job)? {
+            return Ok(outcome);
+        }
+        let compute = self
+            .compute
+            .get(site)
+            .ok_or_else(|| EngineError::failed("starting an attempt", format!("site `{site}` has no driver here")))?;
+        let started = RequestBody::StartAttempt {
+            attempt: attempt.clone(),
+            pipeline: self.text.clone(),
+            site: site.clone(),
+            worker: self.worker.digest,
+            permits: permits.clone(),
+        };
+        let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {
+            return Err(self.keeper.wrong_reply());
+        };
+        let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
+            .name("task", attempt.task.as_str())
+            .name("site", site.as_str())
+            .number("attempt", u64::from(attempt.attempt));
+        self.ledger.record(&[fact])?;
+        (self.progress)(&Progress::AttemptStarted {
+            task: attempt.task.clone(),
+            attempt: attempt.attempt,
+            site: site.clone(),
+        });
+        let request = self.job_request(&job, attempt, site, ticket)?;
+        let handle = match compute.ensure(&request).await {
+            Ok(handle) => handle,
+            Err(error @ ComputeError::Invalid { .. }) => return Err(EngineError::failed("starting a worker", error)),
+            Err(error) => {
+                let outcome = self.fence(attempt, "not-started").await?;
+                tracing::warn!(run = %run.id, %site, %error, "worker not started");
+                return self.ended(run, attempt, &job, outcome);
+            }
+        };
+        let outcome = self.follow(run, attempt, &**compute, &handle).await;
+        compute.delete(&handle).await.while_("removing a job")?;
+        self.ended(run, attempt, &job, outcome?)
+    }
+
+    fn job_request(
+        &self,
+        job: &str,
+        attempt: &Attempt,
+        site: &SiteName,
+        mut ticket: Ticket,
+    ) -> Result<JobRequest, EngineError> {
+        let making = "making a job";
+        ticket.store = self
+            .addresses
+            .get(site)
+            .cloned()
+            .ok_or_else(|| EngineError::failed(making, format!("site `{site}` has no store here")))?;
+        Ok(JobRequest {
+            id: job.to_owned(),
+            attempt: attempt.clone(),
+            command: self.worker.command.clone(),
+            ticket: serde_json::to_string(&ticket).while_(making)?,
+            environment: BTreeMap::new(),
+            owner: self.sites.organisation.clone(),
+        })
+    }
+
+    /// Waits for the keeper's word about an attempt, and watches the machine meanwhile.
+    async fn follow(
+        &self,
+        run: &RunRecord,
+        attempt: &Attempt,
+        compute: &dyn Compute,
+        handle: &Handle,
+    ) -> Result<AttemptOutcome, EngineError> {
+        let asked = self.keeper.ask(
+            "await-an-attempt",
+            RequestBody::AwaitAttempt {
+                attempt: attempt.clone(),
+            },
+        );
+        tokio::pin!(asked);
+        let (mut ended, mut gone) = (0, 0);
+        loop {
+            tokio::select! {
+                reply = &mut asked => {
+                    let ReplyBody::AttemptEnded { outcome } = reply? else {
+                        return Err(self.keeper.wrong_reply());
+                    };
+                    return Ok(outcome);
+                }
+                () = tokio::time::sleep(OBSERVE_EVERY) => {}
+            }
+            if (self.cancelled)(&run.id) {
+                self.fence(attempt, "cancelled").await?;
+                return Err(EngineError::Cancelled(run.id.to_string()));
+            }
+            (ended, gone) = match compute.observe(handle).await {
+                Ok(JobState::Ended(Some(_))) => (ended + 1, 0),
+                Ok(JobState::Ended(None) | JobState::Gone) => (0, gone + 1),
+                Ok(JobState::Pending | JobState::Running) | Err(_) => (0, 0),
+            };
+            if ended >= ENDED_OBSERVATIONS || gone >= GONE_OBSERVATIONS {
+                return self.fence(attempt, "lost").await;
+            }
+        }
+    }
+
+    async fn fence(&self, attempt: &Attempt, why: &str) -> Result<AttemptOutcome, EngineError> {
+        let body = RequestBody::Fence {
+            attempt: attempt.clone(),
+            why: why.to_owned(),
+        };
+        match self.keeper.ask("fence", body).await? {
+            ReplyBody::AttemptEnded { outcome } => Ok(outcome),
+            _ => Err(self.keeper.wrong_reply()),
+        }
+    }
+
+    /// Records how an attempt ended; also after a restart it ended that way.
+    fn ended(
+        &self,
+        run: &RunRecord,
+        attempt: &Attempt,
+        job: &str,
+        outcome: AttemptOutcome,
+    ) -> Result<AttemptOutcome, EngineError> {
+        let (word, model) = match &outcome {
+            AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
+            AttemptOutcome::Failed { .. } => ("failed", None),
+            AttemptOutcome::Fenced { .. } => ("fenced", None),
+        };
+        let mut fact = Fact::new(EventType::AttemptEnded, run.id.as_str())
+            .name("task", attempt.task.as_str())
+            .name("outcome", word)
+            .number("attempt", u64::from(attempt.attempt));
+        if let Some(model) = model {
+            fact = fact.digest("model", model);
+        }
+        self.ledger.record(&[fact])?;
+        put(&*self.journal, "attempts", job, &outcome)?;
+        Ok(outcome)
+    }
+}
+
+/// A command that failed by itself will fail again; a machine or a mailbox that failed may not.
+fn worth_retrying(stage: &str) -> bool {
+    !matches!(
+        stage,
+        "command" | "setup" | "memory" | "time" | "output" | "sandbox" | "admission"
+    )
+}
