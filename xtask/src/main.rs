@@ -1,2 +1,65 @@
-//! The repository's own chores.
-fn main() {}
+//! The repository's own chores: `cargo xtask COMMAND`.
+
+mod arch;
+mod compare;
+mod data;
+mod schemas;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the Tidegate repository.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Checks who depends on whom, and how large crates and files are
+    Arch,
+    /// Writes the JSON Schemas of the three files into `schemas/`
+    Schemas {
+        /// Only say whether they are what they should be
+        #[arg(long)]
+        check: bool,
+    },
+    /// Writes the example's data, `examples/hospital/admissions.csv`
+    Data {
+        /// The SUPPORT2 data set as CSV
+        source: PathBuf,
+        /// Only say whether the file is what it should be
+        #[arg(long)]
+        check: bool,
+    },
+    /// Measures ours against a peer on the same work
+    Compare(compare::Compare),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().chore {
+        Chore::Arch => arch::run(root()),
+        Chore::Schemas { check } => schemas::run(root(), check),
+        Chore::Data { source, check } => data::run(root(), &source, check),
+        Chore::Compare(compare) => compare.run(),
+    }
+}
+
+/// The repository's folder.
+fn root() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,373 @@
+//! `cargo xtask arch`: the house stands as it was drawn.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+/// Which crates a crate may use, beyond those of others: every arrow that there may be.
+const ARROWS: [(&str, &[&str]); 17] = [
+    ("tidegate-types", &[]),
+    ("tidegate-policy", &["types"]),
+    ("tidegate-plan", &["types", "policy"]),
+    ("tidegate-seal", &["types"]),
+    ("tidegate-ledger", &["types", "seal"]),
+    ("tidegate-contracts", &["types"]),
+    ("tidegate-transfer", &["types", "seal", "contracts"]),
+    ("tidegate-prepare", &["types", "contracts"]),
+    ("tidegate-bundle", &["types", "seal"]),
+    ("tidegate-learn", &["types", "bundle"]),
+    ("tidegate-serve", &["types", "bundle", "contracts", "transfer"]),
+    ("tidegate-worker", &["types", "seal", "contracts", "transfer"]),
+    (
+        "tidegate-keeper",
+        &["types", "policy", "seal", "ledger", "contracts", "transfer"],
+    ),
+    // The engine names what it signs and asks by digest, and signs as the control plane: seal.
+    (
+        "tidegate-engine",
+        &["types", "plan", "policy", "ledger", "seal", "contracts", "transfer"],
+    ),
+    // The key file wraps keys in the format of seal.
+    ("tidegate-local", &["types", "contracts", "seal"]),
+    ("tidegate-cloud", &["types", "contracts"]),
+    ("tidegate-server", &["engine"]),
+];
+
+/// Crates that may use every other: the binary, and these chores.
+const EVERYTHING: [&str; 2] = ["tidegate", "xtask"];
+
+/// What must not be below a crate, at any distance, with the reason. A name that ends in `*` is a
+/// prefix.
+const FORBIDDEN: [(&[&str], &[&str], &str); 3] = [
+    (
+        &["tidegate-types", "tidegate-plan", "tidegate-seal", "tidegate-ledger"],
+        &["tokio", "async-std", "smol"],
+        "it is pure or synchronous, and an auditor's tool must be able to use it",
+    ),
+    (
+        &["tidegate-worker"],
+        &[
+            "datafusion*",
+            "sqlparser",
+            "cedar-policy*",
+            "rusqlite",
+            "libsqlite3-sys",
+            "tract*",
+        ],
+        "the worker stays small and static, and holds nothing that it does not need",
+    ),
+    (
+        &["tidegate-prepare"],
+        &[
+            "reqwest",
+            "hyper*",
+            "ureq",
+            "curl",
+            "isahc",
+            "quinn",
+            "aws-sdk*",
+            "aws-config",
+            "aws-sigv4",
+            "tonic",
+        ],
+        "what reads private rows has no network client",
+    ),
+];
+
+/// Lines that the crate of words may have.
+const TYPES_LINES: usize = 5_000;
+/// Lines that any file may have.
+const FILE_LINES: usize = 600;
+
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_members: BTreeSet<String>,
+    resolve: Resolve,
+}
+
+#[derive(Debug, Deserialize)]
+struct Package {
+    id: String,
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    id: String,
+    deps: Vec<Dependency>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Dependency {
+    pkg: String,
+    dep_kinds: Vec<DependencyKind>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DependencyKind {
+    kind: Option<String>,
+}
+
+/// Who uses whom, by package id; what only tests use is left out.
+#[derive(Debug)]
+struct Graph {
+    names: BTreeMap<String, String>,
+    members: BTreeSet<String>,
+    uses: BTreeMap<String, Vec<String>>,
+}
+
+pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
+    let graph = Graph::read(root)?;
+    let mut faults = graph.faults();
+    faults.extend(sizes(root)?);
+    for fault in &faults {
+        println!("{fault}");
+    }
+    ensure!(faults.is_empty(), "{} rule(s) of the house are broken", faults.len());
+    println!("the house stands: {} crates", graph.members.len());
+    Ok(())
+}
+
+impl Graph {
+    fn read(root: &Path) -> anyhow::Result<Self> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .args(["metadata", "--format-version", "1", "--locked"])
+            .current_dir(root)
+            .output()
+            .context("starting `cargo metadata`")?;
+        if !output.status.success() {
+            bail!(
+                "`cargo metadata` failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        let metadata = serde_json::from_slice(&output.stdout).context("reading what `cargo metadata` said")?;
+        Ok(Self::of(metadata))
+    }
+
+    fn of(metadata: Metadata) -> Self {
+        let uses = metadata.resolve.nodes.into_iter().map(|node| {
+            let shipped = |dependency: &Dependency| {
+                let kinds = &dependency.dep_kinds;
+                kinds.iter().any(|kind| kind.kind.as_deref() != Some("dev"))
+            };
+            let used = node.deps.into_iter().filter(shipped).map(|dependency| dependency.pkg);
+            (node.id, used.collect())
+        });
+        Self {
+            uses: uses.collect(),
+            names: metadata
+                .packages
+                .into_iter()
+                .map(|package| (package.id, package.name))
+                .collect(),
+            members: metadata.workspace_members,
+        }
+    }
+
+    fn name<'a>(&'a self, id: &'a str) -> &'a str {
+        self.names.get(id).map_or(id, String::as_str)
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for id in &self.members {
+            let name = self.name(id);
+            if EVERYTHING.contains(&name) {
+                continue;
+            }
+            let Some((_, allowed)) = ARROWS.iter().find(|(member, _)| *member == name) else {
+                faults.push(format!(
+                    "{name}: no arrow table names this crate; add it to `xtask/src/arch.rs`"
+                ));
+                continue;
+            };
+            for used in self
+                .uses
+                .get(id)
+                .into_iter()
+                .flatten()
+                .filter(|used| self.members.contains(*used))
+            {
+                let used = self.name(used);
+                if !used
+                    .strip_prefix("tidegate-")
+                    .is_some_and(|short| allowed.contains(&short))
+                {
+                    faults.push(format!("{name} -> {used}: this arrow is not allowed"));
+                }
+            }
+        }
+        for (crates, banned, why) in FORBIDDEN {
+            for id in self.members.iter().filter(|id| crates.contains(&self.name(id))) {
+                for path in self.paths_to(id, banned) {
+                    faults.push(format!("{}: forbidden, for {why}", path.join(" -> ")));
+                }
+            }
+        }
+        faults
+    }
+
+    /// The shortest way from a crate to each of the banned ones below it.
+    fn paths_to<'a>(&'a self, start: &'a str, banned: &[&str]) -> Vec<Vec<&'a str>> {
+        let is_banned = |name: &str| {
+            banned.iter().any(|ban| match ban.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == *ban,
+            })
+        };
+        let mut from: BTreeMap<&'a str, &'a str> = BTreeMap::new();
+        let mut queue: VecDeque<&'a str> = [start].into();
+        let mut found = Vec::new();
+        while let Some(id) = queue.pop_front() {
+            if is_banned(self.name(id)) {
+                let mut path = vec![self.name(id)];
+                let mut step = id;
+                while let Some(before) = from.get(step) {
+                    path.push(self.name(before));
+                    step = before;
+                }
+                path.reverse();
+                found.push(path);
+                continue;
+            }
+            for next in self.uses.get(id).into_iter().flatten() {
+                if next != start && !from.contains_key(next.as_str()) {
+                    from.insert(next, id);
+                    queue.push_back(next);
+                }
+            }
+        }
+        found
+    }
+}
+
+fn sizes(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut faults = Vec::new();
+    let mut files = Vec::new();
+    for folder in ["crates", "xtask"] {
+        rust_files(&root.join(folder), &mut files)?;
+    }
+    files.sort();
+    let mut types = 0;
+    for path in files {
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let lines = text.lines().count();
+        let shown = path.strip_prefix(root).unwrap_or(&path);
+        if lines > FILE_LINES {
+            let shown = shown.display();
+            faults.push(format!("{shown}: {lines} lines; a file has at most {FILE_LINES}"));
+        }
+        if shown.starts_with("crates/tidegate-types/src") {
+            types += lines;
+        }
+    }
+    if types >= TYPES_LINES {
+        faults.push(format!("tidegate-types: {types} lines; it stays below {TYPES_LINES}"));
+    }
+    Ok(faults)
+}
+
+fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            rust_files(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A graph of `user -> used`; members are those of Tidegate.
+    fn graph(arrows: &[(&str, &str)]) -> Graph {
+        let mut graph = Graph {
+            names: BTreeMap::new(),
+            members: BTreeSet::new(),
+            uses: BTreeMap::new(),
+        };
+        for (user, used) in arrows {
+            for name in [user, used] {
+                graph.names.insert((*name).to_owned(), (*name).to_owned());
+                if name.starts_with("tidegate") {
+                    graph.members.insert((*name).to_owned());
+                }
+            }
+            graph
+                .uses
+                .entry((*user).to_owned())
+                .or_default()
+                .push((*used).to_owned());
+        }
+        graph
+    }
+
+    #[test]
+    fn arrows_that_were_not_drawn_are_found() {
+        let good = [
+            ("tidegate-plan", "tidegate-types"),
+            ("tidegate", "tidegate-plan"),
+            ("tidegate-types", "serde"),
+        ];
+        assert_eq!(graph(&good).faults(), [""; 0]);
+        for bad in [
+            ("tidegate-types", "tidegate-seal"),
+            ("tidegate-worker", "tidegate-policy"),
+            ("tidegate-new", "serde"),
+        ] {
+            assert_eq!(graph(&[bad]).faults().len(), 1, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_forbidden_is_found_at_any_distance_and_named_with_its_way() {
+        let deep = [
+            ("tidegate-prepare", "a"),
+            ("a", "b"),
+            ("b", "a"),
+            ("b", "hyper-util"),
+            ("tidegate-prepare", "tokio"),
+        ];
+        let faults = graph(&deep).faults();
+        assert_eq!(faults.len(), 1);
+        assert!(
+            faults[0].starts_with("tidegate-prepare -> a -> b -> hyper-util"),
+            "{}",
+            faults[0]
+        );
+        let crypto = [("tidegate-prepare", "aws-lc-rs"), ("tidegate-seal", "aws-lc-rs")];
+        assert_eq!(graph(&crypto).faults(), [""; 0]);
+        assert_eq!(graph(&[("tidegate-seal", "x"), ("x", "tokio")]).faults().len(), 1);
+    }
+
+    #[test]
+    fn what_only_tests_use_does_not_count() {
+        let metadata = serde_json::json!({
+            "packages": [{"id": "1", "name": "tidegate-types"}, {"id": "2", "name": "tidegate-seal"}],
+            "workspace_members": ["1", "2"],
+            "resolve": {"nodes": [
+                {"id": "1", "deps": [{"pkg": "2", "dep_kinds": [{"kind": "dev"}]}]},
+                {"id": "2", "deps": [{"pkg": "1", "dep_kinds": [{"kind": null}]}]},
+            ]},
+        });
+        let graph = Graph::of(serde_json::from_value(metadata).unwrap());
+        assert_eq!(graph.faults(), [""; 0]);
+    }
+}
