@@ -1,0 +1,270 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Hybrid-cloud machine learning: no permit, no bytes.
+///
+/// Prepare private data where it lives, train in the cloud on what may leave, evaluate at home, and
+/// deploy. Every crossing is explained before it happens and provable after it.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  tidegate check examples/hospital/tidegate.yaml
+  tidegate plan examples/hospital/tidegate.yaml
+  tidegate run examples/hospital/tidegate.yaml --yes
+  tidegate serve examples/hospital/tidegate.yaml --site ward
+
+State lies in `.tidegate/` beside the pipeline file; TIDEGATE_HOME moves it.
+Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 refused by a rule.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What is printed: text for people, or JSON for machines.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+/// What is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON value on standard output.
+    Json,
+}
+
+/// Where a pipeline is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PipelineArgument {
+    /// The pipeline file.
+    #[arg(default_value = "tidegate.yaml")]
+    pub(crate) pipeline: PathBuf,
+}
+
+/// How far a plan goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Until {
+    /// Only prepare.
+    Prepare,
+    /// Up to the model.
+    Train,
+    /// Up to the figures.
+    Evaluate,
+    /// Up to the refined figures.
+    Refine,
+    /// Up to the signed bundle.
+    Release,
+    /// Everything.
+    Deploy,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a first catalog from a scan of a file.
+    #[command(after_help = "Example:\n  tidegate init --from admissions.csv --site hospital")]
+    Init {
+        /// A CSV or Parquet file, or a folder of them.
+        #[arg(long)]
+        from: PathBuf,
+        /// The private site that owns it.
+        #[arg(long, default_value = "hospital")]
+        site: String,
+        /// Where to write the catalog; it must not be there yet.
+        #[arg(long, default_value = "catalog.yaml")]
+        out: PathBuf,
+    },
+    /// Check the three files.
+    #[command(after_help = "Example:\n  tidegate check examples/hospital/tidegate.yaml")]
+    Check(PipelineArgument),
+    /// Look at a source: types, missing values, and columns whose role looks wrong.
+    #[command(after_help = "Example:\n  tidegate scan examples/hospital/tidegate.yaml")]
+    Scan(PipelineArgument),
+    /// Show what would run where, what would cross and why it may, and what it would cost.
+    #[command(after_help = "Example:\n  tidegate plan examples/hospital/tidegate.yaml --sql")]
+    Plan {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// Print the SQL that prepares what leaves, and nothing else.
+        #[arg(long)]
+        sql: bool,
+        /// How far to go.
+        #[arg(long, value_enum)]
+        until: Option<Until>,
+    },
+    /// Run a pipeline; interrupted, the same command goes on.
+    #[command(after_help = "Examples:
+  tidegate run examples/hospital/tidegate.yaml --yes
+  tidegate run --until prepare --sample 1000")]
+    Run {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// Do not ask before starting. Never skips an approval.
+        #[arg(long)]
+        yes: bool,
+        /// How far to go.
+        #[arg(long, value_enum)]
+        until: Option<Until>,
+        /// Read at most so many rows; nothing is released from such a run.
+        #[arg(long)]
+        sample: Option<u64>,
+        /// Use a keeper that runs elsewhere instead of starting one.
+        #[arg(long)]
+        no_keeper: bool,
+    },
+    /// Show runs and where they are.
+    Status(PipelineArgument),
+    /// Show what a run's command wrote; where the private site is, for logs carry the data's label.
+    #[command(after_help = "Example:\n  tidegate logs heart-20260101-120000-abcdef")]
+    Logs {
+        /// The run.
+        run: String,
+        /// The pipeline file.
+        #[arg(long, default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+    },
+    /// Stop a run: its attempts are fenced, and no output of them will be accepted.
+    Cancel {
+        /// The run.
+        run: String,
+        /// The pipeline file.
+        #[arg(long, default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+    },
+    /// Show released models and where they are served.
+    Models(PipelineArgument),
+    /// Predict for raw rows with the bundle of a site.
+    #[command(
+        after_help = "Example:\n  tidegate predict --site hospital new.csv --pipeline examples/hospital/tidegate.yaml"
+    )]
+    Predict {
+        /// The site whose bundle is used.
+        #[arg(long)]
+        site: String,
+        /// A CSV file with the raw columns.
+        rows: PathBuf,
+        /// The pipeline file.
+        #[arg(long, default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+        /// Where to write predictions; standard output otherwise.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Work with prepared data.
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Serve a site's models by the Open Inference Protocol; needs no connection to any other site.
+    #[command(
+        after_help = "Example:\n  tidegate serve examples/hospital/tidegate.yaml --site ward --listen 127.0.0.1:8080"
+    )]
+    Serve {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The site.
+        #[arg(long)]
+        site: String,
+        /// Address and port.
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        listen: std::net::SocketAddr,
+    },
+    /// Read and verify the ledger.
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Show what runs cost and what left.
+    Cost(PipelineArgument),
+    /// Run the keeper of a private site until its standard input ends.
+    Keeper {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The private site.
+        #[arg(long)]
+        site: String,
+        /// Go on when standard input ends; stop by SIGTERM or SIGINT.
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Run a worker; the ticket comes on standard input.
+    #[command(hide = true)]
+    Worker {
+        /// A folder for the worker alone; beside the site's store otherwise.
+        #[arg(long)]
+        work: Option<PathBuf>,
+    },
+    /// Train by the built-in trainer under the worker's contract.
+    #[command(hide = true)]
+    Trainer,
+    /// Predict for a matrix in a sandbox.
+    #[command(hide = true)]
+    Infer {
+        /// A folder with `model.onnx` and `schema.json`.
+        model: PathBuf,
+        /// The number of columns (u64), then the values (float32) by rows, little-endian.
+        matrix: PathBuf,
+        /// Where to write little-endian float32 probabilities.
+        out: PathBuf,
+    },
+    /// Publish a serving site's recipient.
+    #[command(hide = true)]
+    Enrol {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The site.
+        #[arg(long)]
+        site: String,
+        /// The owner keeper's public key.
+        #[arg(long)]
+        owner: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Copy a prepared dataset out of the private site, on that site.
+    #[command(
+        after_help = "Example:\n  tidegate data pull train --to train/ --pipeline examples/hospital/tidegate.yaml"
+    )]
+    Pull {
+        /// `train` or `validation`.
+        name: String,
+        /// A folder that is not there yet.
+        #[arg(long)]
+        to: PathBuf,
+        /// The pipeline file.
+        #[arg(long, default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Print the ledger's entries.
+    Show {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// Only entries about this run.
+        #[arg(long)]
+        run: Option<String>,
+    },
+    /// Verify every leaf, tile and signature.
+    #[command(after_help = "Example:\n  tidegate audit verify examples/hospital/tidegate.yaml --since checkpoint.txt")]
+    Verify {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// A file with a checkpoint from earlier, which the ledger must continue.
+        #[arg(long)]
+        since: Option<PathBuf>,
+    },
+    /// Print a proof (C2SP tlog-proof) that the ledger holds one entry.
+    Proof {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The entry's number, as `audit show` prints it.
+        #[arg(long)]
+        entry: u64,
+    },
+}

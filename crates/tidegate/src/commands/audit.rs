@@ -1,0 +1,168 @@
+//! `audit show`, `audit verify`, `audit proof`: the ledger, offline.
+
+use std::path::Path;
+
+use tidegate_contracts::journal::Journal;
+use tidegate_engine::ControlKey;
+use tidegate_ledger::merkle::leaf_hash;
+use tidegate_ledger::{LeafProof, SignedCheckpoint, Tree, TrustedKeys, VerifierKey, verify_tiles};
+use tidegate_local::SqliteJournal;
+use tidegate_seal::sign::VerifyingKey;
+use tidegate_types::event::Event;
+
+use crate::cli::Format;
+use crate::failure::{Failure, While};
+use crate::project::Project;
+use crate::show;
+
+const READING: &str = "reading the ledger";
+
+fn journal(project: &Project) -> Result<SqliteJournal, Failure> {
+    let file = project.layout.journal();
+    if !file.exists() {
+        return Err(Failure::Usage(format!(
+            "there is no ledger below {}: run the pipeline first",
+            project.layout.root().display()
+        )));
+    }
+    SqliteJournal::open(&file).while_(READING)
+}
+
+/// The keys that must have signed: the log's own, and the home keeper's once it has cosigned.
+fn trusted(project: &Project, journal: &SqliteJournal) -> Result<TrustedKeys, Failure> {
+    let organisation = &project.sites.organisation;
+    let key = ControlKey::open(&project.layout.control_key())?;
+    let log = VerifierKey::new(tidegate_keeper::log_origin(organisation), *key.public().as_bytes()).while_(READING)?;
+    let mut cosigners = Vec::new();
+    let home = project.home()?;
+    if let Some(bytes) = journal.get("keepers", home.as_str()).while_(READING)? {
+        let text: String = serde_json::from_slice(&bytes).while_(READING)?;
+        let key = VerifyingKey::from_base64(&text).while_(READING)?;
+        cosigners.push(
+            VerifierKey::new(tidegate_keeper::cosigner_name(organisation, &home), *key.as_bytes()).while_(READING)?,
+        );
+    }
+    Ok(TrustedKeys { log, cosigners })
+}
+
+/// Prints the entries.
+pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Result<(), Failure> {
+    let journal = journal(project)?;
+    let size = journal.log_size().while_(READING)?;
+    for index in 0..size {
+        let leaf = journal.log_leaves(index, index + 1).while_(READING)?;
+        let leaf = leaf.into_iter().next().unwrap_or_default();
+        let event: Event = serde_json::from_slice(&leaf).while_(READING)?;
+        if run.is_some_and(|run| event.subject != run) {
+            continue;
+        }
+        match format {
+            Format::Json => println!("{}", String::from_utf8_lossy(&leaf)),
+            Format::Text => {
+                let names: Vec<String> = event
+                    .data
+                    .names
+                    .iter()
+                    .map(|(key, name)| format!("{key}={name}"))
+                    .collect();
+                let numbers: Vec<String> = event
+                    .data
+                    .numbers
+                    .iter()
+                    .map(|(key, number)| format!("{key}={number}"))
+                    .collect();
+                let digests: Vec<String> = event
+                    .data
+                    .digests
+                    .iter()
+                    .map(|(key, digest)| format!("{key}={}", digest.short()))
+                    .collect();
+                let what = event.event_type.trim_start_matches("dev.tidegate.");
+                println!(
+                    "{index:>5}  {}  {what:<17} {}  {}",
+                    event.time,
+                    event.subject,
+                    [names, numbers, digests].concat().join(" ")
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verifies everything that lies in the ledger's folder.
+pub(crate) fn verify(project: &Project, since: Option<&Path>, format: Format) -> Result<(), Failure> {
+    let journal = journal(project)?;
+    let mut keys = trusted(project, &journal)?;
+    let folder = project.layout.ledger();
+    let read = |path: &str| match std::fs::read(folder.join(path)) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let since = match since {
+        Some(file) => Some(
+            std::fs::read_to_string(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?,
+        ),
+        None => None,
+    };
+    let checkpoint = read("checkpoint")
+        .while_("reading the ledger's checkpoint")?
+        .unwrap_or_default();
+    // The newest entries (a run's end) release nothing and are not shown to the keeper before the
+    // next releasing action, so the newest checkpoint may stand under the log's key alone.
+    let cosigned = SignedCheckpoint::open(&String::from_utf8_lossy(&checkpoint), &keys).is_ok();
+    if !cosigned {
+        keys.cosigners.clear();
+    }
+    let report = verify_tiles(&read, &keys, since.as_deref()).map_err(|error| {
+        Failure::Refused(tidegate_types::Refusal {
+            rule: "ledger-tampered".to_owned(),
+            what: "verifying the ledger".to_owned(),
+            why: error.to_string(),
+            fix: "restore the ledger from a copy that verifies, and find out who changed it".to_owned(),
+        })
+    })?;
+    match format {
+        Format::Json => show::json(&report),
+        Format::Text => {
+            println!(
+                "Ledger {} verifies: {} entries, root {}.",
+                report.origin,
+                report.size,
+                report.root.to_hex()
+            );
+            println!("Signed by {}.", report.signed_by.join(" and "));
+            if let Some(size) = report.continues {
+                println!("It continues the checkpoint of {size} entries: nothing before was changed or cut.");
+            }
+            for sentence in &report.not_proven {
+                println!("Not proven: {sentence}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Prints a proof that the ledger holds one entry.
+pub(crate) fn proof(project: &Project, entry: u64) -> Result<(), Failure> {
+    let journal = journal(project)?;
+    let checkpoint = std::fs::read_to_string(project.layout.ledger().join("checkpoint"))
+        .while_("reading the ledger's checkpoint")?;
+    let signed = SignedCheckpoint::parse(&checkpoint).while_("reading the ledger's checkpoint")?;
+    let size = signed.checkpoint().size;
+    if entry >= size {
+        return Err(Failure::Usage(format!(
+            "the ledger has {size} entries, counted from 0; there is no entry {entry}"
+        )));
+    }
+    let mut tree = Tree::default();
+    for from in (0..size).step_by(1024) {
+        for leaf in journal.log_leaves(from, size.min(from + 1024)).while_(READING)? {
+            tree.append(leaf_hash(&leaf));
+        }
+    }
+    let proof = LeafProof::new(&tree, entry, signed).while_("making a proof")?;
+    print!("{proof}");
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! The commands.
+
+pub(crate) mod audit;
+pub(crate) mod data;
+pub(crate) mod files;
+pub(crate) mod predict;
+pub(crate) mod run;
+pub(crate) mod serve;
+pub(crate) mod status;

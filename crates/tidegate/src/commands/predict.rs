@@ -1,0 +1,111 @@
+//! `predict`: probabilities for raw rows, on a private site.
+
+use std::path::{Path, PathBuf};
+
+use tidegate_bundle::{Bundle, Predictor, bundle};
+use tidegate_keeper::keys::SiteKeys;
+use tidegate_local::FileCustody;
+use tidegate_prepare::{Keys, Recipe, apply_recipe};
+use tidegate_seal::dsse;
+use tidegate_seal::sign::VerifyingKey;
+use tidegate_types::files::sites::SiteKind;
+use tidegate_types::refusal::Refusal;
+use tidegate_types::release::BUNDLE_PAYLOAD;
+
+use crate::commands::files::prepare_failure;
+use crate::failure::{Failure, While};
+use crate::project::Project;
+
+/// Opens a bundle folder signed by `owner`.
+pub(crate) fn open_bundle(folder: &Path, owner: &VerifyingKey) -> Result<Bundle, Failure> {
+    let files = bundle::read_folder(folder).while_("reading a bundle")?;
+    bundle::open(files, |signature| verify(signature, owner)).map_err(|error| {
+        Failure::Refused(Refusal {
+            rule: "bundle-tampered".to_owned(),
+            what: "opening a bundle".to_owned(),
+            why: error.to_string(),
+            fix: "deploy the model again from its private site".to_owned(),
+        })
+    })
+}
+
+/// The payload of a bundle's signature by `owner`.
+pub(crate) fn verify(signature: &[u8], owner: &VerifyingKey) -> Result<Vec<u8>, String> {
+    let envelope = dsse::from_bytes(signature).map_err(|error| error.to_string())?;
+    dsse::open(&envelope, BUNDLE_PAYLOAD, owner).map_err(|error| error.to_string())
+}
+
+/// The newest version's folder of a model below a site's `serve/models`.
+pub(crate) fn newest(models: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let mut versions: Vec<u64> = std::fs::read_dir(models.join(name))
+        .map(|entries| {
+            entries
+                .filter_map(Result::ok)
+                .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+                .collect()
+        })
+        .unwrap_or_default();
+    versions.sort_unstable();
+    match versions.pop() {
+        Some(version) => Ok(models.join(name).join(version.to_string())),
+        None => Err(Failure::Usage(format!(
+            "model `{name}` is not deployed there: run the pipeline, with the site under `deploy:`"
+        ))),
+    }
+}
+
+/// Reads raw rows, takes them through the bundle's frozen recipe, and writes one probability a row.
+pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Option<&Path>) -> Result<(), Failure> {
+    let predicting = "predicting";
+    let site = project.site(site)?;
+    let definition = project.sites.sites.get(&site);
+    if definition.is_none_or(|definition| definition.kind != SiteKind::Private) {
+        return Err(Failure::Refused(Refusal {
+            rule: "raw-rows-stay-home".to_owned(),
+            what: format!("predicting for raw rows on site `{site}`"),
+            why: "raw rows are above what a site that is not private may hold".to_owned(),
+            fix: "predict on the private site, or send features to `tidegate serve` there".to_owned(),
+        }));
+    }
+    let folder = project.layout.site(&site);
+    let custody = FileCustody::open(folder.join("keys").join("custody.key")).while_(predicting)?;
+    let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &custody, &site)
+        .await
+        .while_(predicting)?;
+    let models = folder.join("serve").join("models");
+    let bundle = open_bundle(
+        &newest(&models, project.pipeline.name.as_str())?,
+        &keys.signing.public(),
+    )?;
+    let recipe: Recipe = serde_json::from_slice(&bundle.recipe).while_("reading the bundle's recipe")?;
+    let stage = Keys {
+        split: keys.stages.split,
+        values: keys.stages.values,
+    };
+    let records = apply_recipe(&recipe, &stage, rows).await.map_err(prepare_failure)?;
+    let matrix = bundle
+        .schema
+        .encode(&records.header, &records.records)
+        .while_(predicting)?;
+    let predictor = Predictor::load(&bundle.model).while_(predicting)?;
+    let probabilities = predictor.predict(matrix.view()).while_(predicting)?;
+    let mut lines: Vec<(u64, String)> = Vec::with_capacity(probabilities.len());
+    for (position, probability) in records.positions.iter().zip(&probabilities) {
+        let calibrated = bundle.calibration.apply(f64::from(*probability));
+        let decision = u8::from(calibrated >= bundle.calibration.threshold);
+        lines.push((*position, format!("{},{calibrated:.6},{decision}", position + 1)));
+    }
+    lines.sort();
+    let mut text = "row,probability,prediction\n".to_owned();
+    for (_, line) in lines {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    match out {
+        Some(file) => std::fs::write(file, text).while_("writing the predictions"),
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}

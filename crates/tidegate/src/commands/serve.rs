@@ -1,0 +1,245 @@
+//! `serve` and `enrol`: a site that uses models. Everything it needs lies in its own folder and store.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidegate_bundle::bundle;
+use tidegate_contracts::store::{ObjectName, Store, StoreExt};
+use tidegate_keeper::keys::SiteKeys;
+use tidegate_local::{FileCustody, FolderStore};
+use tidegate_seal::digest::canonical_digest;
+use tidegate_seal::envelope::{self, Identity};
+use tidegate_seal::key::DataKey;
+use tidegate_seal::sign::VerifyingKey;
+use tidegate_seal::{dsse, permit};
+use tidegate_serve::{ReleaseSource, ServeOptions};
+use tidegate_transfer::{Expected, receive};
+use tidegate_types::files::sites::SiteKind;
+use tidegate_types::ids::SiteName;
+use tidegate_types::release::{ENROLMENT_OBJECT, Enrolment, RELEASE_FORMAT, RELEASE_PAYLOAD, ReleaseRecord};
+use zeroize::Zeroizing;
+
+use crate::commands::predict::verify;
+use crate::failure::{Failure, While};
+use crate::project::Project;
+
+/// How often the site's store is looked at for new releases.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The largest bundle that is taken.
+const BUNDLE_BYTES: u64 = 256 << 20;
+
+/// What a serving site trusts: pinned when it enrolled.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Trust {
+    owner: String,
+}
+
+fn identity_file(folder: &Path) -> PathBuf {
+    folder.join("keys").join("identity.age")
+}
+
+fn trust_file(folder: &Path) -> PathBuf {
+    folder.join("keys").join("owner.json")
+}
+
+/// Writes a file that is not there yet; one that is there stays.
+fn create_private(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let writing = "writing a site's key";
+    let folder = file.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(folder).while_(writing)?;
+    let temporary = file.with_extension(format!("new-{}", std::process::id()));
+    let mut out = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .while_(writing)?;
+    out.write_all(bytes).while_(writing)?;
+    out.sync_all().while_(writing)?;
+    let linked = std::fs::hard_link(&temporary, file);
+    std::fs::remove_file(&temporary).while_(writing)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Failure::failed(writing, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the site's identity if it has none, pins the owner's key, and publishes the recipient.
+pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<(), Failure> {
+    let enrolling = "enrolling a serving site";
+    let site = project.site(site)?;
+    let folder = project.layout.site(&site);
+    VerifyingKey::from_base64(owner).while_(enrolling)?;
+    let trust = serde_json::to_vec(&Trust {
+        owner: owner.to_owned(),
+    })
+    .while_(enrolling)?;
+    create_private(&trust_file(&folder), &trust)?;
+    if pinned_owner(&folder)?.to_base64() != owner {
+        return Err(Failure::failed(enrolling, "the site trusts the key of another owner"));
+    }
+    if !identity_file(&folder).exists() {
+        create_private(&identity_file(&folder), Identity::generate().secret().as_bytes())?;
+    }
+    let enrolment = Enrolment {
+        site: site.clone(),
+        recipient: identity(&folder)?.recipient(),
+    };
+    let store = FolderStore::open(project.store_folder(&site)).while_(enrolling)?;
+    let object = ObjectName::new(ENROLMENT_OBJECT).while_(enrolling)?;
+    let body = serde_json::to_vec(&enrolment).while_(enrolling)?;
+    store.put_same(&object, Bytes::from(body)).await.while_(enrolling)
+}
+
+fn identity(folder: &Path) -> Result<Identity, Failure> {
+    let text = Zeroizing::new(std::fs::read_to_string(identity_file(folder)).while_("reading the site's identity")?);
+    Identity::from_secret(text.trim()).while_("reading the site's identity")
+}
+
+fn pinned_owner(folder: &Path) -> Result<VerifyingKey, Failure> {
+    let bytes = std::fs::read(trust_file(folder)).while_("reading the owner's key")?;
+    let trust: Trust = serde_json::from_slice(&bytes).while_("reading the owner's key")?;
+    VerifyingKey::from_base64(&trust.owner).while_("reading the owner's key")
+}
+
+/// Serves until the process is ended.
+pub(crate) async fn serve(project: &Project, site: &str, listen: std::net::SocketAddr) -> Result<(), Failure> {
+    let site = project.site(site)?;
+    let folder = project.layout.site(&site);
+    let private = project
+        .sites
+        .sites
+        .get(&site)
+        .is_some_and(|site| site.kind == SiteKind::Private);
+    let owner = if private {
+        let custody = FileCustody::open(folder.join("keys").join("custody.key")).while_("serving")?;
+        let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &custody, &site)
+            .await
+            .while_("serving")?;
+        keys.signing.public()
+    } else {
+        if !trust_file(&folder).exists() {
+            return Err(Failure::Usage(format!(
+                "nothing was deployed to site `{site}` yet: name it under `deploy:` and run the pipeline"
+            )));
+        }
+        pinned_owner(&folder)?
+    };
+    let serving = folder.join("serve");
+    std::fs::create_dir_all(serving.join("models")).while_("serving")?;
+    if !private {
+        let inbox = Inbox {
+            site: site.clone(),
+            organisation: project.sites.organisation.clone(),
+            store: FolderStore::open(project.store_folder(&site)).while_("serving")?,
+            identity: identity(&folder)?,
+            owner: owner.clone(),
+            models: serving.join("models"),
+        };
+        inbox.look().await;
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                inbox.look().await;
+            }
+        });
+    }
+    let mut options = ServeOptions::new(
+        ReleaseSource {
+            folder: serving.clone(),
+        },
+        move |files| bundle::open(files.clone(), |signature| verify(signature, &owner)),
+    );
+    options.address = listen;
+    options.state = Some(serving.join("versions.json"));
+    eprintln!("Serving the models of site `{site}` on http://{listen}/v2 (Open Inference Protocol v2).");
+    tidegate_serve::serve(options).await.while_("serving")
+}
+
+/// Opens releases that stand sealed in the site's store.
+struct Inbox {
+    site: SiteName,
+    organisation: String,
+    store: FolderStore,
+    identity: Identity,
+    owner: VerifyingKey,
+    models: PathBuf,
+}
+
+impl Inbox {
+    /// Opens every release that is not there yet. What does not verify is logged and left alone.
+    async fn look(&self) {
+        let listed = match self.store.list_all("releases/", 10_000).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(site = %self.site, %error, "releases not listed");
+                return;
+            }
+        };
+        for object in listed {
+            if let Err(error) = self.open(&object.name).await {
+                tracing::error!(site = %self.site, object = %object.name, error = %error, "release refused");
+            }
+        }
+    }
+
+    async fn open(&self, object: &ObjectName) -> Result<(), Failure> {
+        let opening = "opening a release";
+        let bytes = self.store.get(object, 1 << 20).await.while_(opening)?;
+        let envelope = dsse::from_bytes(&bytes).while_(opening)?;
+        let payload = dsse::open(&envelope, RELEASE_PAYLOAD, &self.owner).while_(opening)?;
+        let record: ReleaseRecord = serde_json::from_slice(&payload).while_(opening)?;
+        let permit = permit::open_permit(&record.permit, &self.owner).while_(opening)?;
+        let fits = record.format == RELEASE_FORMAT
+            && record.site == self.site
+            && record.organisation == self.organisation
+            && object.as_str() == ReleaseRecord::object(&record.model, record.version)
+            && permit.artifact == record.bundle
+            && permit.permit.to.site == self.site;
+        if !fits {
+            return Err(Failure::failed(opening, "it is for another site, model or version"));
+        }
+        let target = self.models.join(record.model.as_str()).join(record.version.to_string());
+        if target.exists() {
+            return Ok(());
+        }
+        let sealed = STANDARD.decode(&record.sealed_key).while_(opening)?;
+        let raw = envelope::open(&self.identity, &sealed).while_(opening)?;
+        let raw: [u8; 32] = raw
+            .as_slice()
+            .try_into()
+            .map_err(|_| Failure::failed(opening, "the data key has a wrong length"))?;
+        let packing_list = ObjectName::new(record.packing_list.clone()).while_(opening)?;
+        let received = receive(
+            &Expected {
+                packing_list: &packing_list,
+                packing_list_digest: &record.packing_list_digest,
+                sender: &self.owner,
+                organisation: &self.organisation,
+                artifact: Some(&record.bundle),
+                permit: &permit.permit.id,
+                permit_digest: &permit.digest,
+                to: &self.site,
+                key_commitment: Some(&record.key_commitment),
+                byte_limit: BUNDLE_BYTES,
+            },
+            &self.store,
+            &DataKey::from_bytes(raw),
+            &target,
+        )
+        .await
+        .while_(opening)?;
+        let digest = canonical_digest(&received.manifest).while_(opening)?;
+        tracing::info!(site = %self.site, model = %record.model, version = record.version, %digest, "release opened");
+        Ok(())
+    }
+}

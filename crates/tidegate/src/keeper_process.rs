@@ -1,0 +1,202 @@
+//! The keeper as a process: how it is run, and how an embedded one is started and kept alive.
+
+use std::collections::BTreeMap;
+use std::fs::TryLockError;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tidegate_contracts::store::Store;
+use tidegate_keeper::{Keeper, Setup};
+use tidegate_local::{FileCustody, FolderStore, SqliteJournal};
+use tidegate_types::ids::SiteName;
+
+use crate::failure::{Failure, While};
+use crate::project::{Project, now};
+use crate::stages::Rows;
+
+/// How long a keeper waits for the one before it to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// How often a keeper that ended by itself is started again.
+const RESTARTS: u32 = 5;
+
+/// Runs the keeper of `site` until its standard input ends, or with `stay` until a signal.
+pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Result<(), Failure> {
+    let starting = "starting the keeper";
+    let folder = project.layout.site(site);
+    std::fs::create_dir_all(&folder).while_(starting)?;
+    let _lock = lock(&folder.join("keeper.lock")).await?;
+    let mut stores: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
+    for name in project.sites.sites.keys() {
+        let store = FolderStore::open(project.store_folder(name)).while_("opening a site's store")?;
+        stores.insert(name.clone(), Arc::new(store));
+    }
+    let custody = FileCustody::open_or_create(folder.join("keys").join("custody.key")).while_(starting)?;
+    let keeper = Keeper::open(Setup {
+        site: site.clone(),
+        sites: project.sites.clone(),
+        catalog: project.catalog.clone(),
+        catalog_folder: project.catalog_folder.clone(),
+        policies: project.policies.clone(),
+        journal: Arc::new(SqliteJournal::open(&folder.join("journal.sqlite")).while_(starting)?),
+        custody: Arc::new(custody),
+        stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
+        stores,
+        mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),
+        folder,
+        clock: now,
+    })
+    .await
+    .while_(starting)?;
+    keeper.run(ended(stay)).await.while_("keeping")
+}
+
+/// Ready when the keeper shall stop.
+async fn ended(stay: bool) {
+    let input = async {
+        if stay {
+            std::future::pending::<()>().await;
+        }
+        // A thread of its own: a read that never returns would keep the runtime from ending.
+        let (ending, ended) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ = ending.send(());
+        });
+        let _ = ended.await;
+    };
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = input => {}
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c(), if stay => {}
+    }
+}
+
+/// Takes a lock file, waiting for a process that is just ending.
+pub(crate) async fn lock(file: &std::path::Path) -> Result<std::fs::File, Failure> {
+    let taking = "taking the state folder's lock";
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).while_(taking)?;
+    }
+    let handle = std::fs::File::create(file).while_(taking)?;
+    let began = std::time::Instant::now();
+    loop {
+        match handle.try_lock() {
+            Ok(()) => return Ok(handle),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(Failure::failed(taking, error)),
+        }
+        if began.elapsed() > LOCK_PATIENCE {
+            return Err(Failure::failed(
+                taking,
+                format!("another process holds {}; wait for it, or end it", file.display()),
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// An embedded keeper: a child process that is started again when it ends by itself, and that ends
+/// when this value is dropped, or when this process ends in whatever way.
+#[derive(Debug)]
+pub(crate) struct EmbeddedKeeper {
+    lost: Arc<Mutex<Option<String>>>,
+    stopping: Arc<AtomicBool>,
+    supervisor: tokio::task::JoinHandle<()>,
+}
+
+impl EmbeddedKeeper {
+    pub(crate) fn start(project: &Project, site: &SiteName) -> Result<Self, Failure> {
+        let program = std::env::current_exe().while_("finding this program")?;
+        let arguments = vec![
+            "keeper".to_owned(),
+            project.file.display().to_string(),
+            "--site".to_owned(),
+            site.to_string(),
+        ];
+        let home = project.layout.root().to_path_buf();
+        let lost = Arc::new(Mutex::new(None));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let supervisor = tokio::spawn(supervise(
+            program,
+            arguments,
+            home,
+            Arc::clone(&lost),
+            Arc::clone(&stopping),
+        ));
+        Ok(Self {
+            lost,
+            stopping,
+            supervisor,
+        })
+    }
+
+    /// Why the keeper cannot be kept alive, once that is so.
+    pub(crate) fn watch(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
+        let lost = Arc::clone(&self.lost);
+        move || lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the keeper and waits for it.
+    pub(crate) async fn stop(self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let _ = self.supervisor.await;
+    }
+}
+
+async fn supervise(
+    program: PathBuf,
+    arguments: Vec<String>,
+    home: PathBuf,
+    lost: Arc<Mutex<Option<String>>>,
+    stopping: Arc<AtomicBool>,
+) {
+    let say = |why: String| *lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    for _ in 0..=RESTARTS {
+        let child = tokio::process::Command::new(&program)
+            .args(&arguments)
+            .env("TIDEGATE_HOME", &home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => return say(format!("the keeper cannot be started: {error}")),
+        };
+        // Held so that the keeper sees the end of its input when this process ends.
+        let input = child.stdin.take();
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status,
+                () = tokio::time::sleep(Duration::from_millis(20)) => {
+                    if stopping.load(Ordering::SeqCst) {
+                        drop(input);
+                        let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+                        return;
+                    }
+                }
+            }
+        };
+        match status {
+            // A usage error does not pass by itself.
+            Ok(status) if status.code() == Some(2) => return say("the keeper refused its files".to_owned()),
+            Ok(status) => tracing::warn!(%status, "the keeper ended and is started again"),
+            Err(error) => tracing::warn!(%error, "the keeper was lost and is started again"),
+        }
+    }
+    say(format!(
+        "the keeper ended {} times; its own messages say why",
+        RESTARTS + 1
+    ));
+}

@@ -1,0 +1,174 @@
+//! The three files of a pipeline, read and checked, with everything that they name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tidegate_policy::PolicySet;
+use tidegate_types::files::{
+    Catalog, Pipeline, Sites, SourceText, Texts, check, check_refusals, read_catalog, read_pipeline, read_sites,
+};
+use tidegate_types::ids::SiteName;
+use tidegate_types::keeper::PipelineText;
+
+use crate::failure::Failure;
+use crate::layout::Layout;
+
+/// The largest code file or query that is read.
+const TEXT_BYTES: u64 = 8 << 20;
+
+/// A pipeline with its neighbours.
+#[derive(Debug)]
+pub(crate) struct Project {
+    pub(crate) file: PathBuf,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) text: PipelineText,
+    pub(crate) catalog: Catalog,
+    pub(crate) catalog_folder: PathBuf,
+    pub(crate) sites: Sites,
+    pub(crate) policies: PolicySet,
+    pub(crate) layout: Layout,
+}
+
+impl Project {
+    /// Reads and checks everything; nothing is written.
+    pub(crate) fn open(file: &Path, sample: Option<u64>) -> Result<Self, Failure> {
+        let name = file.display().to_string();
+        let source = read_text(file)?;
+        let pipeline = read_pipeline(&name, &source).map_err(|error| Failure::File(vec![error]))?;
+        let folder = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        let catalog_file = folder.join(&pipeline.catalog);
+        let catalog_source = read_text(&catalog_file)?;
+        let catalog_name = catalog_file.display().to_string();
+        let catalog = read_catalog(&catalog_name, &catalog_source).map_err(|error| Failure::File(vec![error]))?;
+        let sites_file = folder.join(&pipeline.sites);
+        let sites_source = read_text(&sites_file)?;
+        let sites_name = sites_file.display().to_string();
+        let sites = read_sites(&sites_name, &sites_source).map_err(|error| Failure::File(vec![error]))?;
+        check(
+            &catalog,
+            &sites,
+            &pipeline,
+            &Texts {
+                catalog: SourceText {
+                    file: &catalog_name,
+                    text: &catalog_source,
+                },
+                sites: SourceText {
+                    file: &sites_name,
+                    text: &sites_source,
+                },
+                pipeline: SourceText {
+                    file: &name,
+                    text: &source,
+                },
+            },
+        )
+        .map_err(Failure::File)?;
+        if let Some(refusal) = check_refusals(&catalog, &sites, &pipeline).into_iter().next() {
+            return Err(Failure::Refused(refusal));
+        }
+        let sql = match &pipeline.prepare.sql_file {
+            Some(path) => Some(read_text(&folder.join(path))?),
+            None => None,
+        };
+        let mut code = BTreeMap::new();
+        for path in &pipeline.train.code {
+            let bytes = read_bytes(&folder.join(path))?;
+            code.insert(path.clone(), STANDARD.encode(bytes));
+        }
+        let text = PipelineText {
+            file: name,
+            text: source,
+            sql,
+            code,
+            sample,
+        };
+        Ok(Self {
+            policies: policies(&folder.join("policy"))?,
+            layout: Layout::of(file).map_err(|error| Failure::failed("finding the state folder", error))?,
+            catalog_folder: catalog_file
+                .parent()
+                .map_or_else(|| PathBuf::from("."), Path::to_path_buf),
+            file: file.to_path_buf(),
+            pipeline,
+            text,
+            catalog,
+            sites,
+        })
+    }
+
+    /// The private site that owns the pipeline's dataset.
+    pub(crate) fn home(&self) -> Result<SiteName, Failure> {
+        self.catalog
+            .datasets
+            .get(&self.pipeline.prepare.from)
+            .map(|dataset| dataset.site.clone())
+            .ok_or_else(|| Failure::failed("looking for the dataset", "the catalog does not have it"))
+    }
+
+    /// A site by the name that a user gave.
+    pub(crate) fn site(&self, name: &str) -> Result<SiteName, Failure> {
+        let site = SiteName::new(name).map_err(|error| Failure::Usage(error.to_string()))?;
+        if self.sites.sites.contains_key(&site) {
+            return Ok(site);
+        }
+        let known: Vec<&str> = self.sites.sites.keys().map(SiteName::as_str).collect();
+        Err(Failure::Usage(format!(
+            "there is no site `{name}`; the sites file has {}",
+            known.join(", ")
+        )))
+    }
+
+    /// The folder of a site's store.
+    pub(crate) fn store_folder(&self, site: &SiteName) -> PathBuf {
+        let address = self.sites.sites.get(site).map_or("folder:", |site| site.store.as_str());
+        self.layout.store(site, address)
+    }
+}
+
+/// The organisation's own policies: every `*.cedar` file of the folder, if there is one.
+fn policies(folder: &Path) -> Result<PolicySet, Failure> {
+    let mut files = Vec::new();
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry
+                    .map_err(|error| Failure::failed("reading the policies", error))?
+                    .path();
+                if path.extension().is_some_and(|extension| extension == "cedar") {
+                    files.push((path.display().to_string(), read_text(&path)?));
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Failure::failed("reading the policies", error)),
+    }
+    files.sort();
+    PolicySet::load(&files).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+fn read_bytes(file: &Path) -> Result<Vec<u8>, Failure> {
+    let missing = |error: std::io::Error| Failure::Usage(format!("{}: {error}", file.display()));
+    let length = std::fs::metadata(file).map_err(missing)?.len();
+    if length > TEXT_BYTES {
+        return Err(Failure::Usage(format!(
+            "{}: has {length} bytes, more than the {TEXT_BYTES} that such a file may have",
+            file.display()
+        )));
+    }
+    std::fs::read(file).map_err(missing)
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    String::from_utf8(read_bytes(file)?).map_err(|_| Failure::Usage(format!("{}: is not UTF-8 text", file.display())))
+}
+
+/// Unix time in seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}

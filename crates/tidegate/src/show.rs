@@ -1,0 +1,235 @@
+//! What a person sees: progress while it goes on, and the summary.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tidegate_engine::{Progress, Summary};
+use tidegate_types::keeper::QualitySummary;
+
+use crate::cli::Format;
+
+/// Prints one JSON value on standard output.
+pub(crate) fn json<T: Serialize>(value: &T) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("failed while writing JSON: {error}"),
+    }
+}
+
+/// Writes a line of progress. A reader that is gone does not stop a run.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Shows progress: a live line on a terminal, a line for each step elsewhere, JSON lines for machines.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    format: Format,
+    bar: Option<Mutex<ProgressBar>>,
+}
+
+impl Screen {
+    pub(crate) fn new(format: Format) -> Self {
+        let live = format == Format::Text && std::io::stderr().is_terminal();
+        let bar = live.then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
+                bar.set_style(style);
+            }
+            Mutex::new(bar)
+        });
+        Self { format, bar }
+    }
+
+    pub(crate) fn show(&self, progress: &Progress) {
+        if self.format == Format::Json {
+            if let Ok(line) = serde_json::to_string(progress) {
+                tell(&line);
+            }
+            return;
+        }
+        let (line, live) = match progress {
+            Progress::Started { run, resumed: false } => (Some(format!("Run {run}")), None),
+            Progress::Started { run, resumed: true } => {
+                (Some(format!("Run {run} goes on where it was interrupted")), None)
+            }
+            Progress::TaskStarted { task, site } => (None, Some(format!("{task} on {site}"))),
+            Progress::TaskDone { task, reused: true, .. } => (Some(format!("  = {task}: unchanged, reused")), None),
+            Progress::TaskDone { task, seconds, .. } => (Some(format!("  ✓ {task} ({seconds:.1} s)")), None),
+            Progress::Permitted { artifact, to, permit } => {
+                (Some(format!("    permit {permit}: {artifact} to {to}")), None)
+            }
+            Progress::Crossed {
+                artifact,
+                from,
+                to,
+                bytes,
+            } => (
+                Some(format!("    {artifact}: {bytes} bytes sealed, {from} to {to}")),
+                None,
+            ),
+            Progress::AttemptStarted { task, attempt, site } => {
+                (None, Some(format!("{task}, attempt {attempt} on {site}")))
+            }
+            Progress::AttemptLost { task, attempt, reason } => (
+                Some(format!("    {task}: attempt {attempt} ended without a model: {reason}")),
+                None,
+            ),
+        };
+        match &self.bar {
+            None => {
+                if let Some(line) = line {
+                    tell(&line);
+                }
+            }
+            Some(bar) => {
+                let bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(line) = line {
+                    bar.println(line);
+                }
+                if let Some(live) = live {
+                    bar.set_message(live);
+                    bar.reset_elapsed();
+                    bar.enable_steady_tick(Duration::from_millis(120));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.lock().unwrap_or_else(PoisonError::into_inner).finish_and_clear();
+        }
+    }
+}
+
+const SHOWN: [(&str, &str); 7] = [
+    ("roc_auc", "ROC-AUC"),
+    ("pr_auc", "PR-AUC"),
+    ("accuracy", "accuracy"),
+    ("f1", "F1"),
+    ("log_loss", "log loss"),
+    ("brier", "Brier score"),
+    ("expected_calibration_error", "calibration error"),
+];
+
+/// The end of a run, as a person reads it.
+pub(crate) fn summary(summary: &Summary, file: &str) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "\nRun {} is {} ({:.1} s).",
+        summary.run,
+        summary.status.as_str(),
+        summary.seconds
+    );
+    if !summary.reused.is_empty() {
+        let _ = writeln!(out, "Unchanged and reused: {}.", summary.reused.join(", "));
+    }
+    if let Some(model) = &summary.model {
+        let _ = writeln!(
+            out,
+            "\nModel {} version {} ({})",
+            model.name, model.version, model.digest
+        );
+    }
+    if let Some(home) = &summary.home {
+        quality(&mut out, home, summary.refined.as_ref(), summary);
+    }
+    if !summary.gates.is_empty() {
+        let _ = writeln!(out, "\nGates, on the unfavourable end of the interval:");
+        for gate in &summary.gates {
+            let verdict = if gate.passed { "passed" } else { "FAILED" };
+            let _ = writeln!(
+                out,
+                "  {:<28} {:>8.3} {:<10} {verdict}",
+                gate.metric, gate.judged, gate.condition
+            );
+        }
+    }
+    if let Some(risk) = &summary.risk {
+        let l = risk.l.map_or(String::new(), |l| format!(", l = {l}"));
+        let _ = writeln!(
+            out,
+            "\nDisclosure risk of what left: k = {}{l}; {} of {} rows suppressed. Before: {} rows unique on the raw quasi-identifiers.",
+            risk.k, risk.suppressed, risk.rows, risk.raw_unique
+        );
+    }
+    if summary.crossings.is_empty() {
+        let _ = writeln!(out, "\nNothing crossed in this run.");
+    } else {
+        let _ = writeln!(out, "\nCrossings:");
+        for crossing in &summary.crossings {
+            let way = format!("{} to {}", crossing.from, crossing.to);
+            let _ = writeln!(
+                out,
+                "  {:<12} {way:<24} {:>12} bytes  permit {}",
+                crossing.artifact, crossing.bytes, crossing.permit
+            );
+        }
+    }
+    let _ = writeln!(out, "\nCost: {}", summary.cost);
+    let _ = writeln!(
+        out,
+        "Ledger: {} entries, root {}",
+        summary.ledger.size, summary.ledger.root
+    );
+    if let Some(site) = summary.deployed.first() {
+        let _ = writeln!(out, "\nNext:");
+        let _ = writeln!(out, "  tidegate serve {file} --site {site}");
+        let _ = writeln!(out, "  tidegate predict --pipeline {file} --site {site} new.csv");
+        let _ = writeln!(out, "  tidegate audit verify {file}");
+    }
+    out
+}
+
+fn quality(out: &mut String, home: &QualitySummary, refined: Option<&QualitySummary>, summary: &Summary) {
+    let _ = writeln!(
+        out,
+        "\nQuality at home, on {} rows of {} people that never left (95 % intervals):",
+        home.rows, home.subjects
+    );
+    let heading = if refined.is_some() { "after refinement" } else { "" };
+    let _ = writeln!(out, "  {:<20} {:<24} {heading}", "", "as trained");
+    for (metric, name) in SHOWN {
+        let cell = |quality: &QualitySummary| {
+            quality
+                .figures
+                .get(metric)
+                .map(|figure| format!("{:.3} ({:.3} to {:.3})", figure.value, figure.low, figure.high))
+        };
+        if let Some(before) = cell(home) {
+            let after = refined.and_then(cell).unwrap_or_default();
+            let _ = writeln!(out, "  {name:<20} {before:<24} {after}");
+        }
+    }
+    if let (Some(raw), Some(ours)) = (summary.metrics.raw.get("roc_auc"), summary.metrics.home.get("roc_auc")) {
+        let _ = writeln!(
+            out,
+            "  The same training on raw columns at home: ROC-AUC {raw:.3}; de-identification cost {:+.3}.",
+            ours - raw
+        );
+    }
+    let shown = refined.unwrap_or(home);
+    if !shown.subgroups.is_empty() {
+        let _ = writeln!(out, "  By subgroup, from columns that never left (ROC-AUC):");
+        for (group, figures) in &shown.subgroups {
+            match figures.get("roc_auc") {
+                Some(figure) => {
+                    let _ = writeln!(
+                        out,
+                        "    {group:<32} {:.3} ({:.3} to {:.3})",
+                        figure.value, figure.low, figure.high
+                    );
+                }
+                None => {
+                    let _ = writeln!(out, "    {group:<32} too few people to show");
+                }
+            }
+        }
+    }
+}

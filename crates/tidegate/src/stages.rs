@@ -1,0 +1,502 @@
+//! What a keeper does with rows, wired from preparation, learning and bundles.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use tidegate_bundle::{BundleContent, Calibration, FeatureSchema, InspectedModel, ModelCard, bundle, inspect};
+use tidegate_contracts::stage::{
+    BundleFiles, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
+};
+use tidegate_learn::{JudgeInput, Judgement, Membership, Table, fit_platt, gates, judge, membership, metrics, train};
+use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, Rows as HomeRows, home_rows, raw_rows, read_recipe};
+use tidegate_types::digest::Digest;
+use tidegate_types::keeper::{GateResult, QualitySummary};
+use tidegate_types::refusal::Refusal;
+use tidegate_types::release::BUNDLE_PAYLOAD;
+use tidegate_types::report::{LabelReport, RiskReport};
+
+use crate::infer::predict_in_sandbox;
+use crate::project::now;
+
+/// The metric of the leak test in `evaluate: gates:`.
+const MEMBERSHIP: &str = "membership_auc";
+/// What a leak test must not exceed when the pipeline names no gate of its own.
+const MEMBERSHIP_LIMIT: &str = "<= 0.60";
+/// The largest model and schema that are looked at.
+const MODEL_BYTES: u64 = 64 << 20;
+
+/// The stages over rows.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// This program, which runs itself inside the sandbox.
+    executable: PathBuf,
+}
+
+/// A model whose files were inspected, with everything to judge it by.
+struct Opened {
+    schema: FeatureSchema,
+    inspected: InspectedModel,
+    folder: PathBuf,
+    scratch: PathBuf,
+}
+
+/// One part of the rows at home with the model's probabilities.
+struct Scored {
+    rows: HomeRows,
+    probabilities: Vec<f64>,
+}
+
+impl Rows {
+    pub(crate) const fn new(executable: PathBuf) -> Self {
+        Self { executable }
+    }
+
+    fn open(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Opened, StageError> {
+        let refused = |why: String| {
+            StageError::Refused(Refusal {
+                rule: "hostile-model".to_owned(),
+                what: "opening the model that came home".to_owned(),
+                why,
+                fix: "let the command write `model.onnx` and `schema.json` as docs/workers.md says".to_owned(),
+            })
+        };
+        let schema = FeatureSchema::from_json(&read(&model.folder.join("schema.json"), &refused)?)
+            .map_err(|error| refused(error.to_string()))?;
+        let bytes = read(&model.folder.join("model.onnx"), &refused)?;
+        let inspected = inspect(&bytes, &schema).map_err(|error| refused(error.to_string()))?;
+        Ok(Opened {
+            schema,
+            inspected,
+            folder: model.folder.to_path_buf(),
+            scratch: context.folder.join("inference"),
+        })
+    }
+
+    /// The rows of one part through the frozen recipe, with the model's probabilities.
+    async fn score(
+        &self,
+        context: &StageContext<'_>,
+        opened: &Opened,
+        home: &Path,
+        part: Part,
+        by: &[String],
+    ) -> Result<Scored, StageError> {
+        let rows = home_rows(home, &keys(context), part, by).await.map_err(stage_error)?;
+        let matrix = opened
+            .schema
+            .encode(&rows.header, &rows.records)
+            .map_err(|error| failed("encoding rows for the model", error))?;
+        let (executable, folder, scratch) = (self.executable.clone(), opened.folder.clone(), opened.scratch.clone());
+        let probabilities =
+            tokio::task::spawn_blocking(move || predict_in_sandbox(&executable, &folder, matrix.view(), &scratch))
+                .await
+                .map_err(|error| failed("running the model in the sandbox", error))?
+                .map_err(|error| StageError::Failed(error.to_string()))?;
+        Ok(Scored { rows, probabilities })
+    }
+
+    /// The same training on raw columns at home: what de-identification cost.
+    async fn raw(&self, context: &StageContext<'_>, home: &Path) -> Result<Option<QualitySummary>, StageError> {
+        let comparing = "training on raw columns for comparison";
+        let Some(settings) = context.pipeline.train.trainer.clone() else {
+            return Ok(None);
+        };
+        let keys = keys(context);
+        let target = context.pipeline.prepare.target.clone();
+        let train_rows = raw_rows(home, &keys, Part::Train).await.map_err(stage_error)?;
+        let validation = raw_rows(home, &keys, Part::Validation).await.map_err(stage_error)?;
+        let test = raw_rows(home, &keys, Part::Test).await.map_err(stage_error)?;
+        let min_cell = context.pipeline.release_model.min_cell;
+        let judged = tokio::task::spawn_blocking(move || -> Result<Judgement, StageError> {
+            let train_table = table(&train_rows, &target).map_err(|error| failed(comparing, error))?;
+            let validation = table(&validation, &target).map_err(|error| failed(comparing, error))?;
+            let trained =
+                train(&settings, &train_table, Some(&validation), &target).map_err(|error| failed(comparing, error))?;
+            let matrix = trained
+                .schema
+                .encode(&test.header, &test.records)
+                .map_err(|error| failed(comparing, error))?;
+            let probabilities: Vec<f64> = trained
+                .network
+                .predict(matrix.view())
+                .iter()
+                .map(|p| f64::from(*p))
+                .collect();
+            judge(&JudgeInput {
+                probabilities: &probabilities,
+                outcomes: &test.outcomes,
+                subjects: &test.subjects,
+                threshold: 0.5,
+                subgroups: &[],
+                min_cell,
+            })
+            .map_err(|error| failed(comparing, error))
+        })
+        .await
+        .map_err(|error| failed(comparing, error))??;
+        Ok(Some(judged.summary()))
+    }
+
+    /// Calibration and threshold from the refine part alone, or the identity without `refine:`.
+    async fn calibration(
+        &self,
+        context: &StageContext<'_>,
+        opened: &Opened,
+        home: &Path,
+    ) -> Result<Calibration, StageError> {
+        if context.pipeline.refine.is_none() {
+            return Ok(Calibration::IDENTITY);
+        }
+        let scored = self.score(context, opened, home, Part::Refine, &[]).await?;
+        fit_platt(&scored.probabilities, &scored.rows.outcomes, &scored.rows.subjects).map_err(|error| {
+            StageError::Refused(Refusal {
+                rule: "bounded-refine".to_owned(),
+                what: "calibrating the model on the refine part".to_owned(),
+                why: error.to_string(),
+                fix: "give the refine part a larger share under `prepare: split:`, or leave out `refine:`".to_owned(),
+            })
+        })
+    }
+}
+
+fn judged(scored: &Scored, calibration: &Calibration, min_cell: u32) -> Result<Judgement, StageError> {
+    let probabilities: Vec<f64> = scored.probabilities.iter().map(|p| calibration.apply(*p)).collect();
+    judge(&JudgeInput {
+        probabilities: &probabilities,
+        outcomes: &scored.rows.outcomes,
+        subjects: &scored.rows.subjects,
+        threshold: calibration.threshold,
+        subgroups: &scored.rows.subgroups,
+        min_cell,
+    })
+    .map_err(|error| failed("judging the model", error))
+}
+
+#[async_trait]
+impl HomeStages for Rows {
+    async fn analyse(&self, context: &StageContext<'_>) -> Result<(LabelReport, u64), StageError> {
+        let keys = keys(context);
+        tidegate_prepare::analyse(&input(context, &keys))
+            .await
+            .map_err(stage_error)
+    }
+
+    async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError> {
+        let keys = keys(context);
+        let prepared = tidegate_prepare::prepare(&input(context, &keys))
+            .await
+            .map_err(stage_error)?;
+        write_once(&prepared.home.join("risk.json"), &prepared.risk)?;
+        Ok(PreparedFiles {
+            inputs: prepared.inputs,
+            columns: prepared.columns,
+            labels: prepared.labels,
+            risk: prepared.risk,
+            step_key: prepared.step_key,
+            home: prepared.home,
+            reused: prepared.reused,
+        })
+    }
+
+    async fn evaluate(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Judged, StageError> {
+        let opened = self.open(context, model)?;
+        let by = &context.pipeline.evaluate.by;
+        let scored = self.score(context, &opened, model.home, Part::Test, by).await?;
+        let judgement = judged(&scored, &Calibration::IDENTITY, context.pipeline.release_model.min_cell)?;
+        Ok(Judged {
+            quality: judgement.summary(),
+            raw: self.raw(context, model.home).await?,
+            gates: quality_gates(context, &judgement)?,
+        })
+    }
+
+    async fn refine(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Judged, StageError> {
+        let opened = self.open(context, model)?;
+        let calibration = self.calibration(context, &opened, model.home).await?;
+        let by = &context.pipeline.evaluate.by;
+        let scored = self.score(context, &opened, model.home, Part::Test, by).await?;
+        let judgement = judged(&scored, &calibration, context.pipeline.release_model.min_cell)?;
+        Ok(Judged {
+            quality: judgement.summary(),
+            raw: None,
+            gates: quality_gates(context, &judgement)?,
+        })
+    }
+
+    async fn bundle(
+        &self,
+        context: &StageContext<'_>,
+        model: &ModelAtHome<'_>,
+        version: u64,
+        provenance: &BTreeMap<String, String>,
+        sign: &SignPayload<'_>,
+    ) -> Result<BundleFiles, StageError> {
+        let bundling = "making the bundle";
+        let opened = self.open(context, model)?;
+        let min_cell = context.pipeline.release_model.min_cell;
+        let calibration = self.calibration(context, &opened, model.home).await?;
+        let by = &context.pipeline.evaluate.by;
+        let test = self.score(context, &opened, model.home, Part::Test, by).await?;
+        let before = judged(&test, &Calibration::IDENTITY, min_cell)?;
+        let after = judged(&test, &calibration, min_cell)?;
+        let leak = {
+            let trained = self.score(context, &opened, model.home, Part::Train, &[]).await?;
+            let losses = |scored: &Scored| metrics::losses(&scored.probabilities, &scored.rows.outcomes);
+            membership(
+                &losses(&trained),
+                &trained.rows.subjects,
+                &losses(&test),
+                &test.rows.subjects,
+            )
+            .map_err(|error| failed("testing what the model remembers", error))?
+        };
+        let mut gates = quality_gates(context, &after)?;
+        gates.extend(leak_gates(context, &leak)?);
+        if gates.iter().any(|gate| !gate.passed) {
+            return Ok(BundleFiles {
+                folder: PathBuf::new(),
+                gates,
+            });
+        }
+        let risk: RiskReport = read_json(&model.home.join("risk.json"))?;
+        let recipe = read_recipe(model.home).map_err(stage_error)?;
+        let recipe_bytes = serde_json::to_vec_pretty(&recipe).map_err(|error| failed(bundling, error))?;
+        let card = card(
+            context,
+            version,
+            &before,
+            &after,
+            &calibration,
+            &risk,
+            &recipe.sql,
+            leak_line(&leak),
+        );
+        let created = jiff::Timestamp::from_second(i64::try_from(now()).unwrap_or_default())
+            .map_err(|error| failed(bundling, error))?
+            .to_string();
+        let content = BundleContent {
+            name: context.pipeline.name.as_str(),
+            version,
+            created: &created,
+            provenance: provenance
+                .iter()
+                .filter_map(|(name, text)| Some((name.clone(), text.parse::<Digest>().ok()?)))
+                .collect(),
+            model: &opened.inspected,
+            recipe: &recipe_bytes,
+            schema: &opened.schema,
+            calibration,
+            card: &card.to_markdown(),
+            metrics: &serde_json::json!({
+                "home": before.summary(),
+                "refined": after.summary(),
+                "gates": gates,
+            }),
+        };
+        let files =
+            bundle::build(&content, |bytes| sign(BUNDLE_PAYLOAD, bytes)).map_err(|error| failed(bundling, error))?;
+        // A bundle that an interrupted release left is not signed for anybody yet.
+        let folder = context
+            .folder
+            .join("bundles")
+            .join(context.pipeline.name.as_str())
+            .join(version.to_string());
+        let _ = std::fs::remove_dir_all(&folder);
+        if let Some(parent) = folder.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| failed(bundling, error))?;
+        }
+        bundle::write_folder(&folder, &files).map_err(|error| failed(bundling, error))?;
+        Ok(BundleFiles { folder, gates })
+    }
+
+    async fn scan_code(&self, context: &StageContext<'_>, file: &str, content: &[u8]) -> Result<(), StageError> {
+        tidegate_prepare::scan_code(context.folder, &keys(context), file, content)
+            .await
+            .map_err(stage_error)
+    }
+}
+
+fn quality_gates(context: &StageContext<'_>, judgement: &Judgement) -> Result<Vec<GateResult>, StageError> {
+    let gates: BTreeMap<String, String> = context
+        .pipeline
+        .evaluate
+        .gates
+        .iter()
+        .filter(|(metric, _)| !metric.starts_with("membership"))
+        .map(|(metric, condition)| (metric.clone(), condition.clone()))
+        .collect();
+    gates::judge(&gates, &judgement.quality.0).map_err(|error| failed("judging the gates", error))
+}
+
+/// The leak test is always a gate, whether the pipeline names one or not.
+fn leak_gates(context: &StageContext<'_>, leak: &Membership) -> Result<Vec<GateResult>, StageError> {
+    let mut gates = BTreeMap::from([(MEMBERSHIP.to_owned(), MEMBERSHIP_LIMIT.to_owned())]);
+    for (metric, condition) in &context.pipeline.evaluate.gates {
+        if metric.starts_with("membership") {
+            gates.insert(metric.clone(), condition.clone());
+        }
+    }
+    gates::judge(&gates, &leak.figures()).map_err(|error| failed("judging the gates", error))
+}
+
+fn leak_line(leak: &Membership) -> String {
+    format!(
+        "Telling training rows from others by the model's loss: ROC-AUC {:.3} ({:.3} to {:.3}); true-positive rate {:.3} at 1 % false positives.",
+        leak.auc.value, leak.auc.low, leak.auc.high, leak.tpr_at_1_percent_fpr.value
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+fn card(
+    context: &StageContext<'_>,
+    version: u64,
+    before: &Judgement,
+    after: &Judgement,
+    calibration: &Calibration,
+    risk: &RiskReport,
+    sql: &str,
+    leak: String,
+) -> ModelCard {
+    let pipeline = context.pipeline;
+    let quasi = if risk.quasi_identifiers.is_empty() {
+        "none".to_owned()
+    } else {
+        risk.quasi_identifiers.join(", ")
+    };
+    ModelCard {
+        name: pipeline.name.to_string(),
+        version,
+        target: pipeline.prepare.target.clone(),
+        intended_use: vec![
+            format!(
+                "For the purpose `{}`, by the organisation that owns the data.",
+                pipeline.purpose
+            ),
+            "Supports a person's decision and does not replace it.".to_owned(),
+        ],
+        data: vec![
+            format!(
+                "Dataset `{}`: {} rows of {} people left for training.",
+                pipeline.prepare.from,
+                risk.rows - risk.suppressed_rows,
+                risk.subjects
+            ),
+            format!(
+                "Judged on {} rows of {} people that never left the private site.",
+                after.rows, after.subjects
+            ),
+        ],
+        deidentification: vec![
+            format!(
+                "Profile `{:?}`; the query is in `recipe.json` ({} characters).",
+                pipeline.prepare.profile,
+                sql.len()
+            ),
+            format!("Quasi-identifiers that left: {quasi}."),
+        ],
+        quality: before.quality.rounded(metrics::PUBLIC_DECIMALS),
+        refined: pipeline
+            .refine
+            .as_ref()
+            .map(|_| after.quality.rounded(metrics::PUBLIC_DECIMALS)),
+        threshold: calibration.threshold,
+        subgroups: after
+            .subgroups
+            .iter()
+            .map(|group| tidegate_bundle::Subgroup {
+                quality: group
+                    .quality
+                    .as_ref()
+                    .map(|quality| quality.rounded(metrics::PUBLIC_DECIMALS)),
+                ..group.clone()
+            })
+            .collect(),
+        min_cell: u64::from(pipeline.release_model.min_cell),
+        risk: vec![
+            format!(
+                "k = {} people at least share all quasi-identifiers of what left.",
+                risk.k
+            ),
+            leak,
+        ],
+        limits: vec![
+            "Figures hold for people like those of the dataset; other places and times may differ.".to_owned(),
+            "A probability says nothing about the cause.".to_owned(),
+        ],
+    }
+}
+
+fn keys(context: &StageContext<'_>) -> Keys {
+    Keys {
+        split: context.keys.split,
+        values: context.keys.values,
+    }
+}
+
+fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys) -> PrepareInput<'a> {
+    PrepareInput {
+        catalog: context.catalog,
+        catalog_folder: context.catalog_folder,
+        pipeline: context.pipeline,
+        sql: context.text.sql.as_deref(),
+        sample: context.text.sample,
+        folder: context.folder,
+        keys,
+    }
+}
+
+/// Rows as the trainer reads them: features and then the target.
+fn table(rows: &HomeRows, target: &str) -> Result<Table, tidegate_learn::LearnError> {
+    let mut header = rows.header.clone();
+    header.push(target.to_owned());
+    let records = rows.records.iter().zip(&rows.outcomes).map(|(record, outcome)| {
+        let mut record = record.clone();
+        record.push(u8::from(*outcome).to_string());
+        record
+    });
+    Table::new(header, records)
+}
+
+fn read(file: &Path, refused: &dyn Fn(String) -> StageError) -> Result<Vec<u8>, StageError> {
+    let name = file
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let length = std::fs::symlink_metadata(file)
+        .map_err(|_| refused(format!("the command wrote no `{name}`")))?
+        .len();
+    if length > MODEL_BYTES {
+        return Err(refused(format!(
+            "`{name}` has {length} bytes, more than the {MODEL_BYTES} that are looked at"
+        )));
+    }
+    std::fs::read(file).map_err(|error| failed("reading the model", error))
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, StageError> {
+    let bytes = std::fs::read(file).map_err(|error| failed("reading what was measured", error))?;
+    serde_json::from_slice(&bytes).map_err(|error| failed("reading what was measured", error))
+}
+
+fn write_once<T: serde::Serialize>(file: &Path, value: &T) -> Result<(), StageError> {
+    let keeping = "keeping what was measured";
+    if file.exists() {
+        return Ok(());
+    }
+    let bytes = serde_json::to_vec_pretty(value).map_err(|error| failed(keeping, error))?;
+    let temporary = file.with_extension(format!("new-{}", std::process::id()));
+    std::fs::write(&temporary, bytes).map_err(|error| failed(keeping, error))?;
+    std::fs::rename(&temporary, file).map_err(|error| failed(keeping, error))
+}
+
+fn failed(what: &str, why: impl std::fmt::Display) -> StageError {
+    StageError::Failed(format!("{what}: {why}"))
+}
+
+fn stage_error(error: PrepareError) -> StageError {
+    match error {
+        PrepareError::Refused(refusal) => StageError::Refused(refusal),
+        other => StageError::Failed(other.to_string()),
+    }
+}

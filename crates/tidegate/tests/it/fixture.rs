@@ -1,0 +1,223 @@
+//! A small hospital in a temporary folder: invented people, three sites, one pipeline.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A name that no log, error or journal outside the private site may ever hold.
+pub(crate) const PLANTED_NAME: &str = "Zebulon Quackenbush";
+/// As many rows as k-anonymity and calibration need, and no more.
+pub(crate) const PEOPLE: u64 = 700;
+
+/// The folder and what is in it.
+pub(crate) struct Hospital {
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// A small deterministic generator (Steele et al., SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+pub(crate) const CATALOG: &str = "datasets:
+  admissions:
+    site: hospital
+    source: admissions.csv
+    subject: patient_id
+    purposes: [quality-of-care]
+    least_k: 5
+    tags: [phi]
+    residency: {only: [US]}
+    csv: {null: [\"\", NA]}
+    columns:
+      patient_id: {role: identifier, kind: record_number}
+      name: {role: identifier, kind: name}
+      zip: {role: quasi_identifier, kind: zip_code}
+      age: {role: quasi_identifier, kind: age}
+      sex: {role: quasi_identifier}
+      notes: {role: text}
+      \"*\": {role: attribute}
+";
+
+pub(crate) const SITES: &str = "organisation: st-mary
+sites:
+  hospital:
+    kind: private
+    jurisdiction: US
+    clearance: {level: restricted, tags: [phi]}
+    store: \"folder:\"
+    custody: \"file:\"
+    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}
+  cloud:
+    kind: public
+    jurisdiction: US
+    clearance: {level: internal}
+    store: \"folder:\"
+    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}
+    egress: {\"*\": 0.09 USD/GiB}
+  ward:
+    kind: edge
+    jurisdiction: US
+    clearance: {level: internal}
+    store: \"folder:\"
+";
+
+pub(crate) const PIPELINE: &str = "name: readmission
+purpose: quality-of-care
+prepare:
+  from: admissions
+  profile: hipaa-safe-harbor
+  target: readmitted
+  drop: [zip, sex]
+  split: {validation: 0.1, refine: 0.2, test: 0.3}
+  disclosure: {to: internal, k: 5, on_violation: suppress, max_suppressed: 0.1}
+train:
+  resources: {infra: cloud}
+  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}
+evaluate:
+  by: [sex]
+  gates: {roc_auc: \">= 0.55\", membership_auc: \"<= 0.70\"}
+refine: {calibrate: platt}
+deploy: [hospital, ward]
+";
+
+impl Hospital {
+    pub(crate) fn new() -> Self {
+        let hospital = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        hospital.write("admissions.csv", &rows(0));
+        hospital.write("catalog.yaml", CATALOG);
+        hospital.write("sites.yaml", SITES);
+        hospital.write("tidegate.yaml", PIPELINE);
+        hospital
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// Replaces a text in one of the files; it must be there.
+    pub(crate) fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(name)).unwrap();
+        assert!(text.contains(from), "{name} does not hold {from}");
+        self.write(name, &text.replace(from, to));
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("TIDEGATE_HOME")
+            .env("TIDEGATE_LOG", "warn")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn tidegate(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; gives its standard output.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.tidegate(arguments);
+        assert!(
+            output.status.success(),
+            "tidegate {}: {}\n{}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the pipeline to its end; gives the summary.
+    pub(crate) fn run(&self) -> Value {
+        serde_json::from_str(&self.succeed(&["run", "--yes", "--format", "json"])).unwrap()
+    }
+
+    /// Runs the pipeline, which a rule must refuse; gives the rule and the message.
+    pub(crate) fn refused(&self) -> (String, String) {
+        let output = self.tidegate(&["run", "--yes", "--format", "json"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{text}\n{message}");
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        let rule = answer["rule"].as_str().unwrap_or_default().to_owned();
+        (rule, answer["error"].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path(".tidegate")
+    }
+}
+
+/// Every regular file below a folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Invented admissions; the outcome depends on age and two measurements.
+pub(crate) fn rows(seed: u64) -> String {
+    let mut random = Random(seed);
+    let mut text = "patient_id,name,zip,age,sex,lactate,pressure,unit,notes,readmitted\n".to_owned();
+    for person in 0..PEOPLE {
+        let age = 30 + random.next() % 55;
+        let lactate = 0.5 + 5.0 * random.unit();
+        let pressure = 60.0 + 60.0 * random.unit();
+        let risk = 0.05 * (age as f64 - 55.0) + 0.9 * (lactate - 3.0) - 0.03 * (pressure - 90.0);
+        let readmitted = u8::from(random.unit() < 1.0 / (1.0 + (-risk).exp()));
+        let name = if person == 3 {
+            PLANTED_NAME.to_owned()
+        } else {
+            format!("Person Invented{person}")
+        };
+        let sex = if random.unit() < 0.5 { "female" } else { "male" };
+        let unit = ["icu", "ward", "emergency"][(random.next() % 3) as usize];
+        let _ = writeln!(
+            text,
+            "MRN{:07},{name},{:05},{age},{sex},{lactate:.2},{pressure:.1}, {unit} ,{name} was seen,{readmitted}",
+            4_100_000 + person * 7,
+            10_000 + (random.next() % 40) * 101,
+        );
+    }
+    text
+}

@@ -1,0 +1,185 @@
+//! Killing control plane, keeper or worker at any moment, then the same command: the same result,
+//! nothing lost, doubled or half-written.
+//!
+//! `TIDEGATE_KILLS` sets how many random moments are tried; every recorded step is tried besides when
+//! it is at least 50.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::fixture::{Hospital, files};
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Control,
+    Keeper,
+    Worker,
+}
+
+/// A hospital with the same site keys as another: splits and shuffles come out the same.
+fn twin(of: &Hospital) -> Hospital {
+    let twin = Hospital::new();
+    for file in files(&of.state().join("sites/hospital/keys")) {
+        let to = twin.state().join(file.strip_prefix(of.state()).unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(&file, &to).unwrap();
+    }
+    twin
+}
+
+/// Processes of this hospital whose command line has `word` as its first argument.
+fn processes(hospital: &Hospital, word: &str) -> Vec<u32> {
+    let state = hospital.folder.path().to_string_lossy().into_owned();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+            let command = read("cmdline");
+            let mut words = command.split(|byte| *byte == 0);
+            let ours = words.nth(1).is_some_and(|first| first == word.as_bytes());
+            let environment = String::from_utf8_lossy(&read("environ")).into_owned();
+            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            ours && (environment.contains(&state) || here.starts_with(hospital.folder.path()))
+        })
+        .collect()
+}
+
+fn kill(pid: u32) {
+    // A process that ended by itself in the meantime is no failure of the test.
+    let _ = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn start(hospital: &Hospital) -> Child {
+    hospital
+        .command(&["run", "--yes", "--format", "json"])
+        .env("TIDEGATE_LOG", "off")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn strike(hospital: &Hospital, child: &mut Child, victim: Victim) {
+    match victim {
+        Victim::Control => {
+            let _ = child.kill();
+        }
+        Victim::Keeper => processes(hospital, "keeper").into_iter().for_each(kill),
+        Victim::Worker => processes(hospital, "worker").into_iter().for_each(kill),
+    }
+}
+
+/// Runs until the end, whatever was killed before, and checks that nothing is out of order.
+fn finish(hospital: &Hospital, expected: &Value, what: &str) {
+    let output = hospital.tidegate(&["run", "--yes", "--format", "json"]);
+    assert!(
+        output.status.success(),
+        "{what}: {}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["status"], "done", "{what}");
+    assert_eq!(summary["metrics"], expected["metrics"], "{what}");
+    assert_eq!(summary["risk"], expected["risk"], "{what}");
+    hospital.succeed(&["audit", "verify"]);
+    for site in ["cloud", "ward", "hospital"] {
+        let store = hospital.state().join("sites").join(site).join("store");
+        for file in files(&store) {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            let digest = file.strip_prefix(&store).unwrap().starts_with("sealed");
+            assert!(
+                !digest || is_whole(&file, &name),
+                "{what}: {} is half-written",
+                file.display()
+            );
+        }
+    }
+    let versions = files(&hospital.state().join("sites/hospital/serve/models"));
+    assert!(
+        versions.iter().all(|file| file.parent().unwrap().ends_with("1")),
+        "{what}: {versions:?}"
+    );
+}
+
+/// Sealed objects are named by the SHA-256 of their bytes.
+fn is_whole(file: &Path, name: &str) -> bool {
+    let output = Command::new("sha256sum").arg(file).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).starts_with(name)
+}
+
+fn moments() -> u64 {
+    std::env::var("TIDEGATE_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok())
+        .unwrap_or(6)
+}
+
+#[test]
+fn whoever_is_killed_whenever_the_same_command_ends_in_the_same_place() {
+    let reference = Hospital::new();
+    let began = Instant::now();
+    let expected = reference.run();
+    let length = began.elapsed();
+    for moment in 0..moments() {
+        let victim = [Victim::Control, Victim::Keeper, Victim::Worker][(moment % 3) as usize];
+        let hospital = twin(&reference);
+        let mut child = start(&hospital);
+        // Spread over the whole run, never twice at the same place.
+        let share = (moment as f64 * 0.618_033_988_749_895).fract();
+        let deadline = Instant::now() + Duration::from_secs_f64(length.as_secs_f64() * share);
+        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+            if victim == Victim::Worker && share > 0.2 && !processes(&hospital, "worker").is_empty() {
+                break;
+            }
+        }
+        strike(&hospital, &mut child, victim);
+        drop(child.stderr.take());
+        if victim == Victim::Control {
+            child.wait().unwrap();
+        } else {
+            let _ = child.wait().unwrap();
+        }
+        finish(
+            &hospital,
+            &expected,
+            &format!("{victim:?} killed at {share:.2} of a run"),
+        );
+    }
+}
+
+#[test]
+fn the_control_plane_may_die_at_every_recorded_step() {
+    let all = moments() >= 50;
+    let reference = Hospital::new();
+    let expected = reference.run();
+    for line in 1.. {
+        if !all && line % 5 != 0 {
+            continue;
+        }
+        let hospital = twin(&reference);
+        let mut child = start(&hospital);
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let seen = lines.map_while(Result::ok).take(line).count();
+        let _ = child.kill();
+        child.wait().unwrap();
+        if seen < line {
+            assert!(line > 10, "the run showed only {seen} steps");
+            break;
+        }
+        finish(&hospital, &expected, &format!("control plane killed after step {line}"));
+    }
+}
