@@ -136,7 +136,13 @@ pub trait HomeStages: Send + Sync + fmt::Debug {
         sign: &SignPayload<'_>,
     ) -> Result<BundleFiles, StageError>;
 
-    /// Whether a file that shall cross as code holds an identifier from the data; names the file and
-    /// the rule, never the value.
-    async fn scan_code(&self, context: &StageContext<'_>, file: &str, content: &[u8]) -> Result<(), StageError>;
+    /// Whether a file that shall cross as code holds an identifier from the data that was prepared in
+    /// `home`; names the file and the rule, never the value.
+    async fn scan_code(
+        &self,
+        context: &StageContext<'_>,
+        home: &Path,
+        file: &str,
+        content: &[u8],
+    ) -> Result<(), StageError>;
 }

@@ -18,6 +18,8 @@ use crate::key::ControlKey;
 use crate::state::{get, put};
 
 const REPLY_BYTES: u64 = 64 << 20;
+/// Objects that are looked at when a mailbox is swept.
+const LEFTOVERS: usize = 100_000;
 const POLL_LEAST: Duration = Duration::from_millis(3);
 const POLL_MOST: Duration = Duration::from_millis(50);
 
@@ -64,6 +66,21 @@ impl KeeperClient {
     #[must_use]
     pub const fn site(&self) -> &SiteName {
         &self.site
+    }
+
+    /// Removes what an earlier control plane that was killed left in the mailbox: questions that nobody
+    /// waits for, and answers of yesterday. Whatever is still needed is asked again.
+    ///
+    /// # Errors
+    /// When the mailbox is out of reach.
+    pub async fn sweep(&self) -> Result<(), EngineError> {
+        let sweeping = "tidying the keeper's mailbox";
+        for folder in ["in/", "out/"] {
+            for object in self.mailbox.list_all(folder, LEFTOVERS).await.while_(sweeping)? {
+                self.mailbox.delete(&object.name).await.while_(sweeping)?;
+            }
+        }
+        Ok(())
     }
 
     /// Introduces the control plane; pins the keeper's key the first time. Gives the keeper's public
@@ -157,7 +174,7 @@ impl KeeperClient {
         let key = VerifyingKey::from_base64(&text).while_(asking)?;
         let payload = dsse::open(&envelope, REPLY_PAYLOAD, &key).while_(asking)?;
         let reply: Reply = serde_json::from_slice(&payload).while_(asking)?;
-        if reply.request != sha256(request) && !matches!(reply.outcome, Outcome::Refused(_)) {
+        if reply.request != sha256(request) {
             return Err(EngineError::failed(asking, "the answer belongs to another request"));
         }
         if pinned.is_none() {

@@ -1,8 +1,10 @@
 //! Crossings: intent in the ledger, permit, sealed bytes, account.
 
+use std::collections::BTreeSet;
+
 use tidegate_contracts::journal::Batch;
 use tidegate_types::digest::Digest;
-use tidegate_types::event::EventType;
+use tidegate_types::event::{Event, EventType};
 use tidegate_types::ids::{ArtifactId, PermitId, SiteName, TaskName};
 use tidegate_types::keeper::{LedgerProof, ReplyBody, RequestBody};
 use tidegate_types::quantity::Money;
@@ -99,6 +101,38 @@ impl Engine {
         self.ledger.cosigned(checkpoint)
     }
 
+    /// Takes what the keeper has recorded itself into the ledger: permits, grants, fences, refusals.
+    pub(crate) async fn collect(&self) -> Result<(), EngineError> {
+        let collecting = "taking the keeper's entries into the ledger";
+        loop {
+            let from: u64 = get(&*self.journal, "keeper-leaves", self.home.as_str())?.unwrap_or(0);
+            let reply = self.keeper.ask("leaves", RequestBody::Leaves { from }).await?;
+            let ReplyBody::Leaves { leaves } = reply else {
+                return Err(self.keeper.wrong_reply());
+            };
+            if leaves.is_empty() {
+                return Ok(());
+            }
+            let next = from + leaves.len() as u64;
+            let mut batch = Batch::default().set("keeper-leaves", self.home.as_str(), value(&next)?);
+            for leaf in leaves {
+                let event: Event = serde_json::from_str(&leaf).while_(collecting)?;
+                batch = batch.leaf(&format!("{}/{}", self.home, event.id), leaf.into_bytes());
+            }
+            self.journal.commit(&batch).while_(collecting)?;
+        }
+    }
+
+    /// Has the newest checkpoint signed by the keeper, which holds it against what it saw before.
+    pub(crate) async fn cosign(&self, entry: &str) -> Result<(), EngineError> {
+        let proof = self.proof(entry)?;
+        let reply = self.keeper.ask("cosign", RequestBody::Cosign { proof }).await?;
+        let ReplyBody::Cosigned { checkpoint } = reply else {
+            return Err(self.keeper.wrong_reply());
+        };
+        self.seen(&checkpoint)
+    }
+
     async fn send(&self, run: &RunRecord, wanted: &Wanted<'_>, permit: &PermitId) -> Result<(), EngineError> {
         let key = format!("{}/{permit}", run.id);
         if get::<CrossingEntry>(&*self.journal, "crossings", &key)?.is_some() {
@@ -133,6 +167,7 @@ impl Engine {
             bytes,
             permit: permit.clone(),
             cost: self.egress_cost(from, to, bytes),
+            place: self.crossings(run)?.len() as u64,
         };
         let fact = Fact::new(EventType::Crossed, run.id.as_str())
             .name("permit", permit.as_str())
@@ -174,7 +209,12 @@ impl Engine {
             .filter(|entry| entry.from == self.home)
             .map(|entry| entry.bytes)
             .sum();
-        let next: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
+        let crossed = self.crossed(run)?;
+        let next: u64 = wanted
+            .iter()
+            .filter(|wanted| !crossed.contains(&(wanted.name.to_owned(), wanted.to.clone())))
+            .map(|wanted| wanted.bytes)
+            .sum();
         if sent.saturating_add(next) <= limit.0 {
             return Ok(());
         }
@@ -187,8 +227,16 @@ impl Engine {
         .into())
     }
 
-    /// Every crossing of a run.
+    /// What stands at its destination already, from before this process was started again.
+    fn crossed(&self, run: &RunRecord) -> Result<BTreeSet<(String, SiteName)>, EngineError> {
+        let entries = self.crossings(run)?.into_iter();
+        Ok(entries.map(|entry| (entry.artifact, entry.to)).collect())
+    }
+
+    /// Every crossing of a run, in order.
     pub(crate) fn crossings(&self, run: &RunRecord) -> Result<Vec<CrossingEntry>, EngineError> {
-        scan(&*self.journal, "crossings", &format!("{}/", run.id))
+        let mut entries: Vec<CrossingEntry> = scan(&*self.journal, "crossings", &format!("{}/", run.id))?;
+        entries.sort_by_key(|entry| entry.place);
+        Ok(entries)
     }
 }

@@ -17,6 +17,9 @@ use tidegate_types::to_canonical_json;
 use crate::error::{EngineError, While};
 use crate::key::ControlKey;
 
+/// The newest checkpoint that a keeper has cosigned, beside the newest of all.
+pub const COSIGNED_PATH: &str = "cosigned";
+
 const WRITING: &str = "writing the ledger";
 
 /// One thing to record.
@@ -242,6 +245,7 @@ impl LedgerBook {
             && rendered.checkpoint() == cosigned.checkpoint()
         {
             write_file(&self.folder.join(CHECKPOINT_PATH), text.as_bytes()).while_(keeping)?;
+            write_file(&self.folder.join(COSIGNED_PATH), text.as_bytes()).while_(keeping)?;
         }
         Ok(())
     }

@@ -37,6 +37,9 @@ pub struct WorkerProgram {
     pub digest: Digest,
 }
 
+/// Lets a site publish its recipient, given the owner keeper's public key.
+pub type Enrol = dyn Fn(&SiteName, &str) -> Result<(), String> + Send + Sync;
+
 /// What an engine is made of.
 pub struct Setup {
     /// The owner's statement about data, as the engineer sees it.
@@ -64,7 +67,7 @@ pub struct Setup {
     /// The worker.
     pub worker: WorkerProgram,
     /// Lets a site that serves publish its recipient; called before a bundle crosses to it.
-    pub enrol: Arc<dyn Fn(&SiteName, &str) -> Result<(), String> + Send + Sync>,
+    pub enrol: Arc<Enrol>,
     /// Says whether waiting for the keeper still makes sense.
     pub watchdog: Watchdog,
     /// Whether somebody asked to cancel the run.
@@ -89,7 +92,7 @@ pub struct Engine {
     pub(crate) compute: BTreeMap<SiteName, Arc<dyn Compute>>,
     pub(crate) addresses: BTreeMap<SiteName, String>,
     pub(crate) worker: WorkerProgram,
-    pub(crate) enrol: Arc<dyn Fn(&SiteName, &str) -> Result<(), String> + Send + Sync>,
+    pub(crate) enrol: Arc<Enrol>,
     pub(crate) cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
     pub(crate) progress: Arc<dyn Fn(&Progress) + Send + Sync>,
     pub(crate) clock: fn() -> u64,
@@ -179,6 +182,7 @@ impl Engine {
     /// # Errors
     /// A refusal by labels or policy, or a keeper out of reach.
     pub async fn plan(&self, until: Option<Step>) -> Result<Planned, EngineError> {
+        self.keeper.sweep().await?;
         let (_, checkpoint) = self.keeper.identify().await?;
         self.seen(&checkpoint)?;
         let analysed = self
@@ -298,9 +302,15 @@ impl Engine {
         if let Err(EngineError::Refused(refusal)) = &result {
             fact = fact.name("rule", &refusal.rule);
         }
+        if let Err(error) = self.collect().await {
+            tracing::warn!(run = %record.id, %error, "the keeper's entries come into the ledger with the next run");
+        }
         let batch = Batch::default().set("runs", record.id.as_str(), value(&record)?);
-        let (batch, _) = self.ledger.add(batch, &fact)?;
+        let (batch, entry) = self.ledger.add(batch, &fact)?;
         self.journal.commit(&batch).while_("ending the run")?;
+        if let Err(error) = self.cosign(&entry).await {
+            tracing::warn!(run = %record.id, %error, "the end of the run is not cosigned");
+        }
         let head = self.ledger.render()?;
         let mut summary = result?;
         summary.ledger.size = head.checkpoint().size;
@@ -362,6 +372,7 @@ impl Engine {
         work: impl Future<Output = Result<(T, bool), EngineError>>,
     ) -> Result<T, EngineError> {
         self.check_cancelled(record)?;
+        self.check_deadline(record)?;
         let began = Instant::now();
         (self.progress)(&Progress::TaskStarted {
             task: task.clone(),
@@ -387,6 +398,24 @@ impl Engine {
             return Err(EngineError::Cancelled(record.id.to_string()));
         }
         Ok(())
+    }
+
+    /// Refuses to begin something after the pipeline's deadline, counted from the run's start.
+    pub(crate) fn check_deadline(&self, record: &RunRecord) -> Result<(), EngineError> {
+        let Some(limit) = self.pipeline.deadline else {
+            return Ok(());
+        };
+        let passed = (self.clock)().saturating_sub(record.started);
+        if passed <= limit.0 {
+            return Ok(());
+        }
+        Err(Refusal {
+            rule: "deadline".to_owned(),
+            what: format!("going on with run `{}`", record.id),
+            why: format!("it started {passed} s ago, and must have ended after {} s", limit.0),
+            fix: "raise `deadline:` and run the pipeline again: finished steps are used".to_owned(),
+        }
+        .into())
     }
 
     /// The result of a step with this key, from this or an earlier run.

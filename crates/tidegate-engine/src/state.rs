@@ -92,6 +92,8 @@ pub struct CrossingEntry {
     pub permit: PermitId,
     /// What the bytes cost, where there is a price.
     pub cost: Option<Money>,
+    /// Its place among the run's crossings.
+    pub place: u64,
 }
 
 /// What preparation gave.

@@ -234,7 +234,9 @@ impl Engine {
     fn summary(&self, record: &RunRecord, plan: &Plan, done: Done, began: Instant) -> Result<Summary, EngineError> {
         let crossings = self.crossings(record)?;
         let mut cost = Money::default();
+        let mut unpriced = false;
         for entry in &crossings {
+            unpriced |= entry.cost.is_none();
             cost = cost.saturating_add(entry.cost.unwrap_or_default());
         }
         for planned in &plan.tasks {
@@ -254,7 +256,12 @@ impl Engine {
                     offer.price
                 }
             });
-            if let (Some(price), false) = (price, state.reused) {
+            // Deploying is copying: it takes no machine.
+            if state.reused || planned.kind == Step::Deploy {
+                continue;
+            }
+            unpriced |= price.is_none();
+            if let Some(price) = price {
                 cost = cost.saturating_add(price.for_seconds(state.milliseconds.div_ceil(1000)));
             }
         }
@@ -280,7 +287,11 @@ impl Engine {
             },
             home: quality(&done.evaluated),
             refined: quality(&done.refined),
-            gates: done.released.map(|released| released.gates).unwrap_or_default(),
+            gates: done
+                .released
+                .map(|released| released.gates)
+                .or_else(|| done.evaluated.map(|step| step.gates))
+                .unwrap_or_default(),
             risk: done.prepared.map(|prepared| SummaryRisk {
                 k: prepared.risk.k,
                 l: prepared.risk.l,
@@ -298,7 +309,11 @@ impl Engine {
                     permit: entry.permit,
                 })
                 .collect(),
-            cost: cost.to_string(),
+            cost: if unpriced {
+                format!("{cost}, and what nobody has given a price")
+            } else {
+                cost.to_string()
+            },
             ledger: SummaryLedger::default(),
             deployed: done.deployed,
             reused: record

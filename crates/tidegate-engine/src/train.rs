@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::compute::{Compute, Handle, JobRequest, JobState};
 use tidegate_types::event::EventType;
 use tidegate_types::ids::{PermitId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
@@ -91,6 +91,7 @@ impl Engine {
                         break;
                     }
                 }
+                AttemptOutcome::Refused { refusal } => return Err(refusal.into()),
                 AttemptOutcome::Fenced { why } => {
                     last.clone_from(&why);
                     (self.progress)(&Progress::AttemptLost {
@@ -101,6 +102,7 @@ impl Engine {
                 }
             }
             self.check_cancelled(run)?;
+            self.check_deadline(run)?;
         }
         Err(EngineError::failed(
             format!("training on site `{site}`"),
@@ -147,7 +149,8 @@ impl Engine {
         let request = self.job_request(&job, attempt, site, ticket)?;
         let handle = match compute.ensure(&request).await {
             Ok(handle) => handle,
-            Err(error @ ComputeError::Invalid { .. }) => return Err(EngineError::failed("starting a worker", error)),
+            // Also a request that is wrong: the job of an attempt that ended just before this process was
+            // killed is removed and never runs again, and the keeper knows how it ended.
             Err(error) => {
                 let outcome = self.fence(attempt, "not-started").await?;
                 tracing::warn!(run = %run.id, %site, %error, "worker not started");
@@ -245,6 +248,7 @@ impl Engine {
         let (word, model) = match &outcome {
             AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
             AttemptOutcome::Failed { .. } => ("failed", None),
+            AttemptOutcome::Refused { .. } => ("refused", None),
             AttemptOutcome::Fenced { .. } => ("fenced", None),
         };
         let mut fact = Fact::new(EventType::AttemptEnded, run.id.as_str())

@@ -56,6 +56,15 @@ impl Keeper {
                     worker: None,
                 };
                 let permit = self.permit_record(permit)?;
+                if permit.expires <= (self.clock)() || permit.task != *wanted.task {
+                    return Err(refuse(
+                        "permit-expired",
+                        format!("deploying bundle {} to site `{to}`", bundle.short()),
+                        "its permit has expired or is for another task",
+                        "run the pipeline again: a new permit is asked for",
+                    )
+                    .into());
+                }
                 self.allowed(&wanted, &pipeline, digest, Release::Key(&permit))?;
                 self.publish(&pipeline, bundle, version, to, &permit).await?;
             }

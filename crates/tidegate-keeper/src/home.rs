@@ -85,6 +85,10 @@ impl Keeper {
     pub(crate) async fn prepare(&self, run: &RunId, text: &PipelineText) -> Result<ReplyBody, KeeperError> {
         let _rows = self.rows.lock().await;
         let (pipeline, digest) = self.pipeline(text)?;
+        if self.records.prepared(run)?.is_some() {
+            // Attempts may be open whose permits were signed for what was prepared.
+            self.prepared_record(run, digest)?;
+        }
         let dataset = self.dataset(&pipeline)?;
         let folder = self.stage_folder()?;
         let context = self.context(&pipeline, text, &folder);
@@ -126,7 +130,7 @@ impl Keeper {
             let record = self.describe(source, description, evidence.clone(), name)?;
             self.keep(name, record, &mut inputs, &mut summaries)?;
         }
-        let code = self.code(&context, &pipeline).await?;
+        let code = self.code(&context, &prepared.home, &pipeline).await?;
         self.keep("code", code, &mut inputs, &mut summaries)?;
         let record = PreparedRecord {
             inputs,
@@ -183,7 +187,12 @@ impl Keeper {
 
     /// The code that will cross: the built-in trainer's settings, or the files that the pipeline
     /// lists, each scanned for values of the data.
-    async fn code(&self, context: &StageContext<'_>, pipeline: &Pipeline) -> Result<ArtifactRecord, KeeperError> {
+    async fn code(
+        &self,
+        context: &StageContext<'_>,
+        home: &Path,
+        pipeline: &Pipeline,
+    ) -> Result<ArtifactRecord, KeeperError> {
         let making = "collecting the code";
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         if let Some(trainer) = &pipeline.train.trainer {
@@ -191,13 +200,17 @@ impl Keeper {
         }
         for (path, content) in &context.text.code {
             let content = STANDARD.decode(content).while_(making)?;
-            self.stages.scan_code(context, path, &content).await?;
+            self.stages.scan_code(context, home, path, &content).await?;
             files.insert(path.clone(), content);
         }
-        for (name, text) in [("setup", &pipeline.train.setup), ("run", &pipeline.train.run)] {
-            if let Some(text) = text {
-                self.stages.scan_code(context, name, text.as_bytes()).await?;
-            }
+        // Commands and variables cross with the grant.
+        let variables = pipeline.train.envs.iter().map(|(name, text)| (name.as_str(), text));
+        let commands = [("setup", &pipeline.train.setup), ("run", &pipeline.train.run)];
+        let commands = commands
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, text.as_ref()?)));
+        for (name, text) in commands.chain(variables) {
+            self.stages.scan_code(context, home, name, text.as_bytes()).await?;
         }
         let listing: BTreeMap<&String, Digest> = files.iter().map(|(path, bytes)| (path, sha256(bytes))).collect();
         let key = canonical_digest(&listing).while_(making)?;
@@ -272,7 +285,7 @@ impl Keeper {
         let judgement = match self.records.get::<Judgement>("judgements", &key)? {
             Some(judgement) => judgement,
             None => {
-                self.spend_evaluation(&prepared)?;
+                self.spend_evaluation(&pipeline)?;
                 let folder = self.stage_folder()?;
                 let context = self.context(&pipeline, text, &folder);
                 let (at, home) = (self.folder.join(&record.folder), self.folder.join(&prepared.home));
@@ -312,15 +325,20 @@ impl Keeper {
         })
     }
 
-    fn spend_evaluation(&self, prepared: &PreparedRecord) -> Result<(), KeeperError> {
-        let key = sha256(prepared.home.as_os_str().as_encoded_bytes()).to_hex();
+    /// Counts one look at the test part. The part depends on the dataset and its division alone, so
+    /// another query over the same people spends from the same budget.
+    fn spend_evaluation(&self, pipeline: &Pipeline) -> Result<(), KeeperError> {
+        let prepare = &pipeline.prepare;
+        let key = canonical_digest(&(&prepare.from, &prepare.split))
+            .while_("counting evaluations")?
+            .to_hex();
         let spent = self.records.get::<u64>("evaluations", &key)?.unwrap_or(0);
         if spent >= EVALUATION_BUDGET {
             return Err(refuse(
                 "evaluation-budget",
                 "judging another model on the test part",
                 format!("{spent} models were judged on it already, and exact scores of many models can read patients"),
-                "prepare from a newer snapshot of the source, which has another test part",
+                "divide the dataset anew under `prepare: split:`, so that other people are in the test part",
             )
             .into());
         }
@@ -359,13 +377,13 @@ impl Keeper {
                     &self.keys.signing,
                     &self.control_key()?,
                     intent,
-                    &Intended {
+                    Some(&Intended {
                         event: EventType::PermitRequested,
                         run,
                         task: &task("release")?,
                         artifact: model,
                         to: None,
-                    },
+                    }),
                 )?;
                 let counter: Option<u64> = self.records.get("models", pipeline.name.as_str())?;
                 let version = counter.unwrap_or(0) + 1;
@@ -409,7 +427,7 @@ impl Keeper {
                     name: format!("{}/{version}", pipeline.name),
                     organisation: self.sites.organisation.clone(),
                     owner: self.site.clone(),
-                    label: self.release_label(pipeline.release_model.to, &pipeline)?,
+                    label: self.release_label(&pipeline, &record.manifest.label),
                     lowered_from: Some(Label {
                         level: Level::Restricted,
                         ..record.manifest.label.clone()

@@ -14,7 +14,7 @@ use tidegate_types::event::EventType;
 use tidegate_types::files::Pipeline;
 use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{LedgerProof, PipelineText, ReplyBody};
-use tidegate_types::label::{Label, Level};
+use tidegate_types::label::Label;
 use tidegate_types::permit::{Permit, StandingSlot};
 
 use crate::error::{KeeperError, While, refuse};
@@ -73,13 +73,13 @@ impl Keeper {
                     &self.keys.signing,
                     &self.control_key()?,
                     intent,
-                    &Intended {
+                    Some(&Intended {
                         event: EventType::PermitRequested,
                         run: wanted.run,
                         task: wanted.task,
                         artifact: wanted.artifact,
                         to: Some(wanted.to),
-                    },
+                    }),
                 )?;
                 self.new_permit(wanted, &pipeline, digest, checkpoint).await?
             }
@@ -160,12 +160,28 @@ impl Keeper {
         let prepared = self.prepared_record(wanted.run, digest)?;
         let artifact = self.artifact_record(wanted.artifact)?;
         let inputs: BTreeSet<&ArtifactId> = prepared.inputs.values().collect();
-        if artifact.manifest.kind != ArtifactKind::Bundle && !inputs.contains(wanted.artifact) {
+        let own_bundle = artifact.manifest.kind == ArtifactKind::Bundle
+            && artifact.manifest.name.rsplit_once('/').map(|(name, _)| name) == Some(pipeline.name.as_str());
+        if !own_bundle && !inputs.contains(wanted.artifact) {
             return Err(refuse(
                 "permit-other-artifact",
                 format!("sending artifact {} to site `{}`", wanted.artifact.short(), wanted.to),
-                "the run did not make it for leaving",
+                "it is neither prepared by this run nor a bundle of its pipeline",
                 "name an artifact that the run prepared",
+            )
+            .into());
+        }
+        if let Some(worker) = &wanted.worker
+            && !self.workers.contains(worker)
+        {
+            return Err(refuse(
+                "worker-not-known",
+                format!("sending artifact {} to site `{}`", wanted.artifact.short(), wanted.to),
+                format!(
+                    "this site does not know the program {} that would open it",
+                    worker.short()
+                ),
+                "start the run with the program that this site's keeper was started from",
             )
             .into());
         }
@@ -259,6 +275,7 @@ impl Keeper {
             artifact: *wanted.artifact,
             to: wanted.to.clone(),
             worker: wanted.worker,
+            attempts,
             expires,
             envelope,
             wrapped_key: hex::encode(wrapped),
@@ -301,13 +318,12 @@ impl Keeper {
         ]
     }
 
-    /// The label of what may leave under the pipeline's release level.
-    pub(crate) fn release_label(&self, level: Level, pipeline: &Pipeline) -> Result<Label, KeeperError> {
-        Ok(Label {
-            level,
-            tags: BTreeSet::new(),
-            residency: self.dataset(pipeline)?.residency.clone(),
-        })
+    /// The label of a bundle: the pipeline's release level, and what else the model's data carried.
+    pub(crate) fn release_label(&self, pipeline: &Pipeline, model: &Label) -> Label {
+        Label {
+            level: pipeline.release_model.to.max(model.level),
+            ..model.clone()
+        }
     }
 
     /// How a permit names a site.

@@ -67,6 +67,8 @@ pub(crate) struct PermitRecord {
     pub(crate) to: SiteName,
     /// The program that may get the data key; `None` for what a site opens itself.
     pub(crate) worker: Option<Digest>,
+    /// How many tries may use it.
+    pub(crate) attempts: u32,
     pub(crate) expires: u64,
     pub(crate) envelope: Envelope,
     /// The data key, wrapped by custody with the permit's id as context; hexadecimal.
@@ -122,7 +124,10 @@ pub(crate) struct AttemptRecord {
     pub(crate) worker: Digest,
     /// The ticket's secret, wrapped by custody; hexadecimal.
     pub(crate) secret: String,
+    /// Until when its ticket is good for a hello.
     pub(crate) expires: u64,
+    /// When the first of its permits ends, and the attempt with it.
+    pub(crate) ends: u64,
     /// Permits by input name.
     pub(crate) inputs: BTreeMap<String, PermitId>,
     pub(crate) job: Job,

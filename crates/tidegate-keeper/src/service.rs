@@ -21,7 +21,7 @@ use tidegate_types::files::sites::Site;
 use tidegate_types::files::{Catalog, Pipeline, Sites};
 use tidegate_types::ids::{RunId, SiteName};
 use tidegate_types::keeper::{
-    Outcome, PipelineText, REPLY_PAYLOAD, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
+    LedgerProof, Outcome, PipelineText, REPLY_PAYLOAD, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
 };
 use tidegate_types::message::Attempt;
 use tidegate_types::to_canonical_json;
@@ -30,9 +30,12 @@ use crate::error::{KeeperError, While, refuse};
 use crate::keys::SiteKeys;
 use crate::permits::Wanted;
 use crate::records::{Records, value};
+use crate::witness;
 
 /// A request is at most this long.
 const REQUEST_BYTES: u64 = 32 << 20;
+/// Entries of the site's own log in one answer.
+const LEAVES_AT_ONCE: u64 = 500;
 /// Requests that are answered at the same time.
 const REQUESTS_AT_ONCE: usize = 64;
 const POLL_LEAST: Duration = Duration::from_millis(3);
@@ -63,6 +66,8 @@ pub struct Setup {
     pub stores: BTreeMap<SiteName, Arc<dyn Store>>,
     /// Where requests come from.
     pub mailbox: Arc<dyn Store>,
+    /// Digests of the programs that may open what this site sends to a worker.
+    pub workers: BTreeSet<Digest>,
     /// Unix time in seconds.
     pub clock: fn() -> u64,
 }
@@ -79,6 +84,7 @@ pub struct Keeper {
     pub(crate) records: Records,
     pub(crate) custody: Arc<dyn Custody>,
     pub(crate) stages: Arc<dyn HomeStages>,
+    pub(crate) workers: BTreeSet<Digest>,
     pub(crate) clock: fn() -> u64,
     pub(crate) keys: SiteKeys,
     /// Held while something is signed that lets things go: one checkpoint after the other.
@@ -124,6 +130,7 @@ impl Keeper {
             records: Records { journal: setup.journal },
             custody: setup.custody,
             stages: setup.stages,
+            workers: setup.workers,
             clock: setup.clock,
             keys,
             releasing: tokio::sync::Mutex::new(()),
@@ -159,8 +166,13 @@ impl Keeper {
                     answering.insert(object.name.clone());
                     let keeper = Arc::clone(self);
                     tasks.spawn(async move {
-                        if let Err(error) = keeper.serve(&object.name).await {
-                            tracing::warn!(request = %object.name, %error, "request not answered");
+                        let name = object.name.clone();
+                        // A task of its own, so that a defect in one answer ends that answer alone.
+                        let served = tokio::spawn(async move { keeper.serve(&name).await }).await;
+                        match served {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => tracing::warn!(request = %object.name, %error, "request not answered"),
+                            Err(error) => tracing::error!(request = %object.name, %error, "request not answered"),
                         }
                         object.name
                     });
@@ -193,6 +205,10 @@ impl Keeper {
             other => other.while_(reading)?,
         };
         let (id, outcome, digest) = match self.verified(&bytes) {
+            Ok((request, _)) if object.as_str() != format!("in/{}", request.id) => {
+                let error = KeeperError::failed(reading, "it stands under another name than its own");
+                (request.id, outcome_of(error), sha256(&bytes))
+            }
             Ok((request, digest)) => {
                 let outcome = self.answer(&request).await;
                 (request.id, outcome, digest)
@@ -283,6 +299,11 @@ impl Keeper {
                 signing_key: self.keys.signing.public().to_base64(),
                 checkpoint: self.records.checkpoint()?.unwrap_or_default(),
             }),
+            RequestBody::Leaves { from } => self.leaves(*from),
+            RequestBody::Cosign { proof } => {
+                let _one_at_a_time = self.releasing.lock().await;
+                self.cosign(proof)
+            }
             RequestBody::Analyse { pipeline } => self.analyse(pipeline).await,
             RequestBody::Prepare { run, pipeline } => self.prepare(run, pipeline).await,
             RequestBody::SignPermit {
@@ -329,6 +350,36 @@ impl Keeper {
                 permit,
             } => self.deploy(run, pipeline, bundle, to, permit.as_ref()).await,
         }
+    }
+
+    /// Entries of this site's own log, for the organisation's ledger.
+    fn leaves(&self, from: u64) -> Result<ReplyBody, KeeperError> {
+        let reading = "reading the site's own log";
+        let journal = &self.records.journal;
+        let size = journal.log_size().while_(reading)?;
+        let to = size.min(from.saturating_add(LEAVES_AT_ONCE));
+        let leaves = if from < to {
+            journal.log_leaves(from, to).while_(reading)?
+        } else {
+            Vec::new()
+        };
+        let texts = leaves.into_iter().map(|leaf| String::from_utf8(leaf).while_(reading));
+        Ok(ReplyBody::Leaves {
+            leaves: texts.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn cosign(&self, proof: &LedgerProof) -> Result<ReplyBody, KeeperError> {
+        let checkpoint = witness::accept(
+            &self.records,
+            &self.sites.organisation,
+            &self.site,
+            &self.keys.signing,
+            &self.control_key()?,
+            proof,
+            None,
+        )?;
+        Ok(ReplyBody::Cosigned { checkpoint })
     }
 
     /// The pipeline of a text, checked against this site's own files, and its digest.
@@ -475,6 +526,10 @@ fn run_of(body: &RequestBody) -> Option<&RunId> {
         RequestBody::StartAttempt { attempt, .. }
         | RequestBody::AwaitAttempt { attempt }
         | RequestBody::Fence { attempt, .. } => Some(&attempt.run),
-        RequestBody::Identify { .. } | RequestBody::Analyse { .. } | RequestBody::Send { .. } => None,
+        RequestBody::Identify { .. }
+        | RequestBody::Leaves { .. }
+        | RequestBody::Cosign { .. }
+        | RequestBody::Analyse { .. }
+        | RequestBody::Send { .. } => None,
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Intended<'a> {
     pub(crate) to: Option<&'a SiteName>,
 }
 
-/// Verifies that the ledger holds the intent and continues what was seen before, remembers the new
+/// Verifies that the ledger holds an entry, the intent where one is needed, and continues what was seen before, remembers the new
 /// checkpoint and gives it with this keeper's signature.
 pub(crate) fn accept(
     records: &Records,
@@ -41,9 +41,12 @@ pub(crate) fn accept(
     signing: &SigningKey,
     control: &VerifyingKey,
     proof: &LedgerProof,
-    intended: &Intended<'_>,
+    intended: Option<&Intended<'_>>,
 ) -> Result<String, KeeperError> {
-    let what = format!("acting on the intent for `{}` of run `{}`", intended.task, intended.run);
+    let what = intended.map_or_else(
+        || "cosigning the ledger".to_owned(),
+        |intended| format!("acting on the intent for `{}` of run `{}`", intended.task, intended.run),
+    );
     let denied = |why: String| {
         KeeperError::Refused(refuse(
             "ledger-first",
@@ -55,12 +58,14 @@ pub(crate) fn accept(
     let event: Event =
         serde_json::from_str(&proof.leaf).map_err(|_| denied("the intent is not an event".to_owned()))?;
     let names = |key: &str| event.data.names.get(key).map(String::as_str);
-    let fits = event.event_type == intended.event.cloud_event_type()
-        && event.subject == intended.run.as_str()
-        && names("task") == Some(intended.task.as_str())
-        && names("to") == intended.to.map(SiteName::as_str)
-        && event.data.digests.get("artifact") == Some(intended.artifact);
-    if !fits {
+    let fits = |intended: &Intended<'_>| {
+        event.event_type == intended.event.cloud_event_type()
+            && event.subject == intended.run.as_str()
+            && names("task") == Some(intended.task.as_str())
+            && names("to") == intended.to.map(SiteName::as_str)
+            && event.data.digests.get("artifact") == Some(intended.artifact)
+    };
+    if !intended.is_none_or(fits) {
         return Err(denied("the intent in the ledger is for something else".to_owned()));
     }
     let log = VerifierKey::new(log_origin(organisation), *control.as_bytes()).while_("naming the ledger's key")?;

@@ -78,6 +78,16 @@ pub enum RequestBody {
         /// the ledger's checkpoints.
         control_key: String,
     },
+    /// What have you recorded yourself, from this entry of your log on?
+    Leaves {
+        /// The first entry.
+        from: u64,
+    },
+    /// Sign that the ledger continues what you saw and holds this entry. Lets nothing go.
+    Cosign {
+        /// The entry and the newest checkpoint.
+        proof: LedgerProof,
+    },
     /// What would the pipeline's query let out? Reads headers and schemas only.
     Analyse {
         /// The pipeline.
@@ -245,8 +255,25 @@ pub struct QualitySummary {
     pub rows: u64,
     /// Subjects judged.
     pub subjects: u64,
+    /// Rows by decision and outcome; absent where a cell is too small to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confusion: Option<ConfusionSummary>,
     /// The same figures for each subgroup `EXPRESSION = VALUE`; a subgroup that is too small has none.
     pub subgroups: BTreeMap<String, BTreeMap<String, Figure>>,
+}
+
+/// The confusion matrix at the model's threshold, in rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfusionSummary {
+    /// Decided positive, came true.
+    pub true_positives: u64,
+    /// Decided positive, did not come true.
+    pub false_positives: u64,
+    /// Decided negative, did not come true.
+    pub true_negatives: u64,
+    /// Decided negative, came true.
+    pub false_negatives: u64,
 }
 
 /// One condition on a model.
@@ -283,6 +310,11 @@ pub enum AttemptOutcome {
         /// For a person.
         reason: String,
     },
+    /// A rule said no.
+    Refused {
+        /// Which, and what would make it pass.
+        refusal: Refusal,
+    },
     /// It was fenced.
     Fenced {
         /// Why.
@@ -299,6 +331,16 @@ pub enum ReplyBody {
         /// Ed25519 public key, standard base64 of 32 bytes.
         signing_key: String,
         /// The checkpoint that I saw last; empty before the first.
+        checkpoint: String,
+    },
+    /// Entries of the site's own log, in order; none when there are no more.
+    Leaves {
+        /// Canonical JSON of one event each.
+        leaves: Vec<String>,
+    },
+    /// The ledger continues what this site saw.
+    Cosigned {
+        /// The checkpoint with this site's signature.
         checkpoint: String,
     },
     /// What the query would let out.

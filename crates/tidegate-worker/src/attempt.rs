@@ -14,7 +14,9 @@ use tidegate_seal::permit::OpenedPermit;
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{MailboxError, hello_mac};
-use tidegate_transfer::{Crossing, Description, Expected, PermitCheck, Permitted, describe, receive, send};
+use tidegate_transfer::{
+    Crossing, Description, Expected, PermitCheck, Permitted, TransferError, describe, receive, send,
+};
 use tidegate_types::artifact::{ArtifactKind, Manifest};
 use tidegate_types::message::{GrantedArtifact, Job, Numbered, SandboxEvidence, Ticket, WorkerMessage};
 use tidegate_types::{ArtifactId, Digest, Label};
@@ -297,11 +299,11 @@ impl Attempt {
         };
         let store = self.mail.store();
         let work = receive(&expected, &*store, &key, &destination);
-        let received = self
-            .mail
-            .while_leased(work)
-            .await?
-            .map_err(|error| failed(&error.to_string()))?;
+        let received = self.mail.while_leased(work).await?.map_err(|error| match error {
+            // What store and disk do may pass; an input that is another than the granted one will not.
+            TransferError::Store { .. } | TransferError::Local { .. } => failed(&error.to_string()),
+            _ => Failure::new(Stage::Tampered, format!("input `{}`: {error}", granted.input)),
+        })?;
         Ok(received.manifest)
     }
 
@@ -363,7 +365,7 @@ impl Attempt {
         let sealed = seal_to(&granted.grant.output_recipient, data_key.expose()).map_err(|error| failed(&error))?;
         let (source, state, store) = (self.scratch.output(), self.scratch.state(), self.mail.store());
         let sent = {
-            let signer = SigningKey::from_seed(&*self.mail.signer().seed()).map_err(|error| failed(&error))?;
+            let signer = SigningKey::from_seed(&self.mail.signer().seed()).map_err(|error| failed(&error))?;
             let crossing = Crossing {
                 source: &source,
                 store: &*store,

@@ -79,6 +79,8 @@ pub enum Stage {
     Grant,
     /// An input could not be opened.
     Input,
+    /// An input is not what its permit names: somebody altered it.
+    Tampered,
     /// The output could not be described, sealed or sent, or is too large.
     Output,
     /// The sandbox could not be closed.
@@ -99,6 +101,7 @@ impl Stage {
             Self::Cancelled => "cancelled",
             Self::Grant => "grant",
             Self::Input => "input",
+            Self::Tampered => "tampered",
             Self::Output => "output",
             Self::Sandbox => "sandbox",
         }

@@ -38,10 +38,10 @@ pub(crate) async fn worker(work: Option<PathBuf>) -> Result<(), Failure> {
     let store = FolderStore::open(folder).while_("opening the site's store")?;
     let attempt = &ticket.attempt;
     let own = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
-    let work = work.unwrap_or_else(|| {
-        let site = Path::new(folder).parent().unwrap_or_else(|| Path::new("."));
-        site.join("work").join(own)
-    });
+    // Below the folder that the driver gave to the job: it goes with the job, whatever happens to this
+    // process.
+    let work = work.unwrap_or_else(|| PathBuf::from(own));
+    let work = std::path::absolute(work).while_("finding the worker's folder")?;
     let options = tidegate_worker::Options {
         work,
         executable: std::env::current_exe().while_("finding this program")?,

@@ -1,6 +1,6 @@
 //! The keeper as a process: how it is run, and how an embedded one is started and kept alive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use tidegate_contracts::store::Store;
 use tidegate_keeper::{Keeper, Setup};
 use tidegate_local::{FileCustody, FolderStore, SqliteJournal};
+use tidegate_types::digest::Digest;
 use tidegate_types::ids::SiteName;
 
 use crate::failure::{Failure, While};
@@ -40,17 +41,25 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         catalog: project.catalog.clone(),
         catalog_folder: project.catalog_folder.clone(),
         policies: project.policies.clone(),
-        journal: Arc::new(SqliteJournal::open(&folder.join("journal.sqlite")).while_(starting)?),
+        journal: Arc::new(SqliteJournal::open(folder.join("journal.sqlite")).while_(starting)?),
         custody: Arc::new(custody),
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
         stores,
         mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),
         folder,
+        workers: BTreeSet::from([program_digest()?]),
         clock: now,
     })
     .await
     .while_(starting)?;
     keeper.run(ended(stay)).await.while_("keeping")
+}
+
+/// SHA-256 of this program's file: the keeper, the control plane and the worker are one program.
+pub(crate) fn program_digest() -> Result<Digest, Failure> {
+    let reading = "reading this program";
+    let file = std::fs::File::open(std::env::current_exe().while_(reading)?).while_(reading)?;
+    Ok(tidegate_seal::digest::sha256_reader(file).while_(reading)?.0)
 }
 
 /// Ready when the keeper shall stop.

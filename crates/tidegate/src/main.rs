@@ -37,8 +37,14 @@ fn main() -> ExitCode {
         return tidegate_worker::sandbox::sandbox_exec_main(arguments);
     }
     let cli = Cli::parse();
+    // A server tells which releases it refuses; everything else has an end at which it says what happened.
+    let usual = if matches!(cli.command, Command::Serve { .. }) {
+        "warn"
+    } else {
+        "error"
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEGATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -151,7 +157,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Keeper { pipeline, site, stay } => {
             let project = Project::open(&pipeline.pipeline, None)?;
             let site = project.site(&site)?;
-            runtime()?.block_on(keeper_process::run(&project, &site, stay))
+            let runtime = runtime()?;
+            let result = runtime.block_on(keeper_process::run(&project, &site, stay));
+            // Work on rows that nobody waits for any more must not keep the site's lock.
+            runtime.shutdown_background();
+            result
         }
         Command::Worker { work } => runtime()?.block_on(infer::worker(work)),
         Command::Trainer => infer::trainer(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tidegate_engine::{Progress, Summary};
+use tidegate_types::ids::SiteName;
 use tidegate_types::keeper::QualitySummary;
 
 use crate::cli::Format;
@@ -118,7 +119,7 @@ const SHOWN: [(&str, &str); 7] = [
 ];
 
 /// The end of a run, as a person reads it.
-pub(crate) fn summary(summary: &Summary, file: &str) -> String {
+pub(crate) fn summary(summary: &Summary, file: &str, home: Option<&SiteName>) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -181,7 +182,9 @@ pub(crate) fn summary(summary: &Summary, file: &str) -> String {
     if let Some(site) = summary.deployed.first() {
         let _ = writeln!(out, "\nNext:");
         let _ = writeln!(out, "  tidegate serve {file} --site {site}");
-        let _ = writeln!(out, "  tidegate predict --pipeline {file} --site {site} new.csv");
+        if let Some(home) = home.filter(|home| summary.deployed.contains(home)) {
+            let _ = writeln!(out, "  tidegate predict --pipeline {file} --site {home} new.csv");
+        }
         let _ = writeln!(out, "  tidegate audit verify {file}");
     }
     out
@@ -206,6 +209,16 @@ fn quality(out: &mut String, home: &QualitySummary, refined: Option<&QualitySumm
             let after = refined.and_then(cell).unwrap_or_default();
             let _ = writeln!(out, "  {name:<20} {before:<24} {after}");
         }
+    }
+    if let Some(cells) = refined.unwrap_or(home).confusion {
+        let _ = writeln!(
+            out,
+            "  Decisions at the threshold: {} of {} rows with the outcome and {} of {} without it were told rightly.",
+            cells.true_positives,
+            cells.true_positives + cells.false_negatives,
+            cells.true_negatives,
+            cells.true_negatives + cells.false_positives
+        );
     }
     if let (Some(raw), Some(ours)) = (summary.metrics.raw.get("roc_auc"), summary.metrics.home.get("roc_auc")) {
         let _ = writeln!(

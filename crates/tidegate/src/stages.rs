@@ -53,14 +53,7 @@ impl Rows {
     }
 
     fn open(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Opened, StageError> {
-        let refused = |why: String| {
-            StageError::Refused(Refusal {
-                rule: "hostile-model".to_owned(),
-                what: "opening the model that came home".to_owned(),
-                why,
-                fix: "let the command write `model.onnx` and `schema.json` as docs/workers.md says".to_owned(),
-            })
-        };
+        let refused = hostile;
         let schema = FeatureSchema::from_json(&read(&model.folder.join("schema.json"), &refused)?)
             .map_err(|error| refused(error.to_string()))?;
         let bytes = read(&model.folder.join("model.onnx"), &refused)?;
@@ -92,7 +85,7 @@ impl Rows {
             tokio::task::spawn_blocking(move || predict_in_sandbox(&executable, &folder, matrix.view(), &scratch))
                 .await
                 .map_err(|error| failed("running the model in the sandbox", error))?
-                .map_err(|error| StageError::Failed(error.to_string()))?;
+                .map_err(|error| hostile(error.to_string()))?;
         Ok(Scored { rows, probabilities })
     }
 
@@ -160,6 +153,15 @@ impl Rows {
     }
 }
 
+fn hostile(why: String) -> StageError {
+    StageError::Refused(Refusal {
+        rule: "hostile-model".to_owned(),
+        what: "using the model that came home".to_owned(),
+        why,
+        fix: "let the command write `model.onnx` and `schema.json` as docs/workers.md says".to_owned(),
+    })
+}
+
 fn judged(scored: &Scored, calibration: &Calibration, min_cell: u32) -> Result<Judgement, StageError> {
     let probabilities: Vec<f64> = scored.probabilities.iter().map(|p| calibration.apply(*p)).collect();
     judge(&JudgeInput {
@@ -206,7 +208,11 @@ impl HomeStages for Rows {
         let judgement = judged(&scored, &Calibration::IDENTITY, context.pipeline.release_model.min_cell)?;
         Ok(Judged {
             quality: judgement.summary(),
-            raw: self.raw(context, model.home).await?,
+            raw: self.raw(context, model.home).await.unwrap_or_else(|error| {
+                // A comparison: a query that computes its target has no raw columns to compare with.
+                tracing::warn!(%error, "nothing to compare with on raw columns");
+                None
+            }),
             gates: quality_gates(context, &judgement)?,
         })
     }
@@ -310,8 +316,14 @@ impl HomeStages for Rows {
         Ok(BundleFiles { folder, gates })
     }
 
-    async fn scan_code(&self, context: &StageContext<'_>, file: &str, content: &[u8]) -> Result<(), StageError> {
-        tidegate_prepare::scan_code(context.folder, &keys(context), file, content)
+    async fn scan_code(
+        &self,
+        context: &StageContext<'_>,
+        home: &Path,
+        file: &str,
+        content: &[u8],
+    ) -> Result<(), StageError> {
+        tidegate_prepare::scan_code(home, &keys(context), file, content)
             .await
             .map_err(stage_error)
     }

@@ -15,17 +15,20 @@ use crate::service::Keeper;
 
 impl Keeper {
     /// Ends an attempt without an output and tells its worker.
-    pub(super) async fn end_badly(&self, attempt: &Attempt, stage: &str, reason: &str) -> Result<(), KeeperError> {
+    pub(super) async fn end_badly(
+        &self,
+        attempt: &Attempt,
+        outcome: AttemptOutcome,
+        reason: &str,
+    ) -> Result<(), KeeperError> {
         loop {
             let record = self.attempt_record(attempt)?;
             if record.outcome.is_some() {
                 return Ok(());
             }
             let mut new = record.clone();
-            new.outcome = Some(AttemptOutcome::Failed {
-                stage: stage.to_owned(),
-                reason: reason.to_owned(),
-            });
+            new.outcome = Some(outcome.clone());
+            new.pending = None;
             if self.records.advance(&record, &new)? {
                 let message = KeeperMessage::Refused {
                     reason: reason.to_owned(),
@@ -107,7 +110,8 @@ impl Keeper {
 
     /// Drives an attempt from where its record stands until it has ended.
     pub(super) async fn drive(&self, attempt: &Attempt) -> Result<(), KeeperError> {
-        if self.flush(self.attempt_record(attempt)?).await?.is_none() {
+        let record = self.attempt_record(attempt)?;
+        if record.outcome.is_none() && self.flush(record).await?.is_none() {
             return Ok(());
         }
         let mut admitted: Option<Admitted> = None;
@@ -117,13 +121,23 @@ impl Keeper {
             let mut record = match self.attempt_record(attempt)? {
                 current if current.outcome.is_some() => {
                     if let Some(AttemptOutcome::Fenced { why }) = &current.outcome {
+                        // A courtesy: without a lease the worker stops by itself.
                         let letter = self.letter(&current, KeeperMessage::Cancel { reason: why.clone() })?;
-                        self.deliver(&current, &letter).await?;
+                        let _ = self.deliver(&current, &letter).await;
                     }
                     return Ok(());
                 }
                 current => current,
             };
+            if (self.clock)() >= record.ends {
+                return Err(refuse(
+                    "permit-expired",
+                    "following a worker",
+                    "a permit of its inputs has expired",
+                    "raise `deadline:`, or let the command do less, and run the pipeline again",
+                )
+                .into());
+            }
             let next = match &admitted {
                 None => self.hello(&record).await?.map(|(new, worker, message)| {
                     admitted = Some(worker);
@@ -269,11 +283,7 @@ impl Keeper {
                     exit_code,
                 },
             ) => {
-                let code = exit_code.map_or(String::new(), |code| format!(" (exit code {code})"));
-                new.outcome = Some(AttemptOutcome::Failed {
-                    stage,
-                    reason: format!("{reason}{code}"),
-                });
+                new.outcome = Some(self.failed(record, &stage, &reason, exit_code));
             }
             _ => {
                 return Err(refuse(
@@ -287,7 +297,55 @@ impl Keeper {
         }
         Ok(Some((new, answer)))
     }
+
+    /// How an attempt ended whose worker says that it failed. Of a private site only the stage is told:
+    /// reasons and exit codes of a command carry the label of its inputs, and its log stays there.
+    fn failed(&self, record: &AttemptRecord, stage: &str, reason: &str, code: Option<i32>) -> AttemptOutcome {
+        let stage = STAGES.into_iter().find(|known| *known == stage).unwrap_or("command");
+        let reason = if record.site == self.site {
+            "its log on the site says why".to_owned()
+        } else {
+            let code = code.map_or(String::new(), |code| format!(" (exit code {code})"));
+            let reason: String = reason.chars().filter(|it| !it.is_control()).take(REASON).collect();
+            format!("{reason}{code}")
+        };
+        if stage == "tampered" {
+            return AttemptOutcome::Refused {
+                refusal: refuse(
+                    "input-tampered",
+                    format!(
+                        "opening the inputs of `{}` on site `{}`",
+                        record.attempt.task, record.site
+                    ),
+                    reason,
+                    "look for who else writes into the site's store, and run the pipeline again",
+                ),
+            };
+        }
+        AttemptOutcome::Failed {
+            stage: stage.to_owned(),
+            reason,
+        }
+    }
 }
+
+/// What a worker may say that failed; anything else is the command's.
+const STAGES: [&str; 12] = [
+    "setup",
+    "command",
+    "memory",
+    "time",
+    "processes",
+    "lease",
+    "cancelled",
+    "grant",
+    "input",
+    "tampered",
+    "output",
+    "sandbox",
+];
+/// The most characters of a worker's reason that are passed on.
+const REASON: usize = 400;
 
 /// A mailbox that does not fit is no accident: the attempt is over.
 fn burned(error: &MailboxError) -> KeeperError {

@@ -91,6 +91,7 @@ impl Keeper {
         self.may_begin(attempt)?;
         let mut inputs = BTreeMap::new();
         let mut label = Label::public();
+        let mut ends = u64::MAX;
         for (name, artifact) in &prepared.inputs {
             let permit = match permits.get(name) {
                 Some(permit) => self.permit_record(permit)?,
@@ -123,17 +124,19 @@ impl Keeper {
                 && permit.artifact == *artifact
                 && permit.to == *site
                 && permit.worker == Some(worker)
+                && attempt.attempt <= permit.attempts
                 && permit.expires > (self.clock)();
             if !fits || self.records.crossing(&permit.id)?.is_none() {
                 return Err(refuse(
                     "permit-other-artifact",
                     format!("giving `{name}` to a worker on site `{site}`"),
-                    "its permit is for another run, task, artifact, site or program, has expired, or nothing was sent under it",
+                    "its permit is for another run, task, artifact, site or program, or for fewer attempts, has expired, or nothing was sent under it",
                     "ask for a permit for exactly this, and send under it",
                 )
                 .into());
             }
             label = label.join(&self.artifact_record(artifact)?.manifest.label);
+            ends = ends.min(permit.expires);
             inputs.insert(name.clone(), permit.id);
         }
         let secret: [u8; 32] = random_bytes().while_(starting)?;
@@ -148,6 +151,7 @@ impl Keeper {
             worker,
             secret: hex::encode(wrapped),
             expires: (self.clock)() + TICKET_SECONDS,
+            ends,
             inputs,
             job: self.job(&pipeline, site)?,
             label,
@@ -258,6 +262,8 @@ impl Keeper {
             let outcome = AttemptOutcome::Fenced { why: why.to_owned() };
             let mut new = record.clone();
             new.outcome = Some(outcome.clone());
+            // A grant that was not delivered yet never is.
+            new.pending = None;
             let leaf = self.event(
                 EventType::Fenced,
                 &attempt.run,
@@ -291,16 +297,22 @@ impl Keeper {
                 Ok(()) => break,
                 Err(KeeperError::Refused(refusal)) => {
                     tracing::warn!(run = %attempt.run, task = %attempt.task, attempt = attempt.attempt, rule = %refusal.rule, "attempt refused");
-                    let reason = refusal.to_string();
                     self.record_refusal(&attempt.run, &refusal.rule);
-                    if self.end_badly(attempt, "admission", &reason).await.is_ok() {
+                    let reason = refusal.to_string();
+                    let outcome = AttemptOutcome::Refused { refusal };
+                    if self.end_badly(attempt, outcome, &reason).await.is_ok() {
                         break;
                     }
                 }
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(run = %attempt.run, task = %attempt.task, attempt = attempt.attempt, %error, "attempt interrupted");
-                    if failures > 20 && self.end_badly(attempt, "keeper", &error.to_string()).await.is_ok() {
+                    let reason = error.to_string();
+                    let outcome = AttemptOutcome::Failed {
+                        stage: "keeper".to_owned(),
+                        reason: reason.clone(),
+                    };
+                    if failures > 20 && self.end_badly(attempt, outcome, &reason).await.is_ok() {
                         break;
                     }
                 }

@@ -8,7 +8,7 @@ mod subgroup;
 use std::collections::BTreeMap;
 
 use tidegate_bundle::{Interval, Quality, Subgroup};
-use tidegate_types::keeper::{Figure, QualitySummary};
+use tidegate_types::keeper::{ConfusionSummary, Figure, QualitySummary};
 
 pub(crate) use bootstrap::{Clusters, Resampling, interval};
 pub(crate) use figures::Curve;
@@ -57,6 +57,8 @@ pub struct Judgement {
     pub subgroups: Vec<Subgroup>,
     /// Whether all rows together are too few to be shown outside.
     too_few: bool,
+    /// The fewest rows of a cell of the confusion matrix that is shown outside.
+    min_cell: u64,
 }
 
 /// Rows that cannot be judged.
@@ -131,6 +133,7 @@ pub fn judge(input: &JudgeInput<'_>) -> Result<Judgement, JudgeError> {
     }
     Ok(Judgement {
         confusion: Confusion::of(&scored),
+        min_cell: u64::from(input.min_cell),
         rows: scored.len() as u64,
         subjects: clusters.count() as u64,
         subgroups,
@@ -189,6 +192,23 @@ pub fn public_figure(interval: &Interval) -> Figure {
 }
 
 impl Judgement {
+    /// The confusion matrix, unless one of its cells is so small that it speaks of single people.
+    fn public_confusion(&self) -> Option<ConfusionSummary> {
+        let cells = ConfusionSummary {
+            true_positives: self.confusion.true_positives,
+            false_positives: self.confusion.false_positives,
+            true_negatives: self.confusion.true_negatives,
+            false_negatives: self.confusion.false_negatives,
+        };
+        let least = [
+            cells.true_positives,
+            cells.false_positives,
+            cells.true_negatives,
+            cells.false_negatives,
+        ];
+        least.iter().all(|cell| *cell >= self.min_cell).then_some(cells)
+    }
+
     /// What may leave the private site: rounded figures of groups that are large enough. Where all
     /// rows together are too few, it says nothing and counts nothing.
     #[must_use]
@@ -208,6 +228,7 @@ impl Judgement {
             (name, group.quality.as_ref().map(figures).unwrap_or_default())
         };
         QualitySummary {
+            confusion: self.public_confusion(),
             figures: figures(&self.quality),
             rows: self.rows,
             subjects: self.subjects,

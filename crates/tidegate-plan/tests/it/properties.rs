@@ -52,8 +52,10 @@ fn site() -> impl Strategy<Value = Site> {
         any::<bool>(),
     );
     parts.prop_map(|(level, tags, place, compute, egress, setup)| {
-        let mut network = tidegate_types::files::sites::NetworkRules::default();
-        network.setup = if setup { NetworkRule::Allow } else { NetworkRule::Deny };
+        let network = tidegate_types::files::sites::NetworkRules {
+            setup: if setup { NetworkRule::Allow } else { NetworkRule::Deny },
+            ..Default::default()
+        };
         Site {
             kind: SiteKind::Public,
             jurisdiction: place.to_owned(),

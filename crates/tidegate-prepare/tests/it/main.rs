@@ -1,4 +1,10 @@
 //! Preparation as a keeper uses it: the query language and its labels, and what comes of rows.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod errors;
 mod fixture;

@@ -64,7 +64,7 @@ impl fmt::Display for FileError {
             write!(f, "; {help}")?;
         }
         let caret = usize::try_from(self.column.saturating_sub(1)).unwrap_or(usize::MAX);
-        let skipped = if caret > SHOWN { caret - SHOWN } else { 0 };
+        let skipped = caret.saturating_sub(SHOWN);
         let shown: String = self.offending.chars().skip(skipped).take(2 * SHOWN).collect();
         if !shown.trim().is_empty() {
             let indent = " ".repeat(caret - skipped);

@@ -1,4 +1,10 @@
 //! The three files as their writers meet them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod check;
 mod documents;

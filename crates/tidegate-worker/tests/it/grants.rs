@@ -42,7 +42,7 @@ async fn a_spoiled_grant_opens_nothing() {
             let other = Identity::generate().recipient();
             grant.artifacts[0].sealed_key = STANDARD.encode(seal_to(&other, &keeper.train.key).unwrap());
         }),
-        ("train", "input", "input `train`", |grant, _| {
+        ("train", "tampered", "input `train`", |grant, _| {
             grant.artifacts[0].packing_list_digest = tidegate_seal::digest::sha256(b"other");
         }),
     ];

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tidegate_contracts::journal::Journal;
-use tidegate_engine::ControlKey;
+use tidegate_engine::{COSIGNED_PATH, ControlKey};
 use tidegate_ledger::merkle::leaf_hash;
 use tidegate_ledger::{LeafProof, SignedCheckpoint, Tree, TrustedKeys, VerifierKey, verify_tiles};
 use tidegate_local::SqliteJournal;
@@ -79,8 +79,9 @@ pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Resu
                     .collect();
                 let what = event.event_type.trim_start_matches("dev.tidegate.");
                 println!(
-                    "{index:>5}  {}  {what:<17} {}  {}",
+                    "{index:>5}  {}  {:<10} {what:<17} {}  {}",
                     event.time,
+                    event.source.trim_start_matches('/'),
                     event.subject,
                     [names, numbers, digests].concat().join(" ")
                 );
@@ -88,6 +89,22 @@ pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Resu
         }
     }
     Ok(())
+}
+
+fn only_log(keys: &TrustedKeys) -> TrustedKeys {
+    TrustedKeys {
+        log: keys.log.clone(),
+        cosigners: Vec::new(),
+    }
+}
+
+fn tampered(error: &tidegate_ledger::LedgerError) -> Failure {
+    Failure::Refused(tidegate_types::Refusal {
+        rule: "ledger-tampered".to_owned(),
+        what: "verifying the ledger".to_owned(),
+        why: error.to_string(),
+        fix: "restore the ledger from a copy that verifies, and find out who changed it".to_owned(),
+    })
 }
 
 /// Verifies everything that lies in the ledger's folder.
@@ -109,20 +126,18 @@ pub(crate) fn verify(project: &Project, since: Option<&Path>, format: Format) ->
     let checkpoint = read("checkpoint")
         .while_("reading the ledger's checkpoint")?
         .unwrap_or_default();
-    // The newest entries (a run's end) release nothing and are not shown to the keeper before the
-    // next releasing action, so the newest checkpoint may stand under the log's key alone.
+    // A process that was killed leaves entries that the keeper has not seen yet. What it has cosigned
+    // must be continued all the same.
     let cosigned = SignedCheckpoint::open(&String::from_utf8_lossy(&checkpoint), &keys).is_ok();
     if !cosigned {
+        if let Some(last) = read(COSIGNED_PATH).while_("reading the ledger's checkpoint")? {
+            let text = String::from_utf8_lossy(&last).into_owned();
+            SignedCheckpoint::open(&text, &keys).map_err(|error| tampered(&error))?;
+            verify_tiles(&read, &only_log(&keys), Some(&text)).map_err(|error| tampered(&error))?;
+        }
         keys.cosigners.clear();
     }
-    let report = verify_tiles(&read, &keys, since.as_deref()).map_err(|error| {
-        Failure::Refused(tidegate_types::Refusal {
-            rule: "ledger-tampered".to_owned(),
-            what: "verifying the ledger".to_owned(),
-            why: error.to_string(),
-            fix: "restore the ledger from a copy that verifies, and find out who changed it".to_owned(),
-        })
-    })?;
+    let report = verify_tiles(&read, &keys, since.as_deref()).map_err(|error| tampered(&error))?;
     match format {
         Format::Json => show::json(&report),
         Format::Text => {

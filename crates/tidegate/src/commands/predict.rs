@@ -73,10 +73,17 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
         .await
         .while_(predicting)?;
     let models = folder.join("serve").join("models");
-    let bundle = open_bundle(
-        &newest(&models, project.pipeline.name.as_str())?,
-        &keys.signing.public(),
-    )?;
+    let at = newest(&models, project.pipeline.name.as_str())?;
+    let bundle = open_bundle(&at, &keys.signing.public())?;
+    let named = (bundle.manifest.name.as_str(), bundle.manifest.version.to_string());
+    if named.0 != project.pipeline.name.as_str() || at.file_name().is_none_or(|version| *version != *named.1) {
+        return Err(Failure::Refused(Refusal {
+            rule: "bundle-tampered".to_owned(),
+            what: "opening a bundle".to_owned(),
+            why: "it stands under another name or version than it was signed for".to_owned(),
+            fix: "deploy the model again from its private site".to_owned(),
+        }));
+    }
     let recipe: Recipe = serde_json::from_slice(&bundle.recipe).while_("reading the bundle's recipe")?;
     let stage = Keys {
         split: keys.stages.split,

@@ -13,7 +13,7 @@ use tidegate_types::ids::SiteName;
 
 use crate::cli::{Format, Until};
 use crate::failure::{Failure, While};
-use crate::keeper_process::{EmbeddedKeeper, lock};
+use crate::keeper_process::{EmbeddedKeeper, lock, program_digest};
 use crate::project::{Project, now};
 use crate::show;
 
@@ -71,7 +71,10 @@ async fn run_in(session: &Session, options: &Options) -> Result<(), Failure> {
     let summary = session.engine.run(&planned).await?;
     session.screen.finish();
     match options.format {
-        Format::Text => print!("{}", show::summary(&summary, session.project_file.as_str())),
+        Format::Text => print!(
+            "{}",
+            show::summary(&summary, session.project_file.as_str(), Some(&session.home))
+        ),
         Format::Json => show::json(&summary),
     }
     Ok(())
@@ -101,6 +104,7 @@ struct Session {
     keeper: Option<EmbeddedKeeper>,
     screen: Arc<show::Screen>,
     project_file: String,
+    home: SiteName,
     _lock: std::fs::File,
 }
 
@@ -117,10 +121,7 @@ impl Session {
         };
         let lost = keeper.as_ref().map(EmbeddedKeeper::watch);
         let program = std::env::current_exe().while_(opening)?;
-        let digest = {
-            let file = std::fs::File::open(&program).while_(opening)?;
-            tidegate_seal::digest::sha256_reader(file).while_(opening)?.0
-        };
+        let digest = program_digest()?;
         let screen = Arc::new(show::Screen::new(options.format));
         let shown = Arc::clone(&screen);
         let cancel = layout.clone();
@@ -132,7 +133,7 @@ impl Session {
             pipeline: project.pipeline.clone(),
             text: project.text.clone(),
             policies: project.policies.clone(),
-            journal: Arc::new(SqliteJournal::open(&layout.journal()).while_(opening)?),
+            journal: Arc::new(SqliteJournal::open(layout.journal()).while_(opening)?),
             key: Arc::new(ControlKey::open(&layout.control_key())?),
             ledger_folder: layout.ledger(),
             mailbox: Arc::new(FolderStore::open(layout.mailbox(&home)).while_(opening)?),
@@ -178,6 +179,7 @@ impl Session {
             keeper,
             screen,
             project_file: project.file.display().to_string(),
+            home,
             _lock: lock,
         })
     }

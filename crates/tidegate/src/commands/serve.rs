@@ -161,8 +161,28 @@ pub(crate) async fn serve(project: &Project, site: &str, listen: std::net::Socke
     );
     options.address = listen;
     options.state = Some(serving.join("versions.json"));
-    eprintln!("Serving the models of site `{site}` on http://{listen}/v2 (Open Inference Protocol v2).");
-    tidegate_serve::serve(options).await.while_("serving")
+    let server = tidegate_serve::Server::bind(options).await.while_("serving")?;
+    eprintln!(
+        "Serving the models of site `{site}` on http://{}/v2 (Open Inference Protocol v2).",
+        server.local_addr()
+    );
+    server.run(interrupted()).await.while_("serving")
+}
+
+/// Ready when somebody ends the program.
+async fn interrupted() {
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
 }
 
 /// Opens releases that stand sealed in the site's store.
@@ -212,6 +232,7 @@ impl Inbox {
         if target.exists() {
             return Ok(());
         }
+        std::fs::create_dir_all(self.models.join(record.model.as_str())).while_(opening)?;
         let sealed = STANDARD.decode(&record.sealed_key).while_(opening)?;
         let raw = envelope::open(&self.identity, &sealed).while_(opening)?;
         let raw: [u8; 32] = raw
