@@ -94,6 +94,12 @@ fn finish(hospital: &Hospital, expected: &Value, what: &str) {
     assert_eq!(summary["status"], "done", "{what}");
     assert_eq!(summary["metrics"], expected["metrics"], "{what}");
     assert_eq!(summary["risk"], expected["risk"], "{what}");
+    assert_eq!(ways(&summary), ways(expected), "{what}");
+    whole(hospital, what);
+}
+
+/// The ledger verifies, nothing is half-written, one version is served, and nobody was left running.
+fn whole(hospital: &Hospital, what: &str) {
     hospital.succeed(&["audit", "verify"]);
     for site in ["cloud", "ward", "hospital"] {
         let store = hospital.state().join("sites").join(site).join("store");
@@ -108,10 +114,36 @@ fn finish(hospital: &Hospital, expected: &Value, what: &str) {
         }
     }
     let versions = files(&hospital.state().join("sites/hospital/serve/models"));
+    assert!(!versions.is_empty(), "{what}");
     assert!(
         versions.iter().all(|file| file.parent().unwrap().ends_with("1")),
         "{what}: {versions:?}"
     );
+    let until = Instant::now() + Duration::from_secs(10);
+    let left = || [processes(hospital, "keeper"), processes(hospital, "worker")].concat();
+    while !left().is_empty() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    assert_eq!(left(), Vec::<u32>::new(), "{what}");
+}
+
+/// What crossed from where to where: nothing is missing, and nothing is there twice.
+fn ways(summary: &Value) -> Vec<String> {
+    let crossings = summary["crossings"].as_array().unwrap();
+    let mut ways: Vec<String> = crossings
+        .iter()
+        .map(|it| format!("{} {} {}", it["artifact"], it["from"], it["to"]))
+        .collect();
+    ways.sort();
+    ways
+}
+
+/// After a run that went well all the same: the same command finds everything done.
+fn again(hospital: &Hospital, expected: &Value, what: &str) {
+    let summary = hospital.run();
+    assert_eq!(summary["metrics"], expected["metrics"], "{what}");
+    assert_eq!(summary["crossings"], serde_json::json!([]), "{what}");
+    whole(hospital, what);
 }
 
 /// Sealed objects are named by the SHA-256 of their bytes.
@@ -139,25 +171,28 @@ fn whoever_is_killed_whenever_the_same_command_ends_in_the_same_place() {
         let mut child = start(&hospital);
         // Spread over the whole run, never twice at the same place.
         let share = (moment as f64 * 0.618_033_988_749_895).fract();
-        let deadline = Instant::now() + Duration::from_secs_f64(length.as_secs_f64() * share);
-        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+        let mut deadline = Instant::now() + Duration::from_secs_f64(length.as_secs_f64() * share);
+        let mut waiting = victim == Victim::Worker;
+        while (waiting || Instant::now() < deadline) && child.try_wait().unwrap().is_none() {
             std::thread::yield_now();
-            if victim == Victim::Worker && share > 0.2 && !processes(&hospital, "worker").is_empty() {
-                break;
+            if waiting && !processes(&hospital, "worker").is_empty() {
+                waiting = false;
+                deadline = Instant::now() + Duration::from_secs_f64(0.4 * share);
             }
         }
         strike(&hospital, &mut child, victim);
-        drop(child.stderr.take());
+        // Read to its end, or whoever goes on could not tell what it does.
+        let mut told = child.stderr.take().unwrap();
+        std::io::copy(&mut told, &mut std::io::sink()).unwrap();
+        let status = child.wait().unwrap();
+        let what = format!("{victim:?} killed at {share:.2} of a run");
         if victim == Victim::Control {
-            child.wait().unwrap();
+            finish(&hospital, &expected, &what);
         } else {
-            let _ = child.wait().unwrap();
+            // Whoever else was killed is started again by the same command.
+            assert!(status.success(), "{what}: {status}");
+            again(&hospital, &expected, &what);
         }
-        finish(
-            &hospital,
-            &expected,
-            &format!("{victim:?} killed at {share:.2} of a run"),
-        );
     }
 }
 

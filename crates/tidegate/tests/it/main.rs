@@ -1,8 +1,17 @@
 //! The program as its users meet it: commands, files, exit codes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
+mod apart;
+mod commands;
 mod fixture;
 mod journey;
 mod kills;
 mod refusals;
 mod secrets;
+mod serving;
 mod tampering;

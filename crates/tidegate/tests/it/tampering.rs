@@ -1,8 +1,12 @@
 //! Whoever changes a byte of what was sealed, released or recorded is found out.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
-use crate::fixture::Hospital;
+use serde_json::Value;
+
+use crate::fixture::{Hospital, files};
 
 fn flip(file: &Path) {
     let mut bytes = std::fs::read(file).unwrap();
@@ -78,4 +82,32 @@ fn a_changed_bundle_is_not_used() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[test]
+fn a_changed_shard_or_packing_list_is_refused_where_it_is_opened() {
+    for folder in ["sealed", "packing"] {
+        let hospital = Hospital::new();
+        let mut child = hospital
+            .command(&["run", "--yes", "--format", "json"])
+            .env("TIDEGATE_LOG", "off")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Killed when the records stand in the cloud and no worker is there.
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut events = lines
+            .map_while(Result::ok)
+            .filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+        assert!(events.any(|event| event["event"] == "crossed" && event["artifact"] == "train"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let stored = files(&hospital.state().join("sites/cloud/store").join(folder));
+        assert!(!stored.is_empty());
+        stored.iter().for_each(|file| flip(file));
+        let (rule, message) = hospital.refused();
+        assert_eq!(rule, "input-tampered", "{folder}: {message}");
+        assert!(!hospital.state().join("sites/hospital/serve/models").exists());
+    }
 }

@@ -1,0 +1,158 @@
+//! What was deployed is served where it was deployed, without a connection to anywhere else.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Hospital, files};
+
+/// A running `tidegate serve`, ended when it is dropped.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(hospital: &Hospital, site: &str) -> Self {
+        let mut child = hospital
+            .command(&["serve", "--site", site, "--listen", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.find_map(|line| line.ok().filter(|line| line.starts_with("Serving")));
+        let line = line.expect("the server says where it listens");
+        let address = line
+            .split("http://")
+            .nth(1)
+            .unwrap()
+            .split('/')
+            .next()
+            .unwrap()
+            .to_owned();
+        // What it logs later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: ward\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// The version that is served, once it is `version`; whatever it is after ten seconds otherwise.
+    fn version(&self, version: &str) -> String {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let (_, metadata) = self.ask("GET", "/v2/models/readmission", "");
+            let newest = metadata["versions"].as_array().and_then(|all| all.last()).cloned();
+            let newest = newest.and_then(|it| it.as_str().map(str::to_owned)).unwrap_or_default();
+            if newest == version || Instant::now() > until {
+                return newest;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn two_patients(server: &Server) -> String {
+    let (_, metadata) = server.ask("GET", "/v2/models/readmission", "");
+    let inputs: Vec<Value> = metadata["inputs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|input| {
+            let data = if input["datatype"] == "BYTES" {
+                json!(["icu", "ward"])
+            } else {
+                json!([40.0, 70.0])
+            };
+            json!({"name": input["name"], "datatype": input["datatype"], "shape": [2], "data": data})
+        })
+        .collect();
+    json!({ "inputs": inputs }).to_string()
+}
+
+#[test]
+fn an_edge_site_serves_what_was_deployed_and_takes_up_a_new_version() {
+    let hospital = Hospital::new();
+    hospital.run();
+    let server = Server::start(&hospital, "ward");
+    assert_eq!(server.ask("GET", "/v2/health/ready", "").0, 200);
+    assert_eq!(server.version("1"), "1");
+    let body = two_patients(&server);
+    let (status, answer) = server.ask("POST", "/v2/models/readmission/infer", &body);
+    assert_eq!(status, 200, "{answer}");
+    let probabilities: Vec<f64> = answer["outputs"][0]["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_f64)
+        .collect();
+    assert_eq!(probabilities.len(), 2, "{answer}");
+    assert!(probabilities.iter().all(|it| (0.0..=1.0).contains(it)));
+
+    hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 14");
+    assert_eq!(hospital.run()["model"]["version"], 2);
+    assert_eq!(server.version("2"), "2");
+}
+
+#[test]
+fn an_altered_or_unsigned_release_is_not_served() {
+    let hospital = Hospital::new();
+    hospital.run();
+    let releases = hospital.state().join("sites/ward/store/releases");
+    let release = files(&releases).pop().unwrap();
+    let text = std::fs::read_to_string(&release).unwrap();
+    // Another payload under the same signature.
+    let mut envelope: Value = serde_json::from_str(&text).unwrap();
+    envelope["payload"] = json!("e30=");
+    std::fs::remove_file(&release).unwrap();
+    std::fs::write(&release, envelope.to_string()).unwrap();
+    let server = Server::start(&hospital, "ward");
+    let (status, _) = server.ask("GET", "/v2/models/readmission/ready", "");
+    assert_ne!(status, 200);
+    assert!(!hospital.state().join("sites/ward/serve/models/readmission/1").exists());
+}
+
+#[test]
+fn the_private_site_serves_too_and_a_changed_bundle_is_refused() {
+    let hospital = Hospital::new();
+    hospital.run();
+    {
+        let server = Server::start(&hospital, "hospital");
+        assert_eq!(server.version("1"), "1");
+    }
+    let bundle = hospital
+        .state()
+        .join("sites/hospital/serve/models/readmission/1/calibration.json");
+    let text = std::fs::read_to_string(&bundle).unwrap();
+    let mut permissions = bundle.metadata().unwrap().permissions();
+    #[allow(clippy::permissions_set_readonly_false)]
+    permissions.set_readonly(false);
+    std::fs::set_permissions(&bundle, permissions).unwrap();
+    std::fs::write(&bundle, text.replacen('0', "1", 1)).unwrap();
+    let server = Server::start(&hospital, "hospital");
+    let (status, _) = server.ask("GET", "/v2/models/readmission/ready", "");
+    assert_ne!(status, 200);
+}
