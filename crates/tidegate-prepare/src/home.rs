@@ -153,7 +153,7 @@ impl Home {
                     at: Some(index),
                 })
                 .collect(),
-            chosen: Chosen::Part(part, assigner),
+            chosen: Chosen::Part(part, Box::new(assigner)),
             subjects: Prf::derive(&keys.values, "subjects", b""),
         }))
     }
@@ -259,6 +259,9 @@ fn check_header(recipe: &Recipe, header: &[String]) -> Result<(), PrepareError> 
     }
 }
 
+/// Position, subject, features, outcome where there is one, and subgroup values of one row.
+type GatheredRow = (u64, u64, Vec<String>, Option<bool>, Vec<Option<String>>);
+
 /// Collects output rows.
 pub(crate) struct Gathered {
     pub(crate) header: Vec<String>,
@@ -266,7 +269,7 @@ pub(crate) struct Gathered {
     target: Option<usize>,
     columns: Vec<usize>,
     by: Vec<String>,
-    rows: Vec<(u64, u64, Vec<String>, Option<bool>, Vec<Option<String>>)>,
+    rows: Vec<GatheredRow>,
     bad_targets: u64,
 }
 

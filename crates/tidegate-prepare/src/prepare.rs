@@ -279,7 +279,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     }
     let draft = Draft::new(&target)?;
     let sources = Part::CROSSING.map(|part| {
-        let chosen = Chosen::Part(part, assigner.clone());
+        let chosen = Chosen::Part(part, Box::new(assigner.clone()));
         row_source(input.keys, &snapshot.files, dataset, &survey, chosen)
     });
     let making = Making {

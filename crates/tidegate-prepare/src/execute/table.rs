@@ -39,7 +39,7 @@ pub(crate) struct SourceColumn {
 #[derive(Debug, Clone)]
 pub(crate) enum Chosen {
     /// Those of one part.
-    Part(Part, Assigner),
+    Part(Part, Box<Assigner>),
     /// All: new records, each its own subject.
     All,
     /// None: the table is there to plan with.

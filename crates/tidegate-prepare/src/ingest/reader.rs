@@ -356,7 +356,9 @@ mod tests {
     use super::*;
     use crate::ingest::source;
 
-    fn read(content: &[u8], options: &CsvOptions) -> Result<(Vec<String>, Vec<Vec<Option<String>>>), String> {
+    type Table = (Vec<String>, Vec<Vec<Option<String>>>);
+
+    fn read(content: &[u8], options: &CsvOptions) -> Result<Table, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.csv"), content).unwrap();
         let files = source::find(folder.path(), "a.csv").unwrap();

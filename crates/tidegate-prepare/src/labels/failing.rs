@@ -25,8 +25,9 @@ pub(super) fn binary(binary: &BinaryExpr, schema: &DFSchema) -> bool {
         | Operator::StringConcat => false,
         Operator::Plus | Operator::Minus | Operator::Multiply => !both(binary, schema, is_plain_number),
         Operator::Divide | Operator::Modulo => {
-            !both(binary, schema, DataType::is_floating)
-                && !(both(binary, schema, is_plain_number) && is_safe_divisor(&binary.right))
+            let total = both(binary, schema, DataType::is_floating)
+                || (both(binary, schema, is_plain_number) && is_safe_divisor(&binary.right));
+            !total
         }
         _ => true,
     }

@@ -41,7 +41,7 @@ pub(crate) fn person(number: u64) -> String {
         10 + number % 90,
         1000 + number % 9000,
         10_000 + mixed % 89_999,
-        u64::from((mixed >> 24) % 4 == 0),
+        u64::from((mixed >> 24).is_multiple_of(4)),
     )
 }
 
