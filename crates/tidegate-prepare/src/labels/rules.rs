@@ -35,7 +35,7 @@ pub enum Rule {
     AggregateFilterJoins,
     /// An aggregate that depends on the order of rows joins everything.
     OrderedAggregateJoinsEverything,
-    /// Every branch of a union joins.
+    /// Every branch of a union joins: its columns, and what decides over its rows.
     UnionJoinsBranches,
     /// Subqueries in expressions join everything.
     SubqueryJoinsEverything,

@@ -67,6 +67,47 @@ async fn roles_for_the_measurement_follow_what_is_read() {
 }
 
 #[tokio::test]
+async fn a_union_tells_which_branch_a_row_came_through() {
+    let world = World::new();
+    let sql = "SELECT 'f40' AS g, hrt, income, died FROM people WHERE sex = 'f' AND age_band(age, 10) = 40 UNION ALL \
+               SELECT 'other', -hrt, income, died FROM people WHERE sex = 'm'";
+    let report = world.report_of(sql).await;
+    assert!(report.is_clean(), "{:#?}", report.refusals);
+    let roles: Vec<Role> = report.columns.iter().map(|it| it.role).collect();
+    use Role::{Attribute, QuasiIdentifier, Sensitive};
+    // What every branch gives unchanged tells nothing of the branch.
+    assert_eq!(roles, [QuasiIdentifier, QuasiIdentifier, Sensitive, Attribute]);
+    assert_eq!(report.columns[0].reads, ["people.age", "people.sex"]);
+    let same = "SELECT age_band(age, 10) AS x FROM (SELECT age, sex FROM people WHERE sex = 'f' UNION ALL SELECT age, \
+                sex FROM people WHERE sex = 'm') AS t";
+    assert!(world.report_of(same).await.is_clean());
+}
+
+#[tokio::test]
+async fn a_shortened_name_reads_every_column_that_it_fits() {
+    use datafusion::common::{Column, TableReference};
+    use datafusion::logical_expr::{Expr, LogicalPlanBuilder};
+    use datafusion::prelude::col;
+    // `t.x` is the heart rate under its full name and the name under its short one.
+    let people = context(&[]).table("people").await.unwrap();
+    let half = |column: &str, alias: TableReference| {
+        LogicalPlanBuilder::from(people.logical_plan().clone())
+            .project([col(column).alias("x")])
+            .and_then(|builder| builder.alias(alias))
+            .and_then(LogicalPlanBuilder::build)
+            .unwrap()
+    };
+    let plan = LogicalPlanBuilder::from(half("hrt", TableReference::partial("public", "t")))
+        .cross_join(half("name", TableReference::bare("t")))
+        .and_then(|builder| builder.project([Expr::Column(Column::new(Some("t"), "x"))]))
+        .and_then(LogicalPlanBuilder::build)
+        .unwrap();
+    let report = World::new().report(&plan, "");
+    assert_eq!(report.columns[0].reads, ["people.hrt", "people.name"]);
+    assert!(!report.is_clean());
+}
+
+#[tokio::test]
 async fn reports_read_well() {
     let world = World::new();
     let clean = "SELECT age_band(age, 10) AS age, sex, hrt, mask(name) AS name, 1 AS one, died FROM people WHERE \
