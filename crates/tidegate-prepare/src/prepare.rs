@@ -28,7 +28,7 @@ use crate::session;
 use crate::split::{Keys, Part, Prf};
 
 /// Changes whenever the same step would give other bytes.
-const CODE_VERSION: u32 = 1;
+const CODE_VERSION: u32 = 2;
 
 /// What a preparation is made from.
 #[derive(Debug, Clone, Copy)]
