@@ -203,7 +203,14 @@ impl<'a> PrepareInput<'a> {
                 "Name the columns with AS",
             ));
         }
-        let labels = labels::analyse(&planned.plan, &facts, &sql);
+        let mut labels = labels::analyse(&planned.plan, &facts, &sql);
+        // What cannot be executed row by row must not be called clean before.
+        match planned.traced(source, &[]) {
+            Ok(_) => {}
+            Err(PrepareError::Refused(refusal)) => labels.refusals.push(refusal),
+            Err(error) if labels.is_clean() => return Err(error),
+            Err(_) => {}
+        }
         Ok((planned, labels))
     }
 }

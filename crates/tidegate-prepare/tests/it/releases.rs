@@ -1,7 +1,7 @@
 //! Disclosure over one release and over many.
 
 use serde_json::json;
-use tidegate_prepare::{Part, home_rows};
+use tidegate_prepare::{Part, analyse, home_rows};
 
 use super::fixture::{Hospital, KEYS, block_on, csv, person, table};
 
@@ -253,7 +253,7 @@ fn an_identifier_in_a_harmless_column_is_found() {
 }
 
 #[test]
-fn rows_of_several_people_are_not_released() {
+fn rows_of_several_people_are_not_released_and_a_plan_says_so() {
     let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
     for sql in [
         "SELECT age_band(age, 10) AS age, max(died) AS died FROM admissions GROUP BY 1",
@@ -263,7 +263,20 @@ fn rows_of_several_people_are_not_released() {
         "SELECT diagnosis, died FROM admissions LIMIT 10",
     ] {
         hospital.sql(sql);
-        assert!(hospital.prepare().unwrap_err().refusal().is_some(), "{sql}");
+        let (labels, _) = hospital.with_input(|input| block_on(analyse(input))).unwrap();
+        assert!(
+            labels
+                .refusals
+                .iter()
+                .any(|refusal| refusal.rule == "one-record-one-row"),
+            "{sql}\n{:#?}",
+            labels.refusals
+        );
+        assert_eq!(
+            hospital.prepare().unwrap_err().refusal(),
+            labels.refusals.first(),
+            "{sql}"
+        );
     }
 }
 
