@@ -275,7 +275,9 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     if let Some(reused) = open(&target)? {
         return Ok(reused);
     }
+    // Without its report a result is not whole, and its name would keep a whole one from being published.
     durable::sweep(&prepared)?;
+    durable::set_aside(&target)?;
 
     let (survey, assigner) = input.survey(&snapshot.files, name, dataset)?;
     let step_key = input.key(name, dataset, "step", &Digest::from_bytes(survey.crossing))?;

@@ -179,6 +179,20 @@ fn the_second_call_reuses_and_a_killed_one_is_repeated() {
 }
 
 #[test]
+fn a_result_without_its_report_is_made_again() {
+    let hospital = Hospital::new(400);
+    let first = hospital.prepare().unwrap();
+    let bytes = inputs(&first);
+    let folder = first.home.parent().unwrap();
+    fs::remove_file(folder.join("report.json")).unwrap();
+    fs::write(folder.join("inputs/train/part-00000.csv"), "half").unwrap();
+    let second = hospital.prepare().unwrap();
+    assert!(!second.reused);
+    assert_eq!(inputs(&second), bytes);
+    assert!(hospital.prepare().unwrap().reused);
+}
+
+#[test]
 fn analysing_writes_nothing_and_agrees_with_preparing() {
     let hospital = Hospital::new(300);
     let (labels, bytes) = hospital.with_input(|input| block_on(analyse(input))).unwrap();
