@@ -137,6 +137,22 @@ fn the_same_row_has_the_same_features_in_training_at_home_and_in_prediction() {
 }
 
 #[test]
+fn outcomes_of_new_records_are_given_for_all_or_for_none() {
+    let hospital = Hospital::new(400);
+    let home = hospital.prepare().unwrap().home;
+    let recipe = read_recipe(&home).unwrap();
+    let path = hospital.path().join("new.csv");
+    for (records, outcomes) in [
+        ("80,50,Coma,1\n70,40,Coma,0\n", vec![true, false]),
+        ("80,50,Coma,1\n70,40,Coma,\n", vec![]),
+    ] {
+        fs::write(&path, format!("pulse,age,diagnosis,died\n{records}")).unwrap();
+        let rows = block_on(apply_recipe(&recipe, &KEYS, &path)).unwrap();
+        assert_eq!((rows.records.len(), rows.outcomes), (2, outcomes));
+    }
+}
+
+#[test]
 fn what_is_missing_in_new_records_is_told() {
     let prepared = Hospital::new(400);
     let home = prepared.prepare().unwrap().home;
