@@ -271,6 +271,8 @@ pub(crate) struct Gathered {
     by: Vec<String>,
     rows: Vec<GatheredRow>,
     bad_targets: u64,
+    /// Whether a row without an outcome is an error.
+    needs_outcomes: bool,
 }
 
 impl Gathered {
@@ -284,7 +286,14 @@ impl Gathered {
             by: by.to_vec(),
             rows: Vec::new(),
             bad_targets: 0,
+            needs_outcomes: true,
         }
+    }
+
+    /// Gives outcomes only if every row has one: of new records only some may be known.
+    pub(crate) fn with_outcomes_of_all_or_none(mut self) -> Self {
+        self.needs_outcomes = false;
+        self
     }
 
     /// New records need no target.
@@ -318,7 +327,8 @@ impl Gathered {
 
     /// The rows in the order of the source.
     pub(crate) fn finish(mut self) -> Result<Rows, PrepareError> {
-        if self.bad_targets > 0 {
+        let outcomes = self.bad_targets == 0;
+        if !outcomes && self.needs_outcomes {
             return Err(bad_targets(&self.target_name, self.bad_targets, self.rows.len() as u64));
         }
         self.rows.sort_by_key(|(record, ..)| *record);
@@ -332,7 +342,7 @@ impl Gathered {
         };
         for (record, subject, values, target, by) in self.rows {
             rows.records.push(values);
-            rows.outcomes.extend(target);
+            rows.outcomes.extend(target.filter(|_| outcomes));
             rows.subjects.push(subject);
             rows.positions.push(record);
             for ((_, column), value) in rows.subgroups.iter_mut().zip(by) {

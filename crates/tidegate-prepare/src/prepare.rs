@@ -28,7 +28,7 @@ use crate::session;
 use crate::split::{Keys, Part, Prf};
 
 /// Changes whenever the same step would give other bytes.
-const CODE_VERSION: u32 = 1;
+const CODE_VERSION: u32 = 2;
 
 /// What a preparation is made from.
 #[derive(Debug, Clone, Copy)]
@@ -203,7 +203,14 @@ impl<'a> PrepareInput<'a> {
                 "Name the columns with AS",
             ));
         }
-        let labels = labels::analyse(&planned.plan, &facts, &sql);
+        let mut labels = labels::analyse(&planned.plan, &facts, &sql);
+        // What cannot be executed row by row must not be called clean before.
+        match planned.traced(source, &[]) {
+            Ok(_) => {}
+            Err(PrepareError::Refused(refusal)) => labels.refusals.push(refusal),
+            Err(error) if labels.is_clean() => return Err(error),
+            Err(_) => {}
+        }
         Ok((planned, labels))
     }
 }
@@ -268,7 +275,9 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     if let Some(reused) = open(&target)? {
         return Ok(reused);
     }
+    // Without its report a result is not whole, and its name would keep a whole one from being published.
     durable::sweep(&prepared)?;
+    durable::set_aside(&target)?;
 
     let (survey, assigner) = input.survey(&snapshot.files, name, dataset)?;
     let step_key = input.key(name, dataset, "step", &Digest::from_bytes(survey.crossing))?;

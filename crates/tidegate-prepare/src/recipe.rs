@@ -154,8 +154,8 @@ fn collect_scans(plan: &LogicalPlan, needs: &mut BTreeSet<String>) {
 }
 
 /// New raw records through the frozen recipe. Columns that no feature is computed from may be missing,
-/// the target among them; more columns, and another order, do not matter. Outcomes are given where
-/// every record has one.
+/// the target among them; more columns, and another order, do not matter. Outcomes are given if
+/// every record has one, and else none.
 ///
 /// # Errors
 /// When a needed column is missing, or a value does not fit its column's type.
@@ -198,7 +198,7 @@ pub async fn apply_recipe(recipe: &Recipe, keys: &Keys, csv: &Path) -> Result<Ro
     let target_there = target_reads(&planned, &recipe.target)?
         .iter()
         .all(|column| header.contains(column));
-    let mut gathered = Gathered::new(&planned.columns(), &recipe.target, &[]);
+    let mut gathered = Gathered::new(&planned.columns(), &recipe.target, &[]).with_outcomes_of_all_or_none();
     if !target_there {
         gathered = gathered.without_target();
     }

@@ -1,7 +1,7 @@
 //! Makes what may be asked to cross: executes the query on train and validation, measures, suppresses,
 //! looks for identifiers, and writes the rows in a secret order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -98,13 +98,22 @@ async fn execute(making: &Making<'_>, sources: &[Arc<RowSource>; 2]) -> Result<R
         .unwrap_or(0);
     let (mut records, mut bad, mut learned) = (Vec::new(), 0, false);
     for (part, source) in Part::CROSSING.into_iter().zip(sources) {
+        let digests = record_digests(making, source)?;
         making
             .planned
             .execute(source, &[], |batch| {
                 for row in 0..batch.len() {
-                    measure.add(batch, row)?;
+                    let record = batch.records.value(row);
+                    let Some(digest) = digests.get(&record) else {
+                        return Err(PrepareError::failed(
+                            "executing the query",
+                            "an output row has lost its record",
+                            "Report this query",
+                        ));
+                    };
+                    measure.add(batch, row, *digest)?;
                     spool.add(part, batch, row)?;
-                    records.push(batch.records.value(row));
+                    records.push(record);
                     bad += u64::from(outcome(batch.field(target, row)).is_none());
                     learned |= part == Part::Train;
                 }
@@ -127,6 +136,27 @@ async fn execute(making: &Making<'_>, sources: &[Arc<RowSource>; 2]) -> Result<R
         measure,
         records,
     })
+}
+
+/// A keyed digest of each record of one part, by its number.
+fn record_digests(making: &Making<'_>, source: &RowSource) -> Result<HashMap<u64, u64>, PrepareError> {
+    let prf = Prf::derive(&making.keys.values, "released-records", making.name.as_str().as_bytes());
+    let mut digests = HashMap::new();
+    source.read(|records, rows, _| {
+        for &row in rows {
+            let mut digest = prf.running();
+            for column in 0..making.survey.header.len() {
+                digest.field(records.get(row, column));
+            }
+            let [a, b, c, d, e, f, g, h, ..] = digest.finish();
+            digests.insert(
+                records.first.saturating_add(row as u64),
+                u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            );
+        }
+        Ok(true)
+    })?;
+    Ok(digests)
 }
 
 /// The output columns with a role, and what they mean over all releases.

@@ -4,8 +4,8 @@
 //! table is reachable by name unless it was registered. [`plan`] turns one SELECT into the analysed
 //! plan that the label analysis reads ([`crate::labels::analyse`]) and that is then executed.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -24,7 +24,7 @@ use tidegate_types::Refusal;
 use crate::functions;
 pub use crate::functions::FunctionKeys;
 
-/// What a query may hold in memory before it spills or fails.
+/// What a query may hold in memory before it fails.
 pub const MEMORY_LIMIT: usize = 512 << 20;
 
 /// A query that cannot be planned.
@@ -40,36 +40,19 @@ pub enum QueryError {
 }
 
 /// A session with the de-identifying functions. Without keys, `token()` can be planned and fails when
-/// it is executed. A query that needs more than [`MEMORY_LIMIT`] fails; see [`session_spilling_to`].
+/// it is executed. A query that needs more than [`MEMORY_LIMIT`] fails: rows are never written beside
+/// the data.
 #[must_use]
 pub fn session(keys: Option<&FunctionKeys>) -> SessionContext {
-    let runtime = runtime(DiskManagerMode::Disabled).unwrap_or_else(|_| RuntimeEnv {
-        // Without its own settings a session gets no memory, rather than all of it.
-        memory_pool: Arc::new(FairSpillPool::new(0)),
-        ..RuntimeEnv::default()
-    });
-    build(keys, runtime)
-}
-
-/// The same, but a query that needs more than [`MEMORY_LIMIT`] writes intermediate rows into
-/// `folder`, which must be as well guarded as the data itself.
-///
-/// # Errors
-/// When the folder cannot be created.
-pub fn session_spilling_to(keys: Option<&FunctionKeys>, folder: &Path) -> std::io::Result<SessionContext> {
-    let runtime = runtime(DiskManagerMode::Directories(vec![folder.to_owned()]))
-        .map_err(|error| std::io::Error::other(error.strip_backtrace()))?;
-    Ok(build(keys, runtime))
-}
-
-fn runtime(spill: DiskManagerMode) -> datafusion::error::Result<RuntimeEnv> {
-    RuntimeEnvBuilder::new()
+    let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(MEMORY_LIMIT)))
-        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .build()
-}
-
-fn build(keys: Option<&FunctionKeys>, runtime: RuntimeEnv) -> SessionContext {
+        .unwrap_or_else(|_| RuntimeEnv {
+            // Without its own settings a session gets no memory, rather than all of it.
+            memory_pool: Arc::new(FairSpillPool::new(0)),
+            ..RuntimeEnv::default()
+        });
     // One partition: the same rows give the same bytes, which several would not for sums of floating
     // point numbers.
     let config = SessionConfig::new()
@@ -137,37 +120,98 @@ fn tokens(sql: &str) -> usize {
     })
 }
 
-/// Stops at a query that is too large.
+/// Stops at a query that is too large. The planner puts a query of WITH in every place that names it, so
+/// a few that each name the one before twice would become more relations than there is memory for.
 #[derive(Default)]
 struct Size {
     depth: usize,
+    /// As they are written.
     relations: usize,
+    /// The queries that are being looked at, the outermost first.
+    open: Vec<Opened>,
+}
+
+/// A query that is being looked at.
+#[derive(Default)]
+struct Opened {
+    /// Relations in it, with what names of WITH stand for.
+    relations: usize,
+    /// The queries of its WITH by their addresses, with their names.
+    named: HashMap<*const Query, String>,
+    /// How many relations a name stands for.
+    sizes: HashMap<String, usize>,
 }
 
 impl Size {
-    fn relation(&mut self) -> ControlFlow<()> {
+    fn relation(&mut self, stands_for: usize) -> ControlFlow<()> {
         self.relations += 1;
-        if self.relations > MOST_RELATIONS {
+        if let Some(query) = self.open.last_mut() {
+            query.relations = query.relations.saturating_add(stands_for);
+        }
+        if self.relations > MOST_RELATIONS || self.open.last().is_some_and(|query| query.relations > MOST_RELATIONS) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
+    }
+
+    /// How many relations a table of this name is: those of the WITH that defines it, if one does.
+    fn stands_for(&self, name: &str) -> usize {
+        let name = name.to_lowercase();
+        let defined = self.open.iter().rev().find_map(|query| query.sizes.get(&name));
+        defined.map_or(1, |size| size.saturating_add(1))
     }
 }
 
 impl Visitor for Size {
     type Break = ();
 
-    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
-        self.relation()
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let with = query.with.iter().flat_map(|with| &with.cte_tables);
+        let named = with.map(|cte| {
+            (
+                std::ptr::from_ref(cte.query.as_ref()),
+                cte.alias.name.value.to_lowercase(),
+            )
+        });
+        self.open.push(Opened {
+            named: named.collect(),
+            ..Opened::default()
+        });
+        self.relation(1)
+    }
+
+    fn post_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let inner = self.open.pop().unwrap_or_default();
+        let Some(outer) = self.open.last_mut() else {
+            return ControlFlow::Continue(());
+        };
+        if let Some(name) = outer.named.get(&std::ptr::from_ref(query)) {
+            // Names that differ in case only count as the larger.
+            let size = outer.sizes.entry(name.clone()).or_default();
+            *size = inner.relations.max(*size);
+        } else {
+            outer.relations = outer.relations.saturating_add(inner.relations);
+            if outer.relations > MOST_RELATIONS {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     fn pre_visit_select(&mut self, _: &Select) -> ControlFlow<()> {
-        self.relation()
+        self.relation(1)
     }
 
-    fn pre_visit_table_factor(&mut self, _: &TableFactor) -> ControlFlow<()> {
-        self.relation()
+    fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<()> {
+        let stands_for = match table {
+            TableFactor::Table { name, .. } => {
+                let last = name.0.last().and_then(|part| part.as_ident());
+                last.map_or(1, |last| self.stands_for(&last.value))
+            }
+            _ => 1,
+        };
+        self.relation(stands_for)
     }
 
     fn pre_visit_expr(&mut self, _: &Expr) -> ControlFlow<()> {
@@ -192,7 +236,7 @@ pub(crate) fn too_large() -> Refusal {
         what: "planning the query of `prepare:`".to_owned(),
         why: format!(
             "it has more than {MOST_TOKENS} words and signs, an expression nested more than {DEEPEST_EXPRESSION} deep, \
-             or more than {MOST_RELATIONS} relations"
+             or more than {MOST_RELATIONS} relations, where each query of WITH counts as often as it is named"
         ),
         fix: "write it flatter, for example with IN in place of a long chain of OR".to_owned(),
     }
@@ -250,6 +294,30 @@ mod tests {
             assert!(plan(&context, &sql).await.is_ok(), "{sql}");
         }
         for sql in [sum(400), sum(4_900), sum(200_000), union(200), union(20_000), join(200)] {
+            let refused = plan(&context, &sql).await;
+            assert!(
+                matches!(&refused, Err(QueryError::Refused(it)) if it.rule == "query-too-large"),
+                "{refused:?}"
+            );
+        }
+        // Each names the one before twice, so that the last stands for 2^20 relations.
+        let doubled = |queries: usize| {
+            let doubled: String = (1..queries)
+                .map(|it| format!(", T{it} AS (SELECT * FROM t{0} UNION ALL SELECT * FROM t{0})", it - 1))
+                .collect();
+            format!("WITH t0 AS (SELECT 1 AS x){doubled} SELECT * FROM t{}", queries - 1)
+        };
+        let chained: String = (1..12)
+            .map(|it| format!(", t{it} AS (SELECT * FROM t{})", it - 1))
+            .collect();
+        for sql in [
+            doubled(3),
+            format!("WITH t0 AS (SELECT 1 AS x){chained} SELECT * FROM t11"),
+        ] {
+            assert!(plan(&context, &sql).await.is_ok(), "{sql}");
+        }
+        let nested = format!("SELECT * FROM (SELECT * FROM ({}) AS a) AS b", doubled(20));
+        for sql in [doubled(20), nested] {
             let refused = plan(&context, &sql).await;
             assert!(
                 matches!(&refused, Err(QueryError::Refused(it)) if it.rule == "query-too-large"),

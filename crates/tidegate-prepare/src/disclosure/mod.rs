@@ -2,7 +2,8 @@
 //!
 //! A *group* is the rows of a release that agree on all quasi-identifiers. Whoever holds this release
 //! and every earlier one can split each group further: into people who were in the same group of an
-//! earlier release, in another one, or not there at all. These *cells* are what k counts people in,
+//! earlier release with the same rows, there with other rows, in another group, or not there at all. These
+//! *cells* are what k counts people in,
 //! and distinct-l counts values in, so that no combination of releases, and no difference between two,
 //! singles out fewer than k people.
 
@@ -16,7 +17,7 @@ use tidegate_types::Refusal;
 use crate::error::PrepareError;
 use crate::execute::OutputBatch;
 use crate::split::Prf;
-use register::{Group, Release, State};
+use register::{Content, Group, Member, Release, State};
 
 /// What a release must reach, and what may be done for it.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ pub(crate) struct Measure {
     entries: Vec<(u32, u64)>,
     /// Keyed digests of sensitive values, `sensitive.len()` for each entry.
     values: Vec<u64>,
+    /// What the rows of a subject in a group are.
+    contents: HashMap<(u32, u64), Content>,
 }
 
 /// What was found, and which rows must go.
@@ -63,7 +66,7 @@ pub(crate) struct Verdict {
     pub(crate) subjects: u64,
     pub(crate) suppressed: u64,
     /// Who is in which group of what leaves: for the register.
-    pub(crate) members: Vec<(u64, Group)>,
+    pub(crate) members: Vec<Member>,
 }
 
 impl Measure {
@@ -76,11 +79,12 @@ impl Measure {
             names: Vec::new(),
             entries: Vec::new(),
             values: Vec::new(),
+            contents: HashMap::new(),
         }
     }
 
-    /// Adds one output row.
-    pub(crate) fn add(&mut self, batch: &OutputBatch, row: usize) -> Result<(), PrepareError> {
+    /// Adds one output row, with a keyed digest of the source record that it comes from.
+    pub(crate) fn add(&mut self, batch: &OutputBatch, row: usize, record: u64) -> Result<(), PrepareError> {
         let mut digest = self.group_prf.running();
         for column in &self.quasi {
             digest.field(Some(&column.meaning));
@@ -98,7 +102,14 @@ impl Measure {
         if group == next {
             self.names.push(name);
         }
-        self.entries.push((group, batch.subjects.value(row)));
+        let subject = batch.subjects.value(row);
+        self.entries.push((group, subject));
+        let mut digest = self.group_prf.running();
+        for column in 0..batch.columns.len() {
+            digest.field(Some(batch.field(column, row)));
+        }
+        let content = self.contents.entry((group, subject)).or_default();
+        content.add(Group::of(&digest.finish()).number(), record);
         for column in &self.sensitive {
             let mut digest = self.group_prf.running();
             digest.field(Some(batch.field(column.index, row)));
@@ -147,9 +158,7 @@ impl Measure {
             }
             groups.insert(*group);
             subjects.insert(*subject);
-            if let Some(name) = self.names.get(*group as usize) {
-                members.insert((*subject, *name));
-            }
+            members.insert(self.member(*group, *subject));
         }
         Ok(Verdict {
             k: k.unwrap_or(0),
@@ -163,6 +172,15 @@ impl Measure {
         })
     }
 
+    /// All rows of a subject in a group leave or none does, so what was added is what leaves.
+    fn member(&self, group: u32, subject: u64) -> Member {
+        Member {
+            subject,
+            group: self.names.get(group as usize).copied().unwrap_or_default(),
+            content: self.contents.get(&(group, subject)).copied().unwrap_or_default(),
+        }
+    }
+
     /// The cell of each entry: its group, and where its subject stands in each earlier release. It does
     /// not depend on what is suppressed later.
     fn cells(&self, earlier: &[Release]) -> Vec<u32> {
@@ -170,8 +188,8 @@ impl Measure {
         self.entries
             .iter()
             .map(|(group, subject)| {
-                let name = self.names.get(*group as usize).copied().unwrap_or_default();
-                let states = earlier.iter().map(|release| release.state(*subject, name)).collect();
+                let member = self.member(*group, *subject);
+                let states = earlier.iter().map(|release| release.state(&member)).collect();
                 let next = known.len() as u32;
                 *known.entry((*group, states)).or_insert(next)
             })
@@ -184,11 +202,11 @@ impl Measure {
         let mut people: HashMap<u32, HashSet<u64>> = HashMap::new();
         let mut values: HashMap<(u32, usize), HashSet<u64>> = HashMap::new();
         let mut present = HashSet::new();
-        for (index, ((_, subject), cell)) in self.entries.iter().zip(cells).enumerate() {
+        for (index, ((group, subject), cell)) in self.entries.iter().zip(cells).enumerate() {
             if !alive.get(index).copied().unwrap_or(false) {
                 continue;
             }
-            present.insert(*subject);
+            present.insert((*group, *subject));
             people.entry(*cell).or_default().insert(*subject);
             for (column, value) in self.values.iter().skip(index * width).take(width).enumerate() {
                 values.entry((*cell, column)).or_default().insert(*value);
@@ -215,6 +233,12 @@ impl Measure {
             }
         }
         let mut people_to_go = HashSet::new();
+        let present = Release::new(
+            present
+                .into_iter()
+                .map(|(group, subject)| self.member(group, subject))
+                .collect(),
+        );
         for (cell, left) in gone(earlier, &present) {
             let size = left.absent.len() as u64;
             // A cell that was too small before this release is no news that this release brings.
@@ -284,7 +308,8 @@ impl Measure {
             Reason::Difference => (
                 "difference-below-k",
                 format!(
-                    "compared with earlier releases it would single out {} people, k is {}; {limit}",
+                    "compared with earlier releases, which some people were not in or with other rows, it would single out {} \
+                     people, k is {}; {limit}",
                     k_before.unwrap_or(0),
                     requirement.k
                 ),
@@ -324,18 +349,18 @@ struct Left {
     absent: HashSet<u64>,
 }
 
-/// The cells of earlier releases of which somebody is not there any more.
-fn gone(earlier: &[Release], present: &HashSet<u64>) -> Vec<((usize, u32), Left)> {
+/// The cells of earlier releases of which somebody is not there any more, or not with the same rows.
+fn gone(earlier: &[Release], present: &Release) -> Vec<((usize, u32), Left)> {
     let mut found = Vec::new();
     for (number, release) in earlier.iter().enumerate() {
         let mut cells: HashMap<(Group, Vec<State>), Left> = HashMap::new();
-        for (subject, group) in release.members() {
-            let states = earlier.iter().map(|other| other.state(subject, group)).collect();
-            let left = cells.entry((group, states)).or_default();
-            if present.contains(&subject) {
-                left.present.insert(subject);
+        for member in release.members() {
+            let states = earlier.iter().map(|other| other.state(member)).collect();
+            let left = cells.entry((member.group, states)).or_default();
+            if present.state(member) == State::Same {
+                left.present.insert(member.subject);
             } else {
-                left.absent.insert(subject);
+                left.absent.insert(member.subject);
             }
         }
         let left = cells.into_values().filter(|left| !left.absent.is_empty());

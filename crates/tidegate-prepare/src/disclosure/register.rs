@@ -1,5 +1,5 @@
-//! The register of releases: who was in which group of what has left, as keyed hashes. Every release
-//! that was prepared counts, whether it was sent or not.
+//! The register of releases: who was in which group of what has left, and with which rows, as keyed
+//! hashes. Every release that was prepared counts, whether it was sent or not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::error::PrepareError;
 use crate::ingest::durable;
 use crate::ingest::snapshot::digest_of;
 
-const FORMAT: &str = "tidegate.release.v1";
+const FORMAT: &str = "tidegate.release.v2";
 
 /// A group's keyed name: what it is a group of, and the values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -35,13 +35,47 @@ impl Group {
     }
 }
 
+/// A subject in a group of a release. The contents are sums of keyed digests, so that the order of rows
+/// does not matter and every row counts as often as it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Member {
+    pub(crate) subject: u64,
+    pub(crate) group: Group,
+    pub(crate) content: Content,
+}
+
+/// What a subject's rows in a group are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Content {
+    /// Of the rows that left.
+    pub(crate) rows: u64,
+    /// Of the source records that they come from.
+    pub(crate) records: u64,
+}
+
+impl Content {
+    /// Adds one row and its record.
+    pub(crate) fn add(&mut self, row: u64, record: u64) {
+        self.rows = self.rows.wrapping_add(row);
+        self.records = self.records.wrapping_add(record);
+    }
+
+    /// Whether two releases say the same of somebody: the same rows left; or the same records did, and
+    /// if the rows differ then by another query, which treats everybody alike.
+    fn agrees(&self, other: &Self) -> bool {
+        self.rows == other.rows || self.records == other.records
+    }
+}
+
 /// Where a subject stands in an earlier release, seen from one group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum State {
     /// Not in it.
     Absent,
-    /// In the same group.
+    /// In the same group with the same rows.
     Same,
+    /// In the same group with other rows: somebody came again, or a value was corrected.
+    Changed,
     /// In these other groups.
     Other(Vec<Group>),
 }
@@ -50,33 +84,37 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Release {
     /// Sorted by subject, then group.
-    members: Vec<(u64, Group)>,
+    members: Vec<Member>,
 }
 
 impl Release {
-    pub(crate) fn new(mut members: Vec<(u64, Group)>) -> Self {
+    pub(crate) fn new(mut members: Vec<Member>) -> Self {
         members.sort_unstable();
         members.dedup();
         Self { members }
     }
 
-    pub(crate) fn members(&self) -> impl Iterator<Item = (u64, Group)> + '_ {
-        self.members.iter().copied()
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Member> + '_ {
+        self.members.iter()
     }
 
-    pub(crate) fn state(&self, subject: u64, group: Group) -> State {
-        let from = self.members.partition_point(|(found, _)| *found < subject);
-        let groups: Vec<Group> = self
-            .members
-            .iter()
-            .skip(from)
-            .take_while(|(found, _)| *found == subject)
-            .map(|(_, group)| *group)
-            .collect();
+    /// Where `member` of another release stands in this one.
+    pub(crate) fn state(&self, member: &Member) -> State {
+        let from = self.members.partition_point(|found| found.subject < member.subject);
+        let found = self.members.iter().skip(from);
+        let found = found.take_while(|found| found.subject == member.subject);
+        let mut groups = Vec::new();
+        for found in found {
+            if found.group != member.group {
+                groups.push(found.group);
+            } else if found.content.agrees(&member.content) {
+                return State::Same;
+            } else {
+                return State::Changed;
+            }
+        }
         if groups.is_empty() {
             State::Absent
-        } else if groups.contains(&group) {
-            State::Same
         } else {
             State::Other(groups)
         }
@@ -153,7 +191,7 @@ impl Register {
     }
 
     /// Adds the step's release.
-    pub(crate) fn record(&self, members: &[(u64, Group)]) -> Result<(), PrepareError> {
+    pub(crate) fn record(&self, members: &[Member]) -> Result<(), PrepareError> {
         let header = Header {
             format: FORMAT.to_owned(),
             dataset: self.dataset.clone(),
@@ -164,9 +202,11 @@ impl Register {
         let mut bytes = serde_json::to_vec(&header)
             .map_err(|error| PrepareError::failed("recording a release", error.to_string(), "Report this"))?;
         bytes.push(b'\n');
-        for (subject, group) in members {
-            bytes.extend_from_slice(&subject.to_le_bytes());
-            bytes.extend_from_slice(&group.0);
+        for member in members {
+            bytes.extend_from_slice(&member.subject.to_le_bytes());
+            bytes.extend_from_slice(&member.group.0);
+            bytes.extend_from_slice(&member.content.rows.to_le_bytes());
+            bytes.extend_from_slice(&member.content.records.to_le_bytes());
         }
         let digest = digest_of(&bytes);
         bytes.extend_from_slice(digest.as_bytes());
@@ -175,9 +215,9 @@ impl Register {
 }
 
 const DIGEST: usize = 32;
-const MEMBER: usize = 24;
+const MEMBER: usize = 40;
 
-fn read(path: &Path) -> Result<(Header, Vec<(u64, Group)>), PrepareError> {
+fn read(path: &Path) -> Result<(Header, Vec<Member>), PrepareError> {
     let bytes = fs::read(path).map_err(|source| PrepareError::file("reading", path, source))?;
     parse(&bytes).ok_or_else(|| {
         PrepareError::failed(
@@ -188,7 +228,7 @@ fn read(path: &Path) -> Result<(Header, Vec<(u64, Group)>), PrepareError> {
     })
 }
 
-fn parse(bytes: &[u8]) -> Option<(Header, Vec<(u64, Group)>)> {
+fn parse(bytes: &[u8]) -> Option<(Header, Vec<Member>)> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
     if digest_of(content).as_bytes() != digest {
         return None;
@@ -199,22 +239,32 @@ fn parse(bytes: &[u8]) -> Option<(Header, Vec<(u64, Group)>)> {
     if header.format != FORMAT || !rest.is_empty() || members.len() as u64 != header.members {
         return None;
     }
-    let members = members
-        .iter()
-        .filter_map(|member| {
-            let (subject, group) = member.split_first_chunk::<8>()?;
-            Some((u64::from_le_bytes(*subject), Group(group.try_into().ok()?)))
+    let members = members.iter().map(|member| {
+        let (subject, rest) = member.split_first_chunk::<8>()?;
+        let (group, rest) = rest.split_first_chunk::<16>()?;
+        let (rows, records) = rest.split_first_chunk::<8>()?;
+        Some(Member {
+            subject: u64::from_le_bytes(*subject),
+            group: Group(*group),
+            content: Content {
+                rows: u64::from_le_bytes(*rows),
+                records: u64::from_le_bytes(records.try_into().ok()?),
+            },
         })
-        .collect();
-    Some((header, members))
+    });
+    Some((header, members.collect::<Option<_>>()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn group(byte: u8) -> Group {
-        Group([byte; 16])
+    fn member(subject: u64, byte: u8) -> Member {
+        Member {
+            subject,
+            group: Group([byte; 16]),
+            content: Content { rows: 7, records: 8 },
+        }
     }
 
     #[test]
@@ -223,16 +273,27 @@ mod tests {
         let dataset = DatasetName::new("d").unwrap();
         let key = |byte| Digest::from_bytes([byte; 32]);
         let open = |byte| Register::open(folder.path(), &dataset, key(byte)).unwrap();
-        open(1).record(&[(1, group(1))]).unwrap();
-        open(2).record(&[(1, group(1)), (2, group(2))]).unwrap();
-        open(3).record(&[(1, group(1))]).unwrap();
+        open(1).record(&[member(1, 1)]).unwrap();
+        open(2).record(&[member(1, 1), member(2, 2)]).unwrap();
+        open(3).record(&[member(1, 1)]).unwrap();
         assert_eq!(open(1).earlier_count, 0);
         assert_eq!(open(2).earlier_count, 1);
         let third = open(4);
         assert_eq!((third.earlier_count, third.earlier.len()), (3, 2));
-        assert_eq!(third.earlier[1].state(2, group(2)), State::Same);
-        assert_eq!(third.earlier[1].state(2, group(1)), State::Other(vec![group(2)]));
-        assert_eq!(third.earlier[0].state(2, group(2)), State::Absent);
+        assert_eq!(third.earlier[1].state(&member(2, 2)), State::Same);
+        assert_eq!(
+            third.earlier[1].state(&member(2, 1)),
+            State::Other(vec![Group([2; 16])])
+        );
+        assert_eq!(third.earlier[0].state(&member(2, 2)), State::Absent);
+        for (rows, records, state) in [(7, 9, State::Same), (9, 8, State::Same), (9, 9, State::Changed)] {
+            let content = Content { rows, records };
+            let found = Member {
+                content,
+                ..member(2, 2)
+            };
+            assert_eq!(third.earlier[1].state(&found), state);
+        }
         let other = Register::open(folder.path(), &DatasetName::new("e").unwrap(), key(9)).unwrap();
         assert_eq!(other.earlier_count, 0);
     }
@@ -243,7 +304,7 @@ mod tests {
         let dataset = DatasetName::new("d").unwrap();
         let key = Digest::from_bytes([1; 32]);
         let register = Register::open(folder.path(), &dataset, key).unwrap();
-        register.record(&[(1, group(1)), (2, group(1))]).unwrap();
+        register.record(&[member(1, 1), member(2, 1)]).unwrap();
         let path = folder.path().join(format!("{}.release", key.to_hex()));
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {

@@ -49,7 +49,7 @@ pub enum Function {
     AgeBand,
     /// `top_code(column, limit)`: the whole-number part, at most `limit`.
     TopCode,
-    /// `redact(column)`: NULL of the column's type.
+    /// `redact(column)`: NULL, as text whatever the column's type.
     Redact,
 }
 
@@ -126,11 +126,11 @@ impl ScalarUDFImpl for DeIdentify {
         &self.signature
     }
 
-    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
         Ok(match self.function {
-            Function::Token | Function::Mask | Function::Zip3 => DataType::Utf8,
+            // Also what redact() gives: the column's own type was found in values that it hides.
+            Function::Token | Function::Mask | Function::Zip3 | Function::Redact => DataType::Utf8,
             Function::Year | Function::AgeBand | Function::TopCode => DataType::Int64,
-            Function::Redact => arguments.first().cloned().unwrap_or(DataType::Null),
         })
     }
 
@@ -199,7 +199,7 @@ impl DeIdentify {
                         .collect::<Int64Array>(),
                 )
             }
-            Function::Redact => new_null_array(column.data_type(), column.len()),
+            Function::Redact => new_null_array(&DataType::Utf8, column.len()),
         })
     }
 }

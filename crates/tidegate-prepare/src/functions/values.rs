@@ -107,9 +107,9 @@ pub(super) fn age_band(age: i64, width: i64) -> Option<i64> {
     })
 }
 
-/// `value`, at most `limit`.
-pub(super) fn top_code(value: i64, limit: i64) -> Option<i64> {
-    Some(value.min(limit))
+/// `age`, at most `limit`.
+pub(super) fn top_code(age: i64, limit: i64) -> Option<i64> {
+    POSSIBLE_AGES.contains(&age).then(|| age.min(limit))
 }
 
 #[cfg(test)]
@@ -174,6 +174,9 @@ mod tests {
         assert_eq!(age_band(151, 10), None);
         assert_eq!(age_band(50, 0), None);
         assert_eq!(top_code(95, 90), Some(90));
+        assert_eq!(top_code(62, 90), Some(62));
+        assert_eq!(top_code(-1, 90), None);
+        assert_eq!(top_code(151, 90), None);
         assert_eq!(whole(89.97), Some(89));
         assert_eq!(whole(f64::NAN), None);
         assert_eq!(whole(f64::INFINITY), None);

@@ -70,6 +70,18 @@ impl Draft {
     }
 }
 
+/// Gives what stands at `path`, if anything does, a temporary name beside it.
+pub(crate) fn set_aside(path: &Path) -> Result<(), PrepareError> {
+    let beside = parent(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = beside.join(format!("{TEMPORARY}aside-{name}"));
+    match fs::rename(path, &aside) {
+        Ok(()) => sync_folder(beside),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(PrepareError::file("setting aside", path, source)),
+    }
+}
+
 /// Removes what killed processes left half-written in `folder`. Only the holder of the folder's lock
 /// may call it.
 pub(crate) fn sweep(folder: &Path) -> Result<(), PrepareError> {

@@ -21,8 +21,8 @@ pub(crate) struct Guess {
     pub(crate) numbers: u64,
     pub(crate) dates: u64,
     words: u64,
-    /// Whether a value is a number whose text says more than its amount, such as `007`.
-    coded: bool,
+    /// Numbers whose text says more than their amount, such as `007`.
+    coded: u64,
     not_numbers: Vec<(String, u64)>,
 }
 
@@ -30,12 +30,11 @@ impl Guess {
     pub(crate) fn see(&mut self, value: &str, file: &str, line: u64) {
         self.seen += 1;
         let coded = is_code(value);
-        self.coded |= coded;
-        if !coded && parse_integer(value).is_some() {
-            self.integers += 1;
-        }
-        if coded || parse_number(value).is_some() {
-            self.numbers += 1;
+        let number = parse_number(value).is_some();
+        self.coded += u64::from(coded);
+        self.numbers += u64::from(coded || number);
+        if number && !coded {
+            self.integers += u64::from(parse_integer(value).is_some());
             return;
         }
         if self.not_numbers.len() < PLACES {
@@ -60,21 +59,23 @@ impl Guess {
         if facts.is_none_or(|column| is_text(column.role, column.kind)) || self.seen == 0 {
             return Ok(ValueType::Text);
         }
-        if self.numbers < self.seen && self.numbers.saturating_mul(20) >= self.seen.saturating_mul(19) && !self.coded {
+        // One `00` among amounts is a slip; where a twentieth of the values is written so, all are codes.
+        let codes = self.coded.saturating_mul(20) >= self.seen;
+        let numbers = self.numbers - self.coded;
+        if numbers < self.seen && numbers.saturating_mul(20) >= self.seen.saturating_mul(19) && !codes {
             let mut places: Vec<String> = self
                 .not_numbers
                 .iter()
                 .map(|(file, line)| format!("{file}:{line}"))
                 .collect();
-            let others = (self.seen - self.numbers).saturating_sub(places.len() as u64);
+            let others = (self.seen - numbers).saturating_sub(places.len() as u64);
             if others > 0 {
                 places.push(format!("{others} more"));
             }
             return Err(PrepareError::failed(
                 format!("finding the type of column `{name}`"),
                 format!(
-                    "{} of {} values are numbers, the others are not: {}",
-                    self.numbers,
+                    "{numbers} of {} values are plain numbers, the others are not: {}",
                     self.seen,
                     places.join(", ")
                 ),
@@ -84,7 +85,7 @@ impl Guess {
                 ),
             ));
         }
-        Ok(if self.coded {
+        Ok(if self.coded > 0 {
             ValueType::Text
         } else if self.integers == self.seen {
             ValueType::Integer
@@ -272,7 +273,7 @@ mod tests {
         values.push("secret");
         let error = settle(&values, &attribute()).unwrap_err();
         assert!(
-            error.contains("99 of 100 values are numbers") && error.contains("a.csv:101"),
+            error.contains("99 of 100 values are plain numbers") && error.contains("a.csv:101"),
             "{error}"
         );
         assert!(!error.contains("secret"), "{error}");
@@ -281,6 +282,19 @@ mod tests {
             ..attribute()
         };
         assert_eq!(settle(&values, &text), Ok(ValueType::Text));
+    }
+
+    #[test]
+    fn a_few_codes_do_not_make_a_column_of_numbers_text() {
+        let column = |codes: usize| {
+            let mut values = vec!["00"; codes];
+            values.resize(100, "12");
+            settle(&values, &attribute())
+        };
+        assert!(column(1).unwrap_err().contains("a.csv:2"));
+        assert!(column(4).is_err());
+        assert_eq!(column(5), Ok(ValueType::Text));
+        assert_eq!(column(0), Ok(ValueType::Integer));
     }
 
     #[test]

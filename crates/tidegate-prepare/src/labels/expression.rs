@@ -1,6 +1,6 @@
 //! What an expression depends on.
 
-use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::common::{Column, DFSchema, ScalarValue};
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::expr::{AggregateFunction, Case, ScalarFunction};
 use tidegate_types::column::IdentifierKind;
@@ -33,14 +33,7 @@ impl Analysis<'_> {
     fn walk(&mut self, expr: &Expr, scope: &Scope<'_>, may_fail: &mut bool) -> Value {
         match expr {
             Expr::Alias(alias) => self.walk(&alias.expr, scope, may_fail),
-            Expr::Column(column) => match scope
-                .schema
-                .maybe_index_of_column(column)
-                .and_then(|index| scope.columns.get(index))
-            {
-                Some(value) => value.clone(),
-                None => self.everything("a column that is not in its relation"),
-            },
+            Expr::Column(column) => self.column(column, scope),
             Expr::Literal(..) => Value::default(),
             Expr::BinaryExpr(binary) => {
                 *may_fail |= failing::binary(binary, scope.schema);
@@ -103,6 +96,29 @@ impl Analysis<'_> {
                 self.everything(&format!("an expression of the kind {}", other.variant_name()))
             }
         }
+    }
+
+    /// The column that a reference means. Which one the engine takes where a shortened name fits several
+    /// is its own affair, so all of them count.
+    fn column(&mut self, column: &Column, scope: &Scope<'_>) -> Value {
+        let fields = scope.schema.iter().zip(scope.columns);
+        let mut fitting = fields.filter(|((qualifier, field), _)| {
+            field.name() == &column.name
+                && match (&column.relation, qualifier) {
+                    (Some(wanted), Some(found)) => wanted.resolved_eq(found),
+                    (Some(_), None) => false,
+                    (None, _) => true,
+                }
+        });
+        let Some((_, first)) = fitting.next() else {
+            return self.everything("a column that is not in its relation");
+        };
+        let mut value = first.clone();
+        for (_, other) in fitting {
+            value.taint.extend(other.taint.iter().cloned());
+            value.direct = None;
+        }
+        value
     }
 
     fn join<'e>(&mut self, parts: impl IntoIterator<Item = &'e Expr>, scope: &Scope<'_>, may_fail: &mut bool) -> Value {

@@ -42,11 +42,20 @@ pub(super) fn refusals(judge: &Judge<'_>, names: &[String], relation: &Relation)
             "what decides over rows joins every column",
         ));
     }
+    if rows.is_empty() {
+        refusals.extend(judge.sensitive_rows(&relation.rows).iter().map(sensitive_rows));
+    }
     for (name, value) in names.iter().zip(&relation.columns) {
         let above: BTreeSet<&Atom> = judge.above(&value.taint).into_iter().collect();
         if above.is_empty() {
-            if judge.mixes_roles(&value.taint) {
+            let text: BTreeSet<&Atom> = judge.free_text(&value.taint).into_iter().collect();
+            if !text.is_empty() {
+                let what = format!("releasing the output column `{name}`");
+                refusals.push(explain(judge, &value.taint, &text, what, "free text never leaves"));
+            } else if judge.mixes_roles(&value.taint) {
                 refusals.push(mixed_roles(name));
+            } else if judge.changes_sensitive(value) {
+                refusals.push(changed_sensitive(name));
             }
         } else if !above.is_subset(&rows) {
             let what = format!("releasing the output column `{name}` as {}", judge.release);
@@ -190,6 +199,10 @@ fn object(judge: &Judge<'_>, objection: Objection, source: &SourceColumn) -> (&'
 /// What to write in place of a raw column.
 fn instead(judge: &Judge<'_>, source: &SourceColumn) -> String {
     let name = sql_name(&source.name);
+    if source.role == Role::Text {
+        let plain = &source.name;
+        return format!("leave `{plain}` out: free text never leaves; `redact({name})` keeps an empty column");
+    }
     if judge.facts().profile == Profile::None {
         return format!(
             "set `profile: hipaa-safe-harbor`, which de-identifies, or release only to sites cleared for {}",
@@ -202,9 +215,6 @@ fn instead(judge: &Judge<'_>, source: &SourceColumn) -> String {
         IdentifierKind::ZipCode => in_place(format!("zip3({name})")),
         IdentifierKind::Date => in_place(format!("year({name})")),
         IdentifierKind::Age => in_place(format!("age_band({name}, 10)")),
-        _ if source.role == Role::Text => {
-            format!("leave `{plain}` out: free text never leaves; `redact({name})` keeps an empty column")
-        }
         _ => format!("leave `{plain}` out, also of conditions; `mask({name})` keeps a column without its values"),
     }
 }
@@ -225,6 +235,28 @@ fn supplied_rows() -> Refusal {
         what: "releasing rows that the query brings along (VALUES, or a SELECT without FROM)".to_owned(),
         why: "rows that are nobody's could make a group of people look larger than it is".to_owned(),
         fix: "use VALUES only as the inner side of a join with the dataset".to_owned(),
+    }
+}
+
+fn sensitive_rows(source: &SourceColumn) -> Refusal {
+    let name = &source.name;
+    Refusal {
+        rule: "sensitive-in-rows".to_owned(),
+        what: format!("releasing rows that the sensitive column `{name}` has chosen"),
+        why: "all who are released would be alike in it, and whoever finds a person among them knows its value"
+            .to_owned(),
+        fix: format!("leave `{name}` out of conditions; output it as a column, in which different values are counted"),
+    }
+}
+
+fn changed_sensitive(name: &str) -> Refusal {
+    Refusal {
+        rule: "sensitive-changed".to_owned(),
+        what: format!("releasing the output column `{name}`"),
+        why: "it is computed from a sensitive column, so its different values are not those of the column, which l \
+              counts"
+            .to_owned(),
+        fix: "output the sensitive column as it is, and compute with it where the output is used".to_owned(),
     }
 }
 

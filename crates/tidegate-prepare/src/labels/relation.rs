@@ -221,24 +221,35 @@ impl Analysis<'_> {
         }
     }
 
+    /// A column tells which branch a row came through, and so what the conditions of that branch say,
+    /// unless every branch gives the same source column unchanged.
     fn union(&mut self, union: &Union) -> Relation {
-        let mut relation = Relation {
-            columns: vec![Value::default(); union.schema.fields().len()],
-            ..Relation::default()
-        };
+        let width = union.schema.fields().len();
+        let mut relation = Relation::default();
         for (number, input) in union.inputs.iter().enumerate() {
             let input = self.relation(input);
-            if input.columns.len() != relation.columns.len() {
-                return self.unknown_relation(relation.columns.len(), "a union of an unexpected shape");
-            }
-            if number == 0 || self.on(Rule::UnionJoinsBranches) {
-                for (column, branch) in relation.columns.iter_mut().zip(input.columns) {
-                    column.taint.extend(branch.taint);
-                }
+            if input.columns.len() != width {
+                return self.unknown_relation(width, "a union of an unexpected shape");
             }
             relation.rows.extend(input.rows);
             relation.order.extend(input.order);
             relation.supplied |= input.supplied;
+            if number == 0 {
+                relation.columns = input.columns;
+            } else if self.on(Rule::UnionJoinsBranches) {
+                for (column, branch) in relation.columns.iter_mut().zip(input.columns) {
+                    column.taint.extend(branch.taint);
+                    if column.direct != branch.direct {
+                        column.direct = None;
+                    }
+                }
+            }
+        }
+        if union.inputs.len() > 1 && self.on(Rule::UnionJoinsBranches) {
+            let rows = &relation.rows;
+            for column in relation.columns.iter_mut().filter(|column| column.direct.is_none()) {
+                column.taint.extend(rows.iter().cloned());
+            }
         }
         relation
     }

@@ -17,7 +17,7 @@ use super::refusal;
 use super::rules::{Rule, Rules};
 use super::source::{SourceColumn, lowered_label, release_label, role_in_words};
 use super::structure;
-use super::taint::{Atom, Relation, Taint};
+use super::taint::{Atom, Relation, Taint, Value};
 use crate::profile::output_role;
 
 pub(super) fn report(plan: &LogicalPlan, facts: &Facts<'_>, sql: &str, rules: Rules) -> LabelReport {
@@ -98,15 +98,15 @@ impl Judge<'_> {
     fn label_of(&self, atom: &Atom) -> Label {
         let facts = self.facts();
         let source = self.analysis.source(atom.column());
-        let measured = || lowered_label(facts.facts, facts.to.min(Level::Confidential));
+        let measured = || lowered_label(facts.facts, facts.to);
         match atom {
             _ if facts.facts.public => source.label,
             Atom::Lowered(_, call) if call.is_constant() => lowered_label(facts.facts, Level::Public),
-            Atom::Lowered(column, _) if !self.is_ambiguous(column) && self.can_be_measured() => measured(),
+            Atom::Lowered(column, _) if !self.is_ambiguous(column) && self.is_measured() => measured(),
             Atom::Raw(_)
                 if source.label.level <= Level::Confidential
                     && facts.profile != Profile::None
-                    && self.can_be_measured() =>
+                    && self.is_measured() =>
             {
                 measured()
             }
@@ -117,6 +117,12 @@ impl Judge<'_> {
     /// Without a subject nobody can be counted, and nothing can be measured.
     pub(super) fn can_be_measured(&self) -> bool {
         self.facts().subject.is_some() || !self.on(Rule::SubjectNeeded)
+    }
+
+    /// Whether k and l stand between the output and its release. What stays as well guarded as the data
+    /// is not measured, so nothing is lowered for it either.
+    pub(super) fn is_measured(&self) -> bool {
+        !self.facts().facts.public && self.facts().to < Level::Restricted && self.can_be_measured()
     }
 
     /// Whether two functions over one column could be combined to learn more than either tells.
@@ -182,6 +188,9 @@ impl Judge<'_> {
         if let Some(atom) = self.above(own).first() {
             return format!("may not leave: it reads {}", self.described(atom));
         }
+        if let Some(atom) = self.free_text(own).first() {
+            return format!("may not leave: it reads {}", self.described(atom));
+        }
         if let Some(atom) = self.above(rows).first().filter(|_| self.on(Rule::RowsJoinColumns)) {
             return format!("may not leave: its rows depend on {}", self.described(atom));
         }
@@ -228,8 +237,7 @@ impl Judge<'_> {
 
     /// Whether these sources mix a quasi-identifier with something sensitive.
     pub(super) fn mixes_roles(&self, own: &Taint) -> bool {
-        let facts = self.facts();
-        if facts.facts.public || facts.profile == Profile::None || !self.on(Rule::RolesStayApart) {
+        if !self.is_measured() || !self.on(Rule::RolesStayApart) {
             return false;
         }
         let sources = self.sources(own);
@@ -238,6 +246,34 @@ impl Judge<'_> {
             .map(|source| output_role(std::slice::from_ref(source)))
             .collect();
         roles.contains(&Role::QuasiIdentifier) && roles.contains(&Role::Sensitive)
+    }
+
+    /// The sensitive columns in what decides over rows: everybody who is released would be alike in
+    /// them, and the measurement of l would not see it.
+    pub(super) fn sensitive_rows(&self, rows: &Taint) -> Vec<SourceColumn> {
+        if !self.is_measured() || !self.on(Rule::SensitiveDecidesNoRows) {
+            return Vec::new();
+        }
+        let sources = self.sources(rows).into_iter().map(|(source, _)| source);
+        sources.filter(|source| source.role == Role::Sensitive).collect()
+    }
+
+    /// Whether a sensitive column was changed on the way out. Distinct values of what was made of it say
+    /// nothing about the distinct values of the column itself: a little noise makes them all differ.
+    pub(super) fn changes_sensitive(&self, value: &Value) -> bool {
+        self.is_measured()
+            && self.on(Rule::SensitiveUnchanged)
+            && output_role(&self.sources(&value.taint)) == Role::Sensitive
+            && (value.direct.is_none() || value.taint.len() > 1)
+    }
+
+    /// What in `taint` is free text of people.
+    pub(super) fn free_text<'t>(&self, taint: &'t Taint) -> Vec<&'t Atom> {
+        let refused = !self.facts().facts.public && self.on(Rule::TextNeverLeaves);
+        let atoms = taint.iter().filter(|_| refused);
+        atoms
+            .filter(|atom| matches!(atom, Atom::Raw(column) if self.analysis.source(column).role == Role::Text))
+            .collect()
     }
 
     pub(super) fn supplied_rows_refused(&self) -> bool {

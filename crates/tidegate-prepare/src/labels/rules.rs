@@ -35,7 +35,7 @@ pub enum Rule {
     AggregateFilterJoins,
     /// An aggregate that depends on the order of rows joins everything.
     OrderedAggregateJoinsEverything,
-    /// Every branch of a union joins.
+    /// Every branch of a union joins: its columns, and what decides over its rows.
     UnionJoinsBranches,
     /// Subqueries in expressions join everything.
     SubqueryJoinsEverything,
@@ -69,11 +69,17 @@ pub enum Rule {
     SubjectNeeded,
     /// A column cannot count as quasi-identifier and as sensitive at once.
     RolesStayApart,
+    /// A sensitive column decides over no rows.
+    SensitiveDecidesNoRows,
+    /// A sensitive column leaves unchanged or not at all.
+    SensitiveUnchanged,
+    /// Free text never leaves, whatever the level.
+    TextNeverLeaves,
 }
 
 impl Rule {
     /// All rules.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 36] = [
         Self::UnnamedIsIdentifier,
         Self::TemporalIsDate,
         Self::KindRestricts,
@@ -107,6 +113,9 @@ impl Rule {
         Self::OneFunctionPerColumn,
         Self::SubjectNeeded,
         Self::RolesStayApart,
+        Self::SensitiveDecidesNoRows,
+        Self::SensitiveUnchanged,
+        Self::TextNeverLeaves,
     ];
 }
 

@@ -74,7 +74,8 @@ pub(super) fn source_column_under(
 pub(super) fn release_label(dataset: &Dataset, profile: Profile, to: Level) -> Label {
     Label {
         level: to,
-        tags: if dataset.public || profile == Profile::None {
+        // What is as well guarded as the data is not measured, so it is protected as before.
+        tags: if dataset.public || profile == Profile::None || to >= Level::Restricted {
             dataset.tags.clone()
         } else {
             without_health_tag(dataset)

@@ -6,12 +6,15 @@ use std::hash::{BuildHasher, RandomState};
 use tidegate_types::files::catalog::{Column, ValueType};
 use tidegate_types::{IdentifierKind, Refusal, Role};
 
-use crate::ingest::types::{Guess, parse_date};
+use super::{by_name, dates};
+use crate::ingest::types::Guess;
 
 /// Values whose distinctness is counted: enough to know, and bounded.
 const DISTINCT_LIMIT: usize = 4096;
 /// Values that must be there before a share of them means something.
 const ENOUGH: u64 = 20;
+/// The same for whole numbers: of few measurements each may well be another one.
+const ENOUGH_NUMBERS: u64 = 100;
 
 /// What was seen of one column.
 #[derive(Debug, Clone)]
@@ -57,7 +60,7 @@ impl Look {
         self.emails += u64::from(is_email(value));
         self.national_ids += u64::from(is_national_id(value));
         self.phones += u64::from(is_phone(value));
-        self.times += u64::from(value.get(..10).is_some_and(|date| parse_date(date).is_some()));
+        self.times += u64::from(dates::is_temporal(value));
         self.prose += u64::from(value.split_whitespace().nth(5).is_some());
     }
 
@@ -73,6 +76,12 @@ impl Look {
     /// Whether nearly every value is another one.
     pub(crate) fn nearly_unique(&self) -> bool {
         self.counted >= ENOUGH && self.distinct.len() as f64 >= 0.95 * self.counted as f64
+    }
+
+    /// Whether the values are whole numbers of which nearly every one is another, as those of records are.
+    fn numbers_records(&self) -> bool {
+        let whole = self.guess.integers.saturating_mul(20) >= self.guess.seen.saturating_mul(19);
+        whole && self.counted >= ENOUGH_NUMBERS && self.nearly_unique()
     }
 
     /// Whether the values are sentences.
@@ -97,9 +106,11 @@ impl Look {
         .map(|(_, _, kind)| kind)
     }
 
-    /// Whether the values contradict what the catalog says about column `name`. What an owner wrote for
-    /// the column itself is contradicted by addresses and numbers of people only; what merely follows
-    /// from the default `"*"` also by dates, sentences and texts that differ in nearly every record.
+    /// Whether name or values contradict what the catalog says about column `name`. What an owner wrote
+    /// for the column itself is contradicted by addresses and numbers of people and by dates only: dates
+    /// must be of kind `date`, or they would leave whole. What merely follows from the default `"*"` is
+    /// also contradicted by the column's name, by sentences, and by texts and whole numbers that differ in
+    /// nearly every record.
     pub(crate) fn contradicts(
         &self,
         name: &str,
@@ -112,13 +123,18 @@ impl Look {
         }
         let kind = self.kind().filter(|kind| *kind != facts.kind);
         let found = match kind {
-            Some(IdentifierKind::Email) => "e-mail addresses",
-            Some(IdentifierKind::NationalId) => "social security numbers",
-            Some(IdentifierKind::Phone) => "telephone numbers",
-            Some(IdentifierKind::Date) if by_default => "calendar dates",
-            _ if by_default && self.is_prose() => "sentences",
-            _ if by_default && read_as == ValueType::Text && self.nearly_unique() => {
-                "texts that differ in nearly every record"
+            Some(IdentifierKind::Email) => "its values look like e-mail addresses",
+            Some(IdentifierKind::NationalId) => "its values look like social security numbers",
+            Some(IdentifierKind::Phone) => "its values look like telephone numbers",
+            Some(IdentifierKind::Date) => "its values look like calendar dates",
+            _ if !by_default => return None,
+            _ if self.is_prose() => "its values look like sentences",
+            _ if read_as == ValueType::Text && self.nearly_unique() => {
+                "its values look like texts that differ in nearly every record"
+            }
+            _ if self.numbers_records() => "its values look like numbers that differ in nearly every record",
+            _ if by_name(name, self).is_some_and(|said| said != (facts.role, facts.kind)) => {
+                "its name says that it is something else"
             }
             _ => return None,
         };
@@ -130,11 +146,18 @@ impl Look {
         Some(Refusal {
             rule: "scan-contradicts-catalog".to_owned(),
             what: format!("preparing column `{name}` as {role}"),
-            why: format!("its values look like {found}"),
-            fix: format!(
-                "give column `{name}` an entry of its own in the catalog: `role: identifier` with its kind, `role: text`, \
-                 or the role that it really has"
-            ),
+            why: found.to_owned(),
+            fix: if kind == Some(IdentifierKind::Date) {
+                format!(
+                    "give column `{name}` `kind: date` in the catalog, so that `year({name})` may leave and no whole date, \
+                     or `role: identifier`"
+                )
+            } else {
+                format!(
+                    "give column `{name}` an entry of its own in the catalog: `role: identifier` with its kind, \
+                     `role: text`, or the role that it really has"
+                )
+            },
         })
     }
 }
@@ -200,11 +223,53 @@ mod tests {
             ("+49 30 1234567", Some(IdentifierKind::Phone)),
             ("2020-01-31", Some(IdentifierKind::Date)),
             ("2020-01-31T10:00:00", Some(IdentifierKind::Date)),
+            ("03/14/2024", Some(IdentifierKind::Date)),
             ("12345", None),
             ("male", None),
             ("+5.25", None),
         ] {
             assert_eq!(look([value.to_owned()]).kind(), kind, "{value}");
+        }
+    }
+
+    #[test]
+    fn dates_are_found_whatever_the_catalog_says() {
+        let facts = |kind| Column {
+            role: Role::Attribute,
+            kind,
+            value_type: None,
+        };
+        let contradicted = |look: &Look, kind| look.contradicts("x", &facts(kind), false, ValueType::Text);
+        for form in ["2024-01-31T10:00:00", "3/14/2024", "2024-01-31", "14-Mar-2024"] {
+            // One value of another form does not hide the others.
+            let dates = look((0..30).map(|n| if n == 7 { "soon" } else { form }.to_owned()));
+            let refusal = contradicted(&dates, IdentifierKind::Value).unwrap();
+            assert!(
+                refusal.why.contains("dates") && refusal.fix.contains("year(x)"),
+                "{refusal}"
+            );
+            assert!(contradicted(&dates, IdentifierKind::Age).is_some());
+            assert!(contradicted(&dates, IdentifierKind::Date).is_none(), "{form}");
+        }
+    }
+
+    #[test]
+    fn a_default_lets_no_numbers_of_records_and_no_telling_names_through() {
+        let facts = Column {
+            role: Role::Attribute,
+            kind: IdentifierKind::Value,
+            value_type: None,
+        };
+        let contradicted = |name: &str, look: &Look| look.contradicts(name, &facts, true, ValueType::Integer).is_some();
+        let numbers = |count: u64, different: u64| look((0..count).map(|n| (70_000 + n % different).to_string()));
+        assert!(contradicted("x", &numbers(200, 200)));
+        assert!(!contradicted("x", &numbers(200, 100)) && !contradicted("x", &numbers(60, 60)));
+        assert!(!contradicted("x", &look((0..200).map(|n| format!("{n}.25")))));
+        for name in ["age", "zip", "Patient_ZIP", "sex", "patient id", "mrn"] {
+            assert!(contradicted(name, &numbers(200, 3)), "{name}");
+        }
+        for name in ["d.time", "day", "hrt", "num.co", "stage"] {
+            assert!(!contradicted(name, &numbers(200, 3)), "{name}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod assign;
 pub(crate) mod code;
+mod dates;
 pub(crate) mod look;
 pub(crate) mod survey;
 pub(crate) mod words;
@@ -201,22 +202,33 @@ const NAMES: &[(&[&str], Role, IdentifierKind)] = &[
     ),
 ];
 
+fn words(name: &str) -> BTreeSet<String> {
+    name.split(|character: char| !character.is_alphabetic())
+        .map(str::to_lowercase)
+        .collect()
+}
+
+/// What the name of a column says that it is.
+fn by_name(name: &str, look: &Look) -> Option<(Role, IdentifierKind)> {
+    let words = words(name);
+    NAMES
+        .iter()
+        .find(|(known, _, kind)| {
+            // `time` or `day` in the name of numbers is a length, not a date.
+            let plausible = *kind != IdentifierKind::Date || look.guess.numbers < look.guess.seen;
+            plausible && known.iter().any(|word| words.contains(*word))
+        })
+        .map(|(_, role, kind)| (*role, *kind))
+}
+
 /// A first guess at what a column is. What is not understood is an identifier, so that a catalog that
 /// nobody corrected lets nothing out.
 fn suggest(name: &str, look: &Look) -> (Role, IdentifierKind, String) {
     if let Some(kind) = look.kind() {
         return (Role::Identifier, kind, "its values have this form".to_owned());
     }
-    let words: BTreeSet<String> = name
-        .split(|character: char| !character.is_alphabetic())
-        .map(str::to_lowercase)
-        .collect();
-    for (known, role, kind) in NAMES {
-        // `time` or `day` in the name of numbers is a length, not a date.
-        let plausible = *kind != IdentifierKind::Date || look.guess.numbers < look.guess.seen;
-        if plausible && known.iter().any(|word| words.contains(*word)) {
-            return (*role, *kind, "its name says so".to_owned());
-        }
+    if let Some((role, kind)) = by_name(name, look) {
+        return (role, kind, "its name says so".to_owned());
     }
     let value = IdentifierKind::Value;
     if look.is_prose() {
@@ -229,7 +241,7 @@ fn suggest(name: &str, look: &Look) -> (Role, IdentifierKind, String) {
     if guess.numbers == guess.seen && guess.integers < guess.seen {
         return (Role::Attribute, value, "its values are measurements".to_owned());
     }
-    if words.contains("id") || look.nearly_unique() {
+    if words(name).contains("id") || look.nearly_unique() {
         let why = "it is another one in nearly every record; say what it is";
         return (Role::Identifier, IdentifierKind::OtherNumber, why.to_owned());
     }

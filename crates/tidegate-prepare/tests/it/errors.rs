@@ -121,6 +121,45 @@ fn a_default_role_is_contradicted_by_what_the_column_holds() {
     assert_eq!(refusal.rule, "scan-contradicts-catalog");
     assert!(refusal.what.contains("`name`"), "{refusal}");
 
+    // What the default covers, and the name says otherwise.
+    let mut hospital = Hospital::new(300);
+    hospital.catalog["datasets"]["admissions"]["columns"]
+        .as_object_mut()
+        .unwrap()
+        .remove("age");
+    let error = hospital.prepare().unwrap_err();
+    let refusal = error.refusal().unwrap();
+    assert_eq!(refusal.rule, "scan-contradicts-catalog");
+    assert!(
+        refusal.what.contains("`age`") && refusal.why.contains("name"),
+        "{refusal}"
+    );
+
+    // Dates that the catalog calls an attribute, in three disguises.
+    for form in ["2024-01-31T10:00:00", "03/14/2024", "2024-01-31"] {
+        let mut hospital = planted(6, "not known");
+        let text = std::fs::read_to_string(hospital.path().join("admissions.csv")).unwrap();
+        let text = ["Cirrhosis", "Coma", "Lung Cancer"]
+            .iter()
+            .fold(text, |text, diagnosis| text.replace(diagnosis, form));
+        hospital.write(&text);
+        hospital.pipeline["prepare"]["disclosure"] =
+            json!({"to": "internal", "k": 5, "on_violation": "suppress", "max_suppressed": 0.05});
+        let error = hospital.prepare().unwrap_err();
+        let refusal = error.refusal().unwrap();
+        assert_eq!(refusal.rule, "scan-contradicts-catalog");
+        assert!(refusal.fix.contains("kind: date"), "{refusal}");
+        hospital.catalog["datasets"]["admissions"]["columns"]["diagnosis"] =
+            json!({"role": "attribute", "kind": "date"});
+        hospital.sql("SELECT diagnosis, died FROM admissions");
+        assert_eq!(
+            hospital.prepare().unwrap_err().refusal().unwrap().rule,
+            "label-above-clearance"
+        );
+        hospital.sql("SELECT year(diagnosis) AS y, pulse, died FROM admissions");
+        hospital.prepare().unwrap();
+    }
+
     let mut hospital = Hospital::new(300);
     hospital.catalog["datasets"]["admissions"]["columns"]["ssn"] = json!({"role": "attribute"});
     assert!(

@@ -133,6 +133,22 @@ fn the_same_row_has_the_same_features_in_training_at_home_and_in_prediction() {
 }
 
 #[test]
+fn outcomes_of_new_records_are_given_for_all_or_for_none() {
+    let hospital = Hospital::new(400);
+    let home = hospital.prepare().unwrap().home;
+    let recipe = read_recipe(&home).unwrap();
+    let path = hospital.path().join("new.csv");
+    for (records, outcomes) in [
+        ("80,50,Coma,1\n70,40,Coma,0\n", vec![true, false]),
+        ("80,50,Coma,1\n70,40,Coma,\n", vec![]),
+    ] {
+        fs::write(&path, format!("pulse,age,diagnosis,died\n{records}")).unwrap();
+        let rows = block_on(apply_recipe(&recipe, &KEYS, &path)).unwrap();
+        assert_eq!((rows.records.len(), rows.outcomes), (2, outcomes));
+    }
+}
+
+#[test]
 fn what_is_missing_in_new_records_is_told() {
     let prepared = Hospital::new(400);
     let home = prepared.prepare().unwrap().home;
@@ -172,6 +188,20 @@ fn the_second_call_reuses_and_a_killed_one_is_repeated() {
     assert_eq!(bytes, inputs(&third));
     assert_eq!(third.risk, first.risk);
     assert_eq!(third.risk.earlier_releases, 0, "a release does not count itself");
+}
+
+#[test]
+fn a_result_without_its_report_is_made_again() {
+    let hospital = Hospital::new(400);
+    let first = hospital.prepare().unwrap();
+    let bytes = inputs(&first);
+    let folder = first.home.parent().unwrap();
+    fs::remove_file(folder.join("report.json")).unwrap();
+    fs::write(folder.join("inputs/train/part-00000.csv"), "half").unwrap();
+    let second = hospital.prepare().unwrap();
+    assert!(!second.reused);
+    assert_eq!(inputs(&second), bytes);
+    assert!(hospital.prepare().unwrap().reused);
 }
 
 #[test]

@@ -18,7 +18,7 @@ async fn clean_queries_are_clean() {
         "SELECT sex, hrt, days, income, died FROM people",
         "SELECT hrt / 2 AS half, -hrt AS minus, days + 1 AS next, hrt > 70 AS fast, died FROM people",
         "SELECT CASE WHEN hrt > 90 THEN 'fast' WHEN hrt IS NULL THEN NULL ELSE 'slow' END AS pace FROM people",
-        "SELECT hrt FROM people WHERE days > 2 AND income = 1 ORDER BY patient_id",
+        "SELECT hrt FROM people WHERE days > 2 AND died = 1 ORDER BY patient_id",
         "SELECT a.hrt, b.days FROM people AS a JOIN people AS b ON a.days = b.days WHERE a.hrt > 1",
         "SELECT sex, avg(hrt) AS mean, count(*) AS n FROM people GROUP BY sex HAVING count(*) > 3",
         "SELECT age_band(age, 10) AS age, count(*) AS n FROM people GROUP BY age_band(age, 10)",
@@ -43,7 +43,7 @@ async fn clean_queries_are_clean() {
 async fn roles_for_the_measurement_follow_what_is_read() {
     let world = World::new();
     let sql = "SELECT sex, age_band(age, 10) AS age, year(admitted) AS admitted, year(born) AS born, zip3(zip) AS zip, \
-               income * 2 AS income, hrt, mask(name) AS name, CASE WHEN sex = 'f' THEN hrt END AS both, died FROM people \
+               income, hrt, mask(name) AS name, CASE WHEN sex = 'f' THEN hrt END AS both, died FROM people \
                WHERE sex = 'm'";
     let report = world.report_of(sql).await;
     assert!(report.is_clean(), "{:#?}", report.refusals);
@@ -64,6 +64,47 @@ async fn roles_for_the_measurement_follow_what_is_read() {
             ("died", Attribute),
         ]
     );
+}
+
+#[tokio::test]
+async fn a_union_tells_which_branch_a_row_came_through() {
+    let world = World::new();
+    let sql = "SELECT 'f40' AS g, hrt, income, died FROM people WHERE sex = 'f' AND age_band(age, 10) = 40 UNION ALL \
+               SELECT 'other', -hrt, income, died FROM people WHERE sex = 'm'";
+    let report = world.report_of(sql).await;
+    assert!(report.is_clean(), "{:#?}", report.refusals);
+    let roles: Vec<Role> = report.columns.iter().map(|it| it.role).collect();
+    use Role::{Attribute, QuasiIdentifier, Sensitive};
+    // What every branch gives unchanged tells nothing of the branch.
+    assert_eq!(roles, [QuasiIdentifier, QuasiIdentifier, Sensitive, Attribute]);
+    assert_eq!(report.columns[0].reads, ["people.age", "people.sex"]);
+    let same = "SELECT age_band(age, 10) AS x FROM (SELECT age, sex FROM people WHERE sex = 'f' UNION ALL SELECT age, \
+                sex FROM people WHERE sex = 'm') AS t";
+    assert!(world.report_of(same).await.is_clean());
+}
+
+#[tokio::test]
+async fn a_shortened_name_reads_every_column_that_it_fits() {
+    use datafusion::common::{Column, TableReference};
+    use datafusion::logical_expr::{Expr, LogicalPlanBuilder};
+    use datafusion::prelude::col;
+    // `t.x` is the heart rate under its full name and the name under its short one.
+    let people = context(&[]).table("people").await.unwrap();
+    let half = |column: &str, alias: TableReference| {
+        LogicalPlanBuilder::from(people.logical_plan().clone())
+            .project([col(column).alias("x")])
+            .and_then(|builder| builder.alias(alias))
+            .and_then(LogicalPlanBuilder::build)
+            .unwrap()
+    };
+    let plan = LogicalPlanBuilder::from(half("hrt", TableReference::partial("public", "t")))
+        .cross_join(half("name", TableReference::bare("t")))
+        .and_then(|builder| builder.project([Expr::Column(Column::new(Some("t"), "x"))]))
+        .and_then(LogicalPlanBuilder::build)
+        .unwrap();
+    let report = World::new().report(&plan, "");
+    assert_eq!(report.columns[0].reads, ["people.hrt", "people.name"]);
+    assert!(!report.is_clean());
 }
 
 #[tokio::test]
@@ -100,7 +141,7 @@ async fn without_a_profile_nothing_is_lowered() {
     world.to = Level::Restricted;
     assert!(
         world
-            .report_of("SELECT * FROM people WHERE name = 'Ann' LIMIT 3")
+            .report_of("SELECT name, age, hrt FROM people WHERE name = 'Ann' LIMIT 3")
             .await
             .is_clean()
     );
@@ -117,6 +158,35 @@ async fn de_identification_removes_the_health_tag_and_no_other() {
     assert!(column.label.tags.contains("pci"));
     assert_eq!(column.label.residency, Residency::only(["US"]));
     assert_eq!(report.release.level, Level::Internal);
+}
+
+#[tokio::test]
+async fn what_is_not_measured_stays_protected_and_text_stays_home() {
+    let mut world = World::new();
+    world.to = Level::Restricted;
+    let report = world
+        .report_of("SELECT hrt, age_band(age, 10) AS age, income * 2 AS x FROM people WHERE income = 1")
+        .await;
+    assert!(report.is_clean(), "{:#?}", report.refusals);
+    assert!(report.release.tags.contains("phi"));
+    assert!(report.columns.iter().all(|column| column.label.tags.contains("phi")));
+    for (profile, to) in [
+        (Profile::None, Level::Restricted),
+        (Profile::HipaaSafeHarbor, Level::Restricted),
+        (Profile::HipaaSafeHarbor, Level::Confidential),
+    ] {
+        (world.profile, world.to) = (profile, to);
+        for sql in [
+            "SELECT notes FROM people",
+            "SELECT substr(notes, 1, 3) AS x FROM people",
+        ] {
+            let report = world.report_of(sql).await;
+            let refusal = &report.refusals[0];
+            assert_eq!(refusal.rule, "text-selected", "{sql}");
+            assert!(refusal.fix.contains("redact(notes)"), "{refusal}");
+            assert!(report.columns[0].why.starts_with("may not leave"), "{report:#?}");
+        }
+    }
 }
 
 #[tokio::test]

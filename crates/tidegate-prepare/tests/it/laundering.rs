@@ -361,6 +361,33 @@ const ATTEMPTS: &[(&str, &str, &str)] = &[
         "volatile-function",
         "random",
     ),
+    // Sensitive columns: chosen by, and made to look diverse.
+    (
+        "SELECT hrt FROM people WHERE days > 2 AND income = 1",
+        "sensitive-in-rows",
+        "leave `income` out of conditions",
+    ),
+    (
+        "SELECT income, count(*) AS n FROM people GROUP BY income",
+        "sensitive-in-rows",
+        "output it as a column",
+    ),
+    (
+        "SELECT income + hrt * 1e-9 AS x FROM people",
+        "sensitive-changed",
+        "as it is",
+    ),
+    ("SELECT income * 2 AS x FROM people", "sensitive-changed", "as it is"),
+    (
+        "SELECT income AS x FROM people UNION ALL SELECT -income FROM people",
+        "sensitive-changed",
+        "as it is",
+    ),
+    (
+        "SELECT income AS x FROM people WHERE sex = 'f' UNION ALL SELECT 7 FROM people WHERE sex = 'm'",
+        "roles-apart",
+        "columns of their own",
+    ),
     // Roles.
     (
         "SELECT CASE WHEN sex = 'f' THEN income ELSE 0 END AS x FROM people",
@@ -386,7 +413,10 @@ async fn every_attempt_is_refused_and_told_what_to_do_instead() {
 async fn what_is_refused_keeps_the_joined_label() {
     let world = World::new();
     for (sql, rule, _) in ATTEMPTS {
-        if matches!(*rule, "supplied-rows" | "volatile-function" | "roles-apart") {
+        if matches!(
+            *rule,
+            "supplied-rows" | "volatile-function" | "roles-apart" | "sensitive-in-rows" | "sensitive-changed"
+        ) {
             continue;
         }
         let report = world.report_of(sql).await;

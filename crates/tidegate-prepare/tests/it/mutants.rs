@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use tidegate_prepare::labels::{Rule, analyse_without};
 use tidegate_types::files::pipeline::Profile;
+use tidegate_types::label::Level;
 
 use crate::noninterference::leaks;
 use crate::world::{World, plan, plan_keeping_order};
@@ -72,6 +73,9 @@ fn witness(rule: Rule) -> (&'static str, Leak) {
             Otherwise,
         ),
         Rule::SubjectNeeded => ("SELECT hrt FROM people", Otherwise),
+        Rule::SensitiveDecidesNoRows => ("SELECT hrt FROM people WHERE income = 1", Otherwise),
+        Rule::SensitiveUnchanged => ("SELECT income + hrt * 1e-9 AS x FROM people", Otherwise),
+        Rule::TextNeverLeaves => ("SELECT notes FROM people", Otherwise),
         Rule::RolesStayApart => ("SELECT CASE WHEN sex = 'f' THEN income END AS x FROM people", Otherwise),
     }
 }
@@ -81,6 +85,7 @@ fn world_of(rule: Rule) -> World {
     match rule {
         Rule::NoneLowersNothing => world.profile = Profile::None,
         Rule::SubjectNeeded => world.dataset.subject = None,
+        Rule::TextNeverLeaves => world.to = Level::Restricted,
         _ => {}
     }
     world

@@ -82,7 +82,7 @@ fn told(person: &Person, sql: &str) -> String {
         }
     }
     if sql.contains("top_code(") {
-        told += &format!("{:?};", person.age.map(|age| age.min(90)));
+        told += &format!("{:?};", age.map(|age| age.min(90)));
     }
     if sql.contains("year(") {
         let year = |days: i32| ((f64::from(days) / 365.2425) + 1970.0).floor().max(1950.0);

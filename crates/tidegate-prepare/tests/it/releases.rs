@@ -1,7 +1,7 @@
 //! Disclosure over one release and over many.
 
 use serde_json::json;
-use tidegate_prepare::{Part, home_rows};
+use tidegate_prepare::{Part, analyse, home_rows};
 
 use super::fixture::{Hospital, KEYS, block_on, csv, person, table};
 
@@ -132,6 +132,62 @@ fn few_people_more_or_less_than_before_are_refused() {
 }
 
 #[test]
+fn few_people_with_other_rows_than_before_are_refused() {
+    let released = |text: &str, sql: &str| {
+        let mut hospital = hospital(500, json!({"to": "internal", "k": 5}));
+        let first = hospital.prepare().unwrap();
+        let left = |part| block_on(home_rows(&first.home, &KEYS, part, &[])).unwrap().positions;
+        let left = [left(Part::Train), left(Part::Validation)].concat();
+        let text = text.to_owned();
+        let changed = |people: usize, change: &dyn Fn(&str) -> String| {
+            let mut text = text.clone();
+            for number in left.iter().take(people) {
+                let record = person(*number);
+                text = text.replace(&format!("{record}\n"), &change(&record));
+            }
+            text
+        };
+        hospital.sql(sql);
+        let again = |record: &str| format!("{record}\n{record}\n");
+        let corrected = |record: &str| {
+            let mut fields: Vec<&str> = record.split(',').collect();
+            fields[6] = if fields[6] == "Coma" { "Cirrhosis" } else { "Coma" };
+            fields.join(",") + "\n"
+        };
+        let mut rules = Vec::new();
+        for (people, change) in [
+            (1, &again as &dyn Fn(&str) -> String),
+            (1, &corrected),
+            (0, &again),
+            (left.len(), &again),
+        ] {
+            // A register of its own for each second release.
+            let releases = hospital.stage().join("releases");
+            let kept: Vec<_> = std::fs::read_dir(&releases)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            hospital.write(&changed(people, change));
+            rules.push(rule(&hospital));
+            for entry in std::fs::read_dir(&releases).unwrap() {
+                let path = entry.unwrap().path();
+                if !kept.contains(&path) {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+        }
+        rules
+    };
+    let expected = ["difference-below-k", "difference-below-k", "released", "released"];
+    assert_eq!(released(&csv(0..500), BANDS), expected);
+    // In another order nobody has changed.
+    assert_eq!(released(&csv((0..500).rev()), BANDS), expected);
+    // A renamed column or another amount does not make everybody look changed.
+    let other = "SELECT age_band(age, 10) AS age, pulse * 2 AS p, diagnosis AS d, died FROM admissions";
+    assert_eq!(released(&csv(0..500), other), expected);
+}
+
+#[test]
 fn suppression_repairs_a_difference() {
     let suppress = json!({"to": "internal", "k": 5, "on_violation": "suppress", "max_suppressed": 0.4});
     let hospital = hospital(500, suppress);
@@ -197,7 +253,7 @@ fn an_identifier_in_a_harmless_column_is_found() {
 }
 
 #[test]
-fn rows_of_several_people_are_not_released() {
+fn rows_of_several_people_are_not_released_and_a_plan_says_so() {
     let mut hospital = hospital(400, json!({"to": "internal", "k": 5}));
     for sql in [
         "SELECT age_band(age, 10) AS age, max(died) AS died FROM admissions GROUP BY 1",
@@ -207,7 +263,20 @@ fn rows_of_several_people_are_not_released() {
         "SELECT diagnosis, died FROM admissions LIMIT 10",
     ] {
         hospital.sql(sql);
-        assert!(hospital.prepare().unwrap_err().refusal().is_some(), "{sql}");
+        let (labels, _) = hospital.with_input(|input| block_on(analyse(input))).unwrap();
+        assert!(
+            labels
+                .refusals
+                .iter()
+                .any(|refusal| refusal.rule == "one-record-one-row"),
+            "{sql}\n{:#?}",
+            labels.refusals
+        );
+        assert_eq!(
+            hospital.prepare().unwrap_err().refusal(),
+            labels.refusals.first(),
+            "{sql}"
+        );
     }
 }
 

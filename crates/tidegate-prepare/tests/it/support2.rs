@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use serde_json::json;
-use tidegate_prepare::{Part, home_rows};
+use tidegate_prepare::{Part, PrepareInput, home_rows, prepare};
+use tidegate_types::files::{read_catalog, read_pipeline};
 
 use super::fixture::{Hospital, KEYS, block_on, table};
 
@@ -43,4 +44,25 @@ fn nine_thousand_patients_are_prepared_within_seconds() {
     let test = block_on(home_rows(&prepared.home, &KEYS, Part::Test, &by)).unwrap();
     assert!(test.records.len() > 1600 && test.outcomes.iter().filter(|died| **died).count() > 350);
     assert!(table(&prepared, "train").1.len() > 5000);
+}
+
+#[test]
+fn the_example_is_prepared() {
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/hospital");
+    let read = |name: &str| std::fs::read_to_string(example.join(name)).unwrap();
+    let catalog = read_catalog("catalog.yaml", &read("catalog.yaml")).unwrap();
+    let pipeline = read_pipeline("tidegate.yaml", &read("tidegate.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let prepared = block_on(prepare(&PrepareInput {
+        catalog: &catalog,
+        catalog_folder: &example,
+        pipeline: &pipeline,
+        sql: None,
+        sample: None,
+        folder: folder.path(),
+        keys: &KEYS,
+    }))
+    .unwrap();
+    assert!(prepared.risk.k >= 5 && prepared.risk.rows > 1000, "{:?}", prepared.risk);
+    assert!(prepared.columns.iter().any(|column| column == "meanbp"));
 }
