@@ -47,6 +47,9 @@ pub struct Limits {
     pub parallel: usize,
     /// Open connections.
     pub connections: usize,
+    /// How long a connection may be held without use, beyond the time of a request: it is closed when
+    /// no request has come whole, or its answer has not been taken, within both together.
+    pub idle: Duration,
 }
 
 impl Default for Limits {
@@ -57,6 +60,7 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             parallel: 4,
             connections: 256,
+            idle: Duration::from_secs(30),
         }
     }
 }
@@ -85,6 +89,7 @@ impl ServeOptions {
             request,
             parallel,
             connections,
+            idle,
         } = self.limits;
         for (name, zero) in [
             ("body_bytes", body_bytes == 0),
@@ -92,6 +97,7 @@ impl ServeOptions {
             ("request", request.is_zero()),
             ("parallel", parallel == 0),
             ("connections", connections == 0),
+            ("idle", idle.is_zero()),
             ("poll", self.poll.is_zero()),
         ] {
             if zero {
