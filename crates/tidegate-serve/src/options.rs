@@ -66,14 +66,14 @@ impl Default for Limits {
 }
 
 impl ServeOptions {
-    /// Options with the usual limits: port 8000 of the loopback address, a look every second, nothing
+    /// Options with the usual limits: port 8080 of the loopback address, a look every second, nothing
     /// remembered over a restart.
     pub fn new(
         source: ReleaseSource,
         verify: impl Fn(&Files) -> Result<Bundle, BundleError> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             source,
             verify: Arc::new(verify),
             state: None,
