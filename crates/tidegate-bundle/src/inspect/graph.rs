@@ -13,10 +13,15 @@ use super::attribute::Attributes;
 use super::constant::Constant;
 use super::operator::{self, ML_DOMAIN, Value};
 use super::shape::{Element, Shape};
-use super::{MAX_NODES, MAX_ROW_ELEMENTS, MAX_ROW_WORK, ModelRefusal, printable, tree};
+use super::tree::Ensemble;
+use super::{MAX_NODES, MAX_ROW_ELEMENTS, MAX_ROW_WORK, ModelRefusal, printable};
 
 /// The most numbers of all values that do not depend on the input.
 const MAX_CONSTANT_ELEMENTS: u64 = 1 << 25;
+
+/// What a step down a tree counts for, in multiplications. Steps wait for memory and for each other;
+/// with this, as many rows as one request has take seconds at the bound, not minutes.
+const TREE_STEP_WORK: u64 = 1 << 11;
 
 /// A node that passed.
 struct CheckedNode {
@@ -282,8 +287,10 @@ impl Checked {
                 .flatten()
                 .filter(|value| value.element == Element::Float && value.shape == Shape::rows(features));
             rows.ok_or_else(|| refuse("its input is not `[N, F]` of float32"))?;
-            let (written, tree_nodes) = tree::check(&attributes, features).map_err(refuse)?;
-            (operator::tree_outputs(), written, tree_nodes)
+            let ensemble = Ensemble::read(&attributes, features).map_err(refuse)?;
+            let walk = ensemble.row_steps().saturating_mul(TREE_STEP_WORK);
+            self.row_work = self.row_work.saturating_add(walk);
+            (operator::tree_outputs(), ensemble.into_attributes(), 1)
         } else {
             let (outputs, work) = operator::infer(&name, &inputs, &attributes).map_err(refuse)?;
             (outputs, attributes.into_protos(), work)

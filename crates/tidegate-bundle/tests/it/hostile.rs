@@ -6,7 +6,7 @@ use tidegate_bundle::onnx::proto::*;
 use tidegate_bundle::{ModelRefusal, Predictor, inspect};
 
 use crate::models::{
-    boosted_trees, encode, exported_dense, floats, integers, mixed_network, model, node, numeric_schema, value,
+    boosted_trees, chain, encode, exported_dense, floats, integers, mixed_network, model, node, numeric_schema, value,
 };
 
 fn refused(change: impl FnOnce(&mut ModelProto)) -> ModelRefusal {
@@ -135,6 +135,18 @@ fn what_would_need_much_memory_is_refused_before_it_is_read() {
         inspect(&encode(&hostile), &numeric_schema(2)),
         Err(ModelRefusal::TooMuch { .. })
     ));
+}
+
+#[test]
+fn a_walk_that_takes_long_is_refused() {
+    // Each branch leads to a leaf and to the next branch.
+    assert!(inspect(&encode(&chain(1_000)), &numeric_schema(2)).is_ok());
+    assert_eq!(
+        inspect(&encode(&chain(140_000)), &numeric_schema(2))
+            .unwrap_err()
+            .to_string(),
+        "the model has too much: more than 268435456 multiplications for each row"
+    );
 }
 
 #[test]
