@@ -184,11 +184,12 @@ impl Checked {
     fn add_constant(&mut self, mut tensor: TensorProto) -> Result<(), ModelRefusal> {
         let name = tensor.name.take().unwrap_or_default();
         tensor.name = Some(name.clone());
-        let constant = Constant::read(tensor)?;
+        let mut constant = Constant::read(tensor)?;
         let value = Value {
             element: constant.element,
             shape: Shape::fixed(&constant.dims).ok_or(ModelRefusal::NotOnnx)?,
-            integers: matches!(constant.element, Element::Int64 | Element::Int32).then(|| constant.integers.clone()),
+            integers: matches!(constant.element, Element::Int64 | Element::Int32)
+                .then(|| std::mem::take(&mut constant.integers)),
             constant: true,
         };
         self.add_value(name.clone(), value)?;
