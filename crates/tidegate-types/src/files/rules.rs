@@ -3,7 +3,59 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::pipeline::{Trainer, TrainerModel};
 use crate::quantity::InvalidQuantity;
+
+/// The most passes over the training rows.
+pub const MAX_EPOCHS: u32 = 10_000;
+/// The most rows in one step of the training.
+pub const MAX_BATCH_SIZE: u32 = 65_536;
+/// The largest step size.
+pub const MAX_LEARNING_RATE: f64 = 10.0;
+/// The largest weight of the squared weights.
+pub const MAX_L2: f64 = 1e6;
+/// The most hidden layers.
+pub const MAX_HIDDEN_LAYERS: usize = 8;
+/// The widest hidden layer.
+pub const MAX_HIDDEN_WIDTH: u32 = 4_096;
+
+/// The settings of the built-in trainer that are out of bounds, each with what it must be. The files are
+/// checked by it and the trainer itself, so that what was checked can be trained.
+#[must_use]
+pub fn trainer_faults(trainer: &Trainer) -> Vec<(&'static str, &'static str)> {
+    let layers = &trainer.hidden;
+    // A logistic regression has no hidden layer, whatever is written.
+    let hidden = trainer.model != TrainerModel::Mlp
+        || ((1..=MAX_HIDDEN_LAYERS).contains(&layers.len())
+            && layers.iter().all(|width| (1..=MAX_HIDDEN_WIDTH).contains(width)));
+    let rate = trainer.learning_rate;
+    let rules = [
+        (
+            "hidden",
+            hidden,
+            "the widths of 1 to 8 layers, each from 1 to 4,096; `model: logistic` has none",
+        ),
+        ("epochs", (1..=MAX_EPOCHS).contains(&trainer.epochs), "from 1 to 10,000"),
+        (
+            "batch_size",
+            (1..=MAX_BATCH_SIZE).contains(&trainer.batch_size),
+            "from 1 to 65,536",
+        ),
+        (
+            "learning_rate",
+            rate > 0.0 && rate <= MAX_LEARNING_RATE,
+            "above 0 and at most 10",
+        ),
+        ("l2", (0.0..=MAX_L2).contains(&trainer.l2), "from 0 to 1,000,000"),
+        (
+            "early_stopping",
+            trainer.early_stopping != Some(0),
+            "at least 1, or absent for never",
+        ),
+    ];
+    let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
+    broken.map(|(setting, _, must)| (setting, must)).collect()
+}
 
 /// A number of processors as written in `resources.cpus`: `2` for exactly, `2+` for at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -75,6 +75,11 @@ fn what_does_not_fit_is_named_with_its_place() {
             "epochs: 10, batch_size: 32",
             "epochs: 0, batch_size: 0, learning_rate: .inf, l2: -1.0, hidden: [0]",
         ),
+        (
+            "epochs: 10, batch_size: 32",
+            "batch_size: 65537, learning_rate: 10.5, l2: 1000001.0",
+        ),
+        ("hidden: [128]", "hidden: []"),
         ("roc_auc: \">= 0.75\"", "roc-auc: \">= 0.75\""),
         ("roc_auc: \">= 0.75\"", "roc_auc: \"0.75\""),
         ("by: [age]", "by: [\"\"]"),
@@ -107,6 +112,7 @@ fn tightening_is_always_allowed() {
         ("k: 5, on", "k: 50, l: 3, on"),
         ("to: internal, k: 5, ", "to: internal, "),
         ("max_suppressed: 0.05", "max_suppressed: 0"),
+        ("model: mlp, hidden: [128]", "model: logistic, hidden: []"),
     ] {
         assert_eq!(spoiled(from, to), [""; 0], "{to}");
     }
