@@ -2,10 +2,10 @@
 //!
 //! Two things differ. Some kernels of the library turn what is not a number into one (its sigmoid
 //! gives 0.0000005), so a model that cannot handle a missing value would answer with a made-up
-//! probability instead of none. And of a binary tree ensemble with a single score it wants one base
-//! value per class where the format has one for the score.
+//! probability instead of none. And tree ensembles become an operator of our own: see [`crate::trees`].
 
 use crate::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, data_type};
+use crate::trees;
 
 /// Operators through which a value that is not a number must come as it is, with how many of their
 /// inputs that holds for.
@@ -37,7 +37,10 @@ pub(crate) fn for_library(mut model: ModelProto) -> ModelProto {
         for mut node in std::mem::take(&mut graph.node) {
             let operator = node.op_type.clone().unwrap_or_default();
             if operator == "TreeEnsembleClassifier" {
-                widen_base_values(&mut node);
+                // Its labels are read by nobody.
+                node.output = node.output.into_iter().skip(1).collect();
+                node.op_type = Some(trees::OPERATOR.to_owned());
+                node.domain = None;
                 nodes.push(node);
             } else if operator == "Softmax" {
                 guard_softmax(graph, node, &mut nodes);
@@ -118,12 +121,4 @@ fn guard_softmax(graph: &mut GraphProto, softmax: NodeProto, nodes: &mut Vec<Nod
         1,
         nodes,
     );
-}
-
-fn widen_base_values(ensemble: &mut NodeProto) {
-    for attribute in &mut ensemble.attribute {
-        if attribute.name.as_deref() == Some("base_values") && attribute.floats.len() == 1 {
-            attribute.floats.push(0.0);
-        }
-    }
 }

@@ -26,6 +26,7 @@ pub mod onnx;
 pub mod predict;
 pub mod quality;
 pub mod schema;
+mod trees;
 
 pub use bundle::{Bundle, BundleContent, BundleError, BundleManifest, Files};
 pub use calibration::Calibration;

@@ -9,6 +9,7 @@ use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, Tensor, Ty
 
 use crate::adapt::for_library;
 use crate::inspect::InspectedModel;
+use crate::trees::library;
 
 /// The most rows that are computed at once.
 const MAX_BATCH_ROWS: u64 = 1024;
@@ -62,7 +63,7 @@ impl Predictor {
     pub fn load(model: &InspectedModel) -> Result<Self, PredictError> {
         let bytes = for_library(model.model.clone()).encode_to_vec();
         let load = || {
-            tract_onnx::onnx()
+            library()
                 .model_for_read(&mut &bytes[..])?
                 .into_optimized()?
                 .into_runnable()

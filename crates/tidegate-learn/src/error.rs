@@ -99,7 +99,7 @@ pub enum LearnError {
     #[error(transparent)]
     Schema(#[from] InvalidSchema),
     /// A setting outside of what the trainer can do.
-    #[error("trainer setting `{setting}`: {reason}")]
+    #[error("trainer setting `{setting}`: it must be {reason}")]
     Setting {
         /// The setting.
         setting: &'static str,

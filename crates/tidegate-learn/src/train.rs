@@ -7,16 +7,13 @@ use serde::{Deserialize, Serialize};
 use tidegate_bundle::dense::{DenseLayer, DenseNetwork, Preprocessing};
 use tidegate_bundle::{FeatureSchema, inspect};
 use tidegate_types::files::pipeline::{Trainer, TrainerModel};
+use tidegate_types::files::trainer_faults;
 
 use crate::error::LearnError;
 use crate::features::{fit_preprocessing, infer_schema, outcomes};
 use crate::network::{Batch, Network, shuffled};
 use crate::table::Table;
 
-const MAX_EPOCHS: u32 = 10_000;
-const MAX_BATCH_SIZE: u32 = 65_536;
-const MAX_HIDDEN_LAYERS: usize = 8;
-const MAX_HIDDEN_WIDTH: u32 = 4_096;
 /// The most weights of a network: half of the largest model file that is inspected.
 const MAX_WEIGHTS: usize = 8 << 20;
 /// Rows that are expanded at once where nothing is learned from them.
@@ -201,35 +198,10 @@ fn run_epochs(
 }
 
 fn check_settings(settings: &Trainer) -> Result<(), LearnError> {
-    let refuse = |setting, reason| Err(LearnError::Setting { setting, reason });
-    let hidden_fits = settings.hidden.len() <= MAX_HIDDEN_LAYERS
-        && !settings.hidden.is_empty()
-        && settings
-            .hidden
-            .iter()
-            .all(|width| (1..=MAX_HIDDEN_WIDTH).contains(width));
-    if settings.model == TrainerModel::Mlp && !hidden_fits {
-        return refuse(
-            "hidden",
-            "it must name the widths of 1 to 8 layers, each from 1 to 4,096; `model: logistic` has none",
-        );
+    match trainer_faults(settings).first() {
+        None => Ok(()),
+        Some(&(setting, reason)) => Err(LearnError::Setting { setting, reason }),
     }
-    if !(1..=MAX_EPOCHS).contains(&settings.epochs) {
-        return refuse("epochs", "it must be from 1 to 10,000");
-    }
-    if !(1..=MAX_BATCH_SIZE).contains(&settings.batch_size) {
-        return refuse("batch_size", "it must be from 1 to 65,536");
-    }
-    if !(settings.learning_rate > 0.0 && settings.learning_rate <= 10.0) {
-        return refuse("learning_rate", "it must be above 0 and at most 10");
-    }
-    if !(0.0..=1e6).contains(&settings.l2) {
-        return refuse("l2", "it must be from 0 to 1,000,000");
-    }
-    if settings.early_stopping == Some(0) {
-        return refuse("early_stopping", "it must be at least 1, or absent for never");
-    }
-    Ok(())
 }
 
 /// Encoded rows with what is to be learned from them.

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::files::catalog::Dataset;
+use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::ids::{SiteName, TaskName};
 use tidegate_types::label::{Label, Residency};
+use tidegate_types::quantity::Money;
 
 use crate::model::{Plan, PlanInput, PlannedCrossing, Step};
 
@@ -162,7 +164,13 @@ impl Checker<'_> {
             self.expect(resources.infra.as_ref().is_none_or(|named| named == name), || {
                 format!("training is on `{name}`, and the pipeline names another site")
             });
-            let Some(offer) = self.input.sites.sites.get(name).and_then(|site| site.compute.as_ref()) else {
+            let site = self.input.sites.sites.get(name);
+            // Who names the site vouches that its setup needs no network.
+            let sets_up = self.input.pipeline.train.setup.is_none()
+                || resources.infra.is_some()
+                || site.is_some_and(|site| site.network.setup == NetworkRule::Allow);
+            self.expect(sets_up, || format!("`{name}` has no network for the setup"));
+            let Some(offer) = site.and_then(|site| site.compute.as_ref()) else {
                 self.faults
                     .push(format!("training is on `{name}`, which has no compute"));
                 continue;
@@ -319,12 +327,23 @@ impl Checker<'_> {
         self.expect(plan.unpriced == unknown, || {
             "a cost is not known, and the plan hides it".to_owned()
         });
-        for task in plan.tasks.iter().filter(|task| task.kind != Step::Deploy) {
+        for task in &plan.tasks {
             let offer = sites.sites.get(&task.site).and_then(|site| site.compute.as_ref());
-            let priced = offer
-                .is_some_and(|offer| offer.price.is_some() || (offer.spot_price.is_some() && task.kind == Step::Train));
-            self.expect(task.cost.is_none() || priced, || {
-                format!("task `{}` has a cost without a price", task.task)
+            let spot = offer
+                .and_then(|offer| offer.spot_price)
+                .filter(|_| task.kind == Step::Train && pipeline.train.resources.use_spot);
+            let seconds = task.seconds_estimate;
+            let cost = match (task.kind, spot) {
+                // A deployment takes no machine.
+                (Step::Deploy, _) => Some(Money::ZERO),
+                // A fifth of the work on a machine that may be taken away is done twice.
+                (_, Some(price)) => Some(price.for_seconds(seconds.saturating_add(seconds.div_ceil(5)))),
+                (_, None) => offer
+                    .and_then(|offer| offer.price)
+                    .map(|price| price.for_seconds(seconds)),
+            };
+            self.expect(task.cost == cost, || {
+                format!("task `{}` has another cost than its site's price gives", task.task)
             });
         }
         let mut leaving = 0_u64;

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("listening on {address}: {source}; choose another port with `--port`, or end what uses this one")]
+    #[error(
+        "listening on {address}: {source}; choose another address or port with `--listen`, or end what uses this one"
+    )]
     Bind {
         /// The address.
         address: SocketAddr,

@@ -47,6 +47,9 @@ pub struct Limits {
     pub parallel: usize,
     /// Open connections.
     pub connections: usize,
+    /// How long a connection may be held without use, beyond the time of a request: it is closed when
+    /// no request has come whole, or its answer has not been taken, within both together.
+    pub idle: Duration,
 }
 
 impl Default for Limits {
@@ -57,19 +60,20 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             parallel: 4,
             connections: 256,
+            idle: Duration::from_secs(30),
         }
     }
 }
 
 impl ServeOptions {
-    /// Options with the usual limits: port 8000 of the loopback address, a look every second, nothing
+    /// Options with the usual limits: port 8080 of the loopback address, a look every second, nothing
     /// remembered over a restart.
     pub fn new(
         source: ReleaseSource,
         verify: impl Fn(&Files) -> Result<Bundle, BundleError> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             source,
             verify: Arc::new(verify),
             state: None,
@@ -85,6 +89,7 @@ impl ServeOptions {
             request,
             parallel,
             connections,
+            idle,
         } = self.limits;
         for (name, zero) in [
             ("body_bytes", body_bytes == 0),
@@ -92,6 +97,7 @@ impl ServeOptions {
             ("request", request.is_zero()),
             ("parallel", parallel == 0),
             ("connections", connections == 0),
+            ("idle", idle.is_zero()),
             ("poll", self.poll.is_zero()),
         ] {
             if zero {

@@ -4,7 +4,8 @@
 //! remembered by the names, lengths and times of its files, so that it is not verified every second,
 //! and is tried again once they change.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -98,24 +99,19 @@ impl Watcher {
         let models = self.source.folder.join("models");
         // A folder that is gone is no news; its fingerprint would only take space.
         self.passed_over.retain(|folder, _| folder.is_dir());
-        for name in folders(&models) {
-            if PipelineName::new(name.as_str()).is_err() {
-                continue;
-            }
+        let names = folders(&models).filter(|name| PipelineName::new(name.as_str()).is_ok());
+        for Reverse(name) in largest(names.map(Reverse), MAX_ENTRIES) {
             self.look_at_model(&models.join(&name), &name);
         }
     }
 
     fn look_at_model(&mut self, folder: &Path, name: &str) {
         let is_number = |text: &String| text.bytes().all(|b| b.is_ascii_digit());
-        let mut versions: Vec<(u64, PathBuf)> = folders(folder)
-            .into_iter()
+        let versions = folders(folder)
             .filter(is_number)
-            .filter_map(|text| Some((text.parse().ok()?, folder.join(text))))
-            .collect();
-        versions.sort_by(|a, b| b.cmp(a));
+            .filter_map(|text| Some((text.parse::<u64>().ok()?, folder.join(text))));
         let current = self.registry.get(name).map_or(0, |model| model.bundle.manifest.version);
-        for (version, path) in versions {
+        for (version, path) in largest(versions, MAX_ENTRIES) {
             if version == current {
                 break;
             }
@@ -164,17 +160,26 @@ impl Watcher {
     }
 }
 
-/// The names of the folders in a folder, sorted; none when it is not there. Symbolic links are not
+/// The names of the folders in a folder, in no order; none when it is not there. Symbolic links are not
 /// followed.
-fn folders(folder: &Path) -> Vec<String> {
+fn folders(folder: &Path) -> impl Iterator<Item = String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
+    entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .take(MAX_ENTRIES)
-        .collect();
-    names.sort();
-    names
+}
+
+/// The largest items, the largest first, at most `most` of them, and never more in memory. A folder
+/// lists its names in no order: taking the first ones could leave out the newest version.
+fn largest<T: Ord>(items: impl Iterator<Item = T>, most: usize) -> Vec<T> {
+    let mut kept = BTreeSet::new();
+    for item in items {
+        kept.insert(item);
+        if kept.len() > most {
+            kept.pop_first();
+        }
+    }
+    kept.into_iter().rev().collect()
 }
 
 fn fingerprint(folder: &Path) -> Fingerprint {
@@ -190,4 +195,18 @@ fn fingerprint(folder: &Path) -> Fingerprint {
         .collect();
     files.sort();
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_kept_wherever_they_come() {
+        let mixed = (0..10_u64).map(|at| at * 7 % 10);
+        assert_eq!(largest(mixed, 3), [9, 8, 7]);
+        assert_eq!(largest([1, 2].into_iter(), 3), [2, 1]);
+        let names = ["b", "c", "a"].into_iter().map(Reverse);
+        assert_eq!(largest(names, 2), [Reverse("a"), Reverse("b")]);
+    }
 }

@@ -104,7 +104,8 @@ impl Server {
             poll,
         } = self;
         let grace = app.limits.request;
-        let listener = BoundedListener::new(listener, app.limits.connections);
+        let turn = app.limits.request.saturating_add(app.limits.idle);
+        let listener = BoundedListener::new(listener, app.limits.connections, turn);
         let (stop, mut stopped) = watch::channel(false);
         let stopping = async move {
             // An error means that the sender is gone, which is an end as well.

@@ -5,12 +5,15 @@ use crate::onnx::proto::{TensorProto, data_type};
 use super::shape::Element;
 use super::{ModelRefusal, printable};
 
+/// The most elements of an integer constant.
+const MAX_INTEGERS: usize = 1 << 20;
+
 /// A constant tensor, read and checked.
 #[derive(Debug, Clone)]
 pub(super) struct Constant {
     pub(super) element: Element,
     pub(super) dims: Vec<usize>,
-    /// Values of an integer constant; indices, axes and shapes are read from here.
+    /// Values of an integer constant; indices, axes and shapes are read from here, and taken.
     pub(super) integers: Vec<i64>,
     raw: Vec<u8>,
 }
@@ -51,6 +54,20 @@ impl Constant {
         let bytes = count
             .and_then(|count| count.checked_mul(width))
             .ok_or_else(|| refuse("it is too large"))?;
+        // Before anything is copied: what does not fit its shape is not worth the memory.
+        let given = match (&tensor.raw_data, element) {
+            (Some(raw), _) => Some(raw.len()),
+            (None, Element::Float) => tensor.float_data.len().checked_mul(width),
+            (None, Element::Int64) => tensor.int64_data.len().checked_mul(width),
+            (None, Element::Int32 | Element::Bool) => tensor.int32_data.len().checked_mul(width),
+            (None, Element::Label) => None,
+        };
+        if given != Some(bytes) {
+            return Err(refuse("the number of elements does not fit its shape"));
+        }
+        if matches!(element, Element::Int32 | Element::Int64) && count.is_none_or(|count| count > MAX_INTEGERS) {
+            return Err(refuse("it has more integers than indices, axes and shapes need"));
+        }
         let raw = match tensor.raw_data {
             Some(raw) => raw,
             None => match element {
@@ -61,9 +78,6 @@ impl Constant {
                 Element::Label => return Err(refuse("labels are not a constant")),
             },
         };
-        if raw.len() != bytes {
-            return Err(refuse("the number of elements does not fit its shape"));
-        }
         if element == Element::Float && !words(&raw).all(|word| f32::from_le_bytes(word).is_finite()) {
             return Err(refuse("a weight is not finite"));
         }

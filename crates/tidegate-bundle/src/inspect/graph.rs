@@ -13,10 +13,15 @@ use super::attribute::Attributes;
 use super::constant::Constant;
 use super::operator::{self, ML_DOMAIN, Value};
 use super::shape::{Element, Shape};
-use super::{MAX_NODES, MAX_ROW_ELEMENTS, MAX_ROW_WORK, ModelRefusal, printable, tree};
+use super::tree::Ensemble;
+use super::{MAX_NODES, MAX_ROW_ELEMENTS, MAX_ROW_WORK, ModelRefusal, printable};
 
 /// The most numbers of all values that do not depend on the input.
 const MAX_CONSTANT_ELEMENTS: u64 = 1 << 25;
+
+/// What a step down a tree counts for, in multiplications. Steps wait for memory and for each other;
+/// with this, as many rows as one request has take seconds at the bound, not minutes.
+const TREE_STEP_WORK: u64 = 1 << 11;
 
 /// A node that passed.
 struct CheckedNode {
@@ -179,11 +184,12 @@ impl Checked {
     fn add_constant(&mut self, mut tensor: TensorProto) -> Result<(), ModelRefusal> {
         let name = tensor.name.take().unwrap_or_default();
         tensor.name = Some(name.clone());
-        let constant = Constant::read(tensor)?;
+        let mut constant = Constant::read(tensor)?;
         let value = Value {
             element: constant.element,
             shape: Shape::fixed(&constant.dims).ok_or(ModelRefusal::NotOnnx)?,
-            integers: matches!(constant.element, Element::Int64 | Element::Int32).then(|| constant.integers.clone()),
+            integers: matches!(constant.element, Element::Int64 | Element::Int32)
+                .then(|| std::mem::take(&mut constant.integers)),
             constant: true,
         };
         self.add_value(name.clone(), value)?;
@@ -282,8 +288,10 @@ impl Checked {
                 .flatten()
                 .filter(|value| value.element == Element::Float && value.shape == Shape::rows(features));
             rows.ok_or_else(|| refuse("its input is not `[N, F]` of float32"))?;
-            let (written, tree_nodes) = tree::check(&attributes, features).map_err(refuse)?;
-            (operator::tree_outputs(), written, tree_nodes)
+            let ensemble = Ensemble::read(&attributes, features).map_err(refuse)?;
+            let walk = ensemble.row_steps().saturating_mul(TREE_STEP_WORK);
+            self.row_work = self.row_work.saturating_add(walk);
+            (operator::tree_outputs(), ensemble.into_attributes(), 1)
         } else {
             let (outputs, work) = operator::infer(&name, &inputs, &attributes).map_err(refuse)?;
             (outputs, attributes.into_protos(), work)

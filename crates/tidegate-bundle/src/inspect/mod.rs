@@ -16,7 +16,7 @@ mod constant;
 mod graph;
 mod operator;
 mod shape;
-mod tree;
+pub(crate) mod tree;
 mod wire;
 
 use std::collections::BTreeSet;

@@ -1,72 +1,190 @@
 //! Tree ensembles of `ai.onnx.ml`, checked node by node.
 //!
-//! The inference library follows node numbers without checking them, so a number that is wrong could
-//! read foreign memory or loop for ever. Every number is therefore checked here, and trees are
-//! written again in order.
+//! A number that is wrong could lead out of a tree or in a circle, and other programs follow it without
+//! asking. Every number is therefore checked here, and trees are written again in order; [`crate::trees`]
+//! evaluates the same form.
 
 use std::collections::BTreeMap;
 
-use crate::onnx::proto::{AttributeProto, attribute_type};
+use crate::onnx::proto::{AttributeProto, NodeProto, attribute_type};
 
 use super::attribute::Attributes;
 
+/// The mode of a leaf.
+const LEAF: &[u8] = b"LEAF";
 /// The most tree nodes.
 const MAX_TREE_NODES: usize = 1_000_000;
 
-struct TreeNode {
-    true_child: i64,
-    false_child: i64,
-    feature: i64,
-    value: f32,
-    mode: Vec<u8>,
-    missing_is_true: i64,
-    leaves: Vec<(i64, f32)>,
+/// What a branch asks of its feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Test {
+    LessOrEqual,
+    Less,
+    Greater,
+    Equal,
+    NotEqual,
 }
 
-/// Checks a `TreeEnsembleClassifier` with two classes over `features` columns. Returns the attributes
-/// in order and the number of tree nodes.
-pub(super) fn check(attributes: &Attributes, features: usize) -> Result<(Vec<AttributeProto>, u64), &'static str> {
-    let trees = read_trees(attributes)?;
-    let count: usize = trees.iter().map(Vec::len).sum();
-    for tree in &trees {
-        check_tree(tree, features)?;
+impl Test {
+    const ALL: [Self; 5] = [
+        Self::LessOrEqual,
+        Self::Less,
+        Self::Greater,
+        Self::Equal,
+        Self::NotEqual,
+    ];
+
+    const fn mode(self) -> &'static [u8] {
+        match self {
+            Self::LessOrEqual => b"BRANCH_LEQ",
+            Self::Less => b"BRANCH_LT",
+            Self::Greater => b"BRANCH_GT",
+            Self::Equal => b"BRANCH_EQ",
+            Self::NotEqual => b"BRANCH_NEQ",
+        }
     }
 
-    let (labels, label_attribute) = match (
-        attributes.integers("classlabels_int64s"),
-        attributes.texts("classlabels_strings"),
-    ) {
-        (Some(labels), None) => (labels.len(), integers("classlabels_int64s", labels.to_vec())),
-        (None, Some(labels)) => (labels.len(), texts("classlabels_strings", labels.to_vec())),
-        _ => return Err("it must have class labels of one kind"),
-    };
-    if labels != 2 {
-        return Err("it must have two classes");
+    /// Whether the branch is taken for a value that is not missing.
+    pub(crate) fn holds(self, given: f32, value: f32) -> bool {
+        match self {
+            Self::LessOrEqual => given <= value,
+            Self::Less => given < value,
+            Self::Greater => given > value,
+            Self::Equal => given == value,
+            Self::NotEqual => given != value,
+        }
     }
-    let transform = attributes.text("post_transform").unwrap_or(b"NONE");
-    let single_score = trees
-        .iter()
-        .flatten()
-        .flat_map(|node| &node.leaves)
-        .all(|&(class, _)| class == 0);
-    let base = attributes.floats("base_values").unwrap_or_default();
-    match (single_score, transform, base.len()) {
-        (true, b"LOGISTIC", 0 | 1) | (false, b"NONE" | b"SOFTMAX", 0 | 2) => {}
-        _ => return Err("this combination of class ids, `post_transform` and `base_values` is not supported"),
+}
+
+/// What makes probabilities of the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transform {
+    /// The sums are the probabilities of both classes.
+    None,
+    /// One sum, through the logistic curve, is the probability of the second class.
+    Logistic,
+    /// Two sums through softmax.
+    Softmax,
+}
+
+impl Transform {
+    const fn name(self) -> &'static [u8] {
+        match self {
+            Self::None => b"NONE",
+            Self::Logistic => b"LOGISTIC",
+            Self::Softmax => b"SOFTMAX",
+        }
+    }
+}
+
+/// A branch, or a leaf when it tests nothing. Children are numbers in the same tree.
+#[derive(Debug)]
+pub(crate) struct TreeNode {
+    pub(crate) test: Option<Test>,
+    pub(crate) true_child: i64,
+    pub(crate) false_child: i64,
+    pub(crate) feature: i64,
+    pub(crate) value: f32,
+    pub(crate) missing_is_true: i64,
+    /// What a leaf adds: the class and the weight.
+    pub(crate) leaves: Vec<(i64, f32)>,
+}
+
+/// A `TreeEnsembleClassifier` with two classes that was checked.
+#[derive(Debug)]
+pub(crate) struct Ensemble {
+    pub(crate) trees: Vec<Vec<TreeNode>>,
+    pub(crate) transform: Transform,
+    /// A number for each sum, or none.
+    pub(crate) base: Vec<f32>,
+    labels: AttributeProto,
+}
+
+impl Ensemble {
+    /// Checks an ensemble over `features` columns.
+    pub(super) fn read(attributes: &Attributes, features: usize) -> Result<Self, &'static str> {
+        let trees = read_trees(attributes)?;
+        for tree in &trees {
+            check_tree(tree, features)?;
+        }
+        let (labels, label_attribute) = match (
+            attributes.integers("classlabels_int64s"),
+            attributes.texts("classlabels_strings"),
+        ) {
+            (Some(labels), None) => (labels.len(), integers("classlabels_int64s", labels.to_vec())),
+            (None, Some(labels)) => (labels.len(), texts("classlabels_strings", labels.to_vec())),
+            _ => return Err("it must have class labels of one kind"),
+        };
+        if labels != 2 {
+            return Err("it must have two classes");
+        }
+        let single_score = trees
+            .iter()
+            .flatten()
+            .flat_map(|node| &node.leaves)
+            .all(|&(class, _)| class == 0);
+        let base = attributes.floats("base_values").unwrap_or_default();
+        let transform = attributes.text("post_transform").unwrap_or(b"NONE");
+        let transform = match (single_score, transform, base.len()) {
+            (true, b"LOGISTIC", 0 | 1) => Transform::Logistic,
+            (false, b"NONE", 0 | 2) => Transform::None,
+            (false, b"SOFTMAX", 0 | 2) => Transform::Softmax,
+            _ => return Err("this combination of class ids, `post_transform` and `base_values` is not supported"),
+        };
+        Ok(Self {
+            trees,
+            transform,
+            base: base.to_vec(),
+            labels: label_attribute,
+        })
     }
 
-    let mut written = write_trees(&trees);
-    written.push(label_attribute);
-    written.push(AttributeProto {
-        name: Some("post_transform".to_owned()),
-        s: Some(transform.to_vec()),
-        r#type: Some(attribute_type::STRING),
-        ..AttributeProto::default()
-    });
-    if !base.is_empty() {
-        written.push(floats("base_values", base.to_vec()));
+    /// Reads an ensemble of a model that was inspected.
+    pub(crate) fn of(node: NodeProto) -> Result<Self, &'static str> {
+        let attributes = Attributes::read(node.attribute).map_err(|_| "its attributes are refused")?;
+        Self::read(&attributes, usize::MAX)
     }
-    Ok((written, count as u64))
+
+    /// The most steps of one row: the longest way down each tree, and the weights at its end.
+    pub(super) fn row_steps(&self) -> u64 {
+        let trees = self.trees.iter().map(|tree| {
+            let mut below = vec![0_u64; tree.len()];
+            // Children come after their parent.
+            for (position, node) in tree.iter().enumerate().rev() {
+                let child = |number| {
+                    usize::try_from(number)
+                        .ok()
+                        .and_then(|at: usize| below.get(at).copied())
+                };
+                let children = [child(node.true_child), child(node.false_child)];
+                let work = match node.test {
+                    None => node.leaves.len() as u64,
+                    Some(_) => children.into_iter().flatten().max().unwrap_or_default(),
+                };
+                if let Some(entry) = below.get_mut(position) {
+                    *entry = work.saturating_add(1);
+                }
+            }
+            below.first().copied().unwrap_or_default()
+        });
+        trees.fold(0, u64::saturating_add)
+    }
+
+    /// The attributes, written again in order.
+    pub(super) fn into_attributes(self) -> Vec<AttributeProto> {
+        let mut written = write_trees(&self.trees);
+        written.push(self.labels);
+        written.push(AttributeProto {
+            name: Some("post_transform".to_owned()),
+            s: Some(self.transform.name().to_vec()),
+            r#type: Some(attribute_type::STRING),
+            ..AttributeProto::default()
+        });
+        if !self.base.is_empty() {
+            written.push(floats("base_values", self.base));
+        }
+        written
+    }
 }
 
 fn read_trees(attributes: &Attributes) -> Result<Vec<Vec<TreeNode>>, &'static str> {
@@ -109,13 +227,16 @@ fn read_trees(attributes: &Attributes) -> Result<Vec<Vec<TreeNode>>, &'static st
         .zip(true_children.iter().zip(false_children))
         .zip(values.iter().zip(modes).zip(&missing))
     {
-        let mode = mode.clone();
+        let test = Test::ALL.into_iter().find(|test| test.mode() == mode.as_slice());
+        if test.is_none() && mode != LEAF {
+            return Err("a tree node has a mode that is not supported");
+        }
         let entry = TreeNode {
+            test,
             true_child,
             false_child,
             feature,
             value,
-            mode,
             missing_is_true,
             leaves: vec![],
         };
@@ -162,18 +283,11 @@ fn read_trees(attributes: &Attributes) -> Result<Vec<Vec<TreeNode>>, &'static st
 fn check_tree(tree: &[TreeNode], features: usize) -> Result<(), &'static str> {
     let count = tree.len() as i64;
     for (position, node) in tree.iter().enumerate() {
-        if node.mode == b"LEAF" {
+        if node.test.is_none() {
             if node.leaves.is_empty() || node.leaves.iter().any(|(class, _)| !(0..=1).contains(class)) {
                 return Err("each leaf must have a weight for class 0 or 1");
             }
             continue;
-        }
-        // The inference library takes a node of mode `BRANCH_GTE` for a leaf.
-        if !matches!(
-            &node.mode[..],
-            b"BRANCH_LEQ" | b"BRANCH_LT" | b"BRANCH_GT" | b"BRANCH_EQ" | b"BRANCH_NEQ"
-        ) {
-            return Err("a tree node has a mode that is not supported");
         }
         if !node.leaves.is_empty() {
             return Err("a branch has a leaf's weight");
@@ -207,19 +321,19 @@ fn write_trees(trees: &[Vec<TreeNode>]) -> Vec<AttributeProto> {
         integers(
             "nodes_featureids",
             nodes()
-                .map(|(_, _, node)| if node.mode == b"LEAF" { 0 } else { node.feature })
+                .map(|(_, _, node)| if node.test.is_none() { 0 } else { node.feature })
                 .collect(),
         ),
         integers(
             "nodes_truenodeids",
             nodes()
-                .map(|(_, _, node)| if node.mode == b"LEAF" { 0 } else { node.true_child })
+                .map(|(_, _, node)| if node.test.is_none() { 0 } else { node.true_child })
                 .collect(),
         ),
         integers(
             "nodes_falsenodeids",
             nodes()
-                .map(|(_, _, node)| if node.mode == b"LEAF" { 0 } else { node.false_child })
+                .map(|(_, _, node)| if node.test.is_none() { 0 } else { node.false_child })
                 .collect(),
         ),
         integers(
@@ -227,7 +341,12 @@ fn write_trees(trees: &[Vec<TreeNode>]) -> Vec<AttributeProto> {
             nodes().map(|(_, _, node)| node.missing_is_true).collect(),
         ),
         floats("nodes_values", nodes().map(|(_, _, node)| node.value).collect()),
-        texts("nodes_modes", nodes().map(|(_, _, node)| node.mode.clone()).collect()),
+        texts(
+            "nodes_modes",
+            nodes()
+                .map(|(_, _, node)| node.test.map_or(LEAF, Test::mode).to_vec())
+                .collect(),
+        ),
         integers("class_treeids", leaves().map(|(tree, ..)| tree).collect()),
         integers("class_nodeids", leaves().map(|(_, node, ..)| node).collect()),
         integers("class_ids", leaves().map(|(_, _, class, _)| class).collect()),

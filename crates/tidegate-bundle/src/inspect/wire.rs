@@ -12,6 +12,9 @@ use super::ModelRefusal;
 const MAX_MESSAGES: usize = 100_000;
 /// The most texts and byte strings that are decoded; a boosted model has one for each tree node.
 const MAX_TEXTS: usize = 4_000_000;
+/// The most integers that are decoded: one byte in the file becomes eight in memory. The largest tree
+/// ensemble has nine for each node.
+const MAX_INTEGERS: usize = 10_000_000;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -43,11 +46,17 @@ impl Kind {
             _ => return None,
         })
     }
+
+    /// Whether field `tag` is a list of integers of variable length.
+    fn integers(self, tag: u32) -> bool {
+        matches!((self, tag), (Self::Attribute, 8) | (Self::Tensor, 1 | 5 | 7))
+    }
 }
 
 struct Budget {
     messages: usize,
     texts: usize,
+    integers: usize,
 }
 
 /// Checks that decoding `bytes` as a model stays within bounds.
@@ -58,6 +67,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), ModelRefusal> {
         &mut Budget {
             messages: MAX_MESSAGES,
             texts: MAX_TEXTS,
+            integers: MAX_INTEGERS,
         },
     )
 }
@@ -67,7 +77,12 @@ fn scan(mut bytes: &[u8], kind: Kind, budget: &mut Budget) -> Result<(), ModelRe
     while bytes.has_remaining() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(broken)?;
         match wire_type {
-            WireType::Varint => drop(decode_varint(&mut bytes).map_err(broken)?),
+            WireType::Varint => {
+                decode_varint(&mut bytes).map_err(broken)?;
+                if kind.integers(tag) {
+                    take(&mut budget.integers, 1, MAX_INTEGERS, "integers")?;
+                }
+            }
             WireType::SixtyFourBit => skip(&mut bytes, 8)?,
             WireType::ThirtyTwoBit => skip(&mut bytes, 4)?,
             WireType::LengthDelimited => {
@@ -76,10 +91,14 @@ fn scan(mut bytes: &[u8], kind: Kind, budget: &mut Budget) -> Result<(), ModelRe
                 let body = bytes.get(..length).ok_or(ModelRefusal::NotOnnx)?;
                 bytes.advance(length);
                 if let Some(child) = kind.child(tag) {
-                    take(&mut budget.messages, MAX_MESSAGES, "messages")?;
+                    take(&mut budget.messages, 1, MAX_MESSAGES, "messages")?;
                     scan(body, child, budget)?;
+                } else if kind.integers(tag) {
+                    // The last byte of an integer is the one without its highest bit.
+                    let count = body.iter().filter(|byte| **byte < 0x80).count();
+                    take(&mut budget.integers, count, MAX_INTEGERS, "integers")?;
                 } else {
-                    take(&mut budget.texts, MAX_TEXTS, "texts")?;
+                    take(&mut budget.texts, 1, MAX_TEXTS, "texts")?;
                 }
             }
             WireType::StartGroup | WireType::EndGroup => return Err(ModelRefusal::NotOnnx),
@@ -96,8 +115,8 @@ fn skip(bytes: &mut &[u8], count: usize) -> Result<(), ModelRefusal> {
     Ok(())
 }
 
-fn take(left: &mut usize, limit: usize, what: &'static str) -> Result<(), ModelRefusal> {
-    *left = left.checked_sub(1).ok_or(ModelRefusal::TooMuch {
+fn take(left: &mut usize, count: usize, limit: usize, what: &'static str) -> Result<(), ModelRefusal> {
+    *left = left.checked_sub(count).ok_or(ModelRefusal::TooMuch {
         what,
         limit: limit as u64,
     })?;

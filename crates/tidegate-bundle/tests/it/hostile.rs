@@ -6,7 +6,7 @@ use tidegate_bundle::onnx::proto::*;
 use tidegate_bundle::{ModelRefusal, Predictor, inspect};
 
 use crate::models::{
-    boosted_trees, encode, exported_dense, floats, integers, mixed_network, model, node, numeric_schema, value,
+    boosted_trees, chain, encode, exported_dense, floats, integers, mixed_network, model, node, numeric_schema, value,
 };
 
 fn refused(change: impl FnOnce(&mut ModelProto)) -> ModelRefusal {
@@ -135,6 +135,45 @@ fn what_would_need_much_memory_is_refused_before_it_is_read() {
         inspect(&encode(&hostile), &numeric_schema(2)),
         Err(ModelRefusal::TooMuch { .. })
     ));
+}
+
+#[test]
+fn small_integers_are_counted_before_they_grow_eightfold() {
+    // A tensor of 11 million one-byte integers, as data of each kind and as extents.
+    for field in [1, 5, 7] {
+        let mut tensor = Vec::new();
+        nested(field, &vec![0; 11_000_000], &mut tensor);
+        let (mut graph, mut bytes) = (Vec::new(), Vec::new());
+        nested(5, &tensor, &mut graph);
+        nested(7, &graph, &mut bytes);
+        assert_eq!(
+            inspect(&bytes, &numeric_schema(2)).unwrap_err().to_string(),
+            "the model has too much: more than 10000000 integers"
+        );
+    }
+    let hostile = refused(|model| {
+        graph(model).initializer.push(integers("many", &[0; (1 << 20) + 1]));
+    });
+    assert!(hostile.to_string().contains("more integers than"), "{hostile}");
+}
+
+/// A field that holds bytes.
+fn nested(field: u32, body: &[u8], bytes: &mut Vec<u8>) {
+    prost::encoding::encode_key(field, prost::encoding::WireType::LengthDelimited, bytes);
+    prost::encoding::encode_varint(body.len() as u64, bytes);
+    bytes.extend(body);
+}
+
+#[test]
+fn a_walk_that_takes_long_is_refused() {
+    // Each branch leads to a leaf and to the next branch.
+    assert!(inspect(&encode(&chain(1_000)), &numeric_schema(2)).is_ok());
+    assert_eq!(
+        inspect(&encode(&chain(140_000)), &numeric_schema(2))
+            .unwrap_err()
+            .to_string(),
+        "the model has too much: more than 268435456 multiplications for each row"
+    );
 }
 
 #[test]

@@ -170,6 +170,82 @@ fn attribute_floats(name: &str, floats: &[f32]) -> AttributeProto {
     }
 }
 
+/// A tree as [`ensemble`] takes it: nodes in order, children after their parent.
+pub(crate) enum TreeNode {
+    /// Less than the value: to the first child, also when missing; else to the second.
+    Branch(i64, f32, [i64; 2]),
+    /// Adds to the score.
+    Leaf(f32),
+}
+
+/// A boosted model with a single score.
+pub(crate) fn ensemble(trees: &[Vec<TreeNode>]) -> ModelProto {
+    let nodes = || {
+        trees.iter().enumerate().flat_map(|(tree, nodes)| {
+            nodes
+                .iter()
+                .enumerate()
+                .map(move |(at, node)| (tree as i64, at as i64, node))
+        })
+    };
+    let integer = |name, of: fn((i64, i64, &TreeNode)) -> i64| ints(name, &nodes().map(of).collect::<Vec<_>>());
+    let leaves = || {
+        nodes().filter_map(|(tree, at, node)| match node {
+            TreeNode::Leaf(weight) => Some((tree, at, *weight)),
+            TreeNode::Branch(..) => None,
+        })
+    };
+    let child = |name, which: usize| {
+        let of = |(.., node): (i64, i64, &TreeNode)| match node {
+            TreeNode::Branch(.., children) => children[which],
+            TreeNode::Leaf(_) => 0,
+        };
+        ints(name, &nodes().map(of).collect::<Vec<_>>())
+    };
+    let values = nodes().map(|(.., node)| match node {
+        TreeNode::Branch(_, value, _) => *value,
+        TreeNode::Leaf(_) => 0.0,
+    });
+    let modes = nodes().map(|(.., node)| match node {
+        TreeNode::Branch(..) => b"BRANCH_LT".to_vec(),
+        TreeNode::Leaf(_) => b"LEAF".to_vec(),
+    });
+    boosted(vec![
+        integer("nodes_treeids", |(tree, ..)| tree),
+        integer("nodes_nodeids", |(_, at, _)| at),
+        integer("nodes_featureids", |(.., node)| match node {
+            TreeNode::Branch(feature, ..) => *feature,
+            TreeNode::Leaf(_) => 0,
+        }),
+        child("nodes_truenodeids", 0),
+        child("nodes_falsenodeids", 1),
+        integer("nodes_missing_value_tracks_true", |_| 1),
+        attribute_floats("nodes_values", &values.collect::<Vec<_>>()),
+        AttributeProto {
+            name: Some("nodes_modes".into()),
+            strings: modes.collect(),
+            r#type: Some(attribute_type::STRINGS),
+            ..Default::default()
+        },
+        ints("class_treeids", &leaves().map(|(tree, ..)| tree).collect::<Vec<_>>()),
+        ints("class_nodeids", &leaves().map(|(_, at, _)| at).collect::<Vec<_>>()),
+        ints("class_ids", &leaves().map(|_| 0).collect::<Vec<_>>()),
+        attribute_floats(
+            "class_weights",
+            &leaves().map(|(.., weight)| weight).collect::<Vec<_>>(),
+        ),
+    ])
+}
+
+/// One tree in which each branch leads to a leaf and to the next branch.
+pub(crate) fn chain(branches: i64) -> ModelProto {
+    let mut nodes: Vec<TreeNode> = (0..branches)
+        .flat_map(|at| [TreeNode::Branch(0, 0.5, [2 * at + 1, 2 * at + 2]), TreeNode::Leaf(0.1)])
+        .collect();
+    nodes.push(TreeNode::Leaf(0.2));
+    ensemble(&[nodes])
+}
+
 /// A boosted model of two trees with a base value, class labels and a final `ZipMap`, as converters
 /// of boosted trees write it.
 pub(crate) fn boosted_trees() -> ModelProto {
@@ -193,6 +269,13 @@ pub(crate) fn boosted_trees() -> ModelProto {
         ints("class_nodeids", &[1, 2, 1, 2]),
         ints("class_ids", &[0, 0, 0, 0]),
         attribute_floats("class_weights", &[0.4, -0.3, 0.25, -0.1]),
+    ];
+    boosted(attributes)
+}
+
+/// An ensemble with a base value, class labels and a final `ZipMap`.
+fn boosted(mut attributes: Vec<AttributeProto>) -> ModelProto {
+    attributes.extend([
         ints("classlabels_int64s", &[0, 1]),
         attribute_floats("base_values", &[-0.2]),
         AttributeProto {
@@ -201,7 +284,7 @@ pub(crate) fn boosted_trees() -> ModelProto {
             r#type: Some(attribute_type::STRING),
             ..Default::default()
         },
-    ];
+    ]);
     let classical = |node: NodeProto| NodeProto {
         domain: Some("ai.onnx.ml".into()),
         ..node

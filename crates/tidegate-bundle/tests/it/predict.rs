@@ -4,7 +4,8 @@ use ndarray::{Array2, array};
 use tidegate_bundle::{PredictError, Predictor, inspect};
 
 use crate::models::{
-    boosted_trees, encode, exported_dense, floats, mixed_network, mixed_schema, model, node, numeric_schema, value,
+    TreeNode, boosted_trees, encode, ensemble, exported_dense, floats, mixed_network, mixed_schema, model, node,
+    numeric_schema, value,
 };
 
 fn sigmoid(x: f32) -> f32 {
@@ -57,6 +58,52 @@ fn boosted_trees_follow_missing_values_and_lose_their_final_map() {
         sigmoid(0.4 - 0.1 - 0.2),
     ];
     close(&predictor.predict(matrix.view()).unwrap(), &by_hand);
+}
+
+#[test]
+fn a_large_ensemble_takes_as_long_as_its_walks() {
+    // A thousand full trees of 64 leaves, each with another value in each node.
+    let value = |tree: usize, node: usize| ((tree * 131 + node * 17) % 97) as f32 / 97.0;
+    let tree = |tree: usize| {
+        let node = |at: usize| {
+            let children = [2 * at as i64 + 1, 2 * at as i64 + 2];
+            match at {
+                0..63 => TreeNode::Branch((at % 2) as i64, value(tree, at), children),
+                _ => TreeNode::Leaf((value(tree, at) - 0.5) * 0.01),
+            }
+        };
+        (0..127).map(node).collect::<Vec<_>>()
+    };
+    let trees: Vec<_> = (0..1000).map(tree).collect();
+    let predictor = Predictor::load(&inspect(&encode(&ensemble(&trees)), &numeric_schema(2)).unwrap()).unwrap();
+    let matrix = Array2::from_shape_fn((1_000, 2), |(i, j)| match (i + j) % 11 {
+        0 => f32::NAN,
+        _ => ((i * 29 + j * 41) % 101) as f32 / 101.0,
+    });
+    let started = std::time::Instant::now();
+    let given = predictor.predict(matrix.view()).unwrap();
+    assert!(started.elapsed().as_secs() < 5, "took {:?}", started.elapsed());
+    let by_hand: Vec<f32> = matrix
+        .rows()
+        .into_iter()
+        .map(|row| {
+            let mut score = -0.2;
+            for tree in &trees {
+                let mut at = 0;
+                score += loop {
+                    match &tree[at] {
+                        TreeNode::Leaf(weight) => break f64::from(*weight),
+                        TreeNode::Branch(feature, value, children) => {
+                            let given = row[*feature as usize];
+                            at = children[usize::from(!given.is_nan() && given >= *value)] as usize;
+                        }
+                    }
+                };
+            }
+            sigmoid(score as f32)
+        })
+        .collect();
+    close(&given, &by_hand);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::world::World;
 
 type Lie = (&'static str, fn(&mut Plan));
 
-const LIES: [Lie; 27] = [
+const LIES: [Lie; 30] = [
     ("format", |plan| plan.format.push('0')),
     ("home", |plan| plan.home = "cloud".parse().unwrap()),
     ("pipeline", |plan| plan.pipeline = "other".parse().unwrap()),
@@ -57,7 +57,18 @@ const LIES: [Lie; 27] = [
         plan.crossings[1].cost = Some(Money::ZERO)
     }),
     ("unpriced for no reason", |plan| plan.unpriced = true),
+    ("training for nothing", |plan| priced(plan, 1, Money::ZERO)),
+    ("preparing for nothing", |plan| priced(plan, 0, Money::ZERO)),
+    ("a deployment for money", |plan| {
+        priced(plan, 5, Money { micro_usd: 1 });
+    }),
 ];
+
+/// Another cost of one task, and the sum that it gives.
+fn priced(plan: &mut Plan, task: usize, cost: Money) {
+    let before = plan.tasks[task].cost.replace(cost).unwrap();
+    plan.cost_estimate.micro_usd = plan.cost_estimate.micro_usd + cost.micro_usd - before.micro_usd;
+}
 
 #[test]
 fn every_lie_is_found() {
@@ -70,6 +81,24 @@ fn every_lie_is_found() {
         assert_ne!(plan, good, "{name} changes nothing");
         assert!(check(&world.input(&|_| Ok(())), &plan).is_err(), "{name} was believed");
     }
+}
+
+#[test]
+fn a_setup_without_a_network_is_found() {
+    let own = (
+        "trainer: {model: mlp, epochs: 200}",
+        "code: [train.py]\n  setup: pip install x\n  run: python train.py",
+    );
+    let (good, _) = World::with(&[own]).plan().unwrap();
+    let denied = World::with(&[own, ("network: {setup: allow}", "network: {setup: deny}")]);
+    let faults = check(&denied.input(&|_| Ok(())), &good).unwrap_err();
+    assert_eq!(faults, ["`cloud` has no network for the setup"]);
+    let named = World::with(&[
+        own,
+        ("network: {setup: allow}", "network: {setup: deny}"),
+        ("cpus: 2+,", "infra: cloud, cpus: 2+,"),
+    ]);
+    assert_eq!(check(&named.input(&|_| Ok(())), &good), Ok(()));
 }
 
 /// A plan that was good for other files is not good for these.

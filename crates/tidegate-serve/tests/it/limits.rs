@@ -88,6 +88,45 @@ async fn no_more_connections_than_allowed_are_answered() {
 }
 
 #[tokio::test]
+async fn who_is_silent_or_drips_holds_no_connection_for_ever() {
+    let site = Site::with_version(1);
+    let mut options = site.options();
+    options.limits.connections = 2;
+    options.limits.request = Duration::from_millis(400);
+    options.limits.idle = Duration::from_millis(200);
+    let server = Running::start(options).await;
+    // One has had an answer and says nothing more, the other never finishes its head.
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    silent
+        .write_all(b"GET /v2 HTTP/1.1\r\nHost: test\r\n\r\n")
+        .await
+        .unwrap();
+    let mut dripping = TcpStream::connect(server.address).await.unwrap();
+    let drips = tokio::spawn(async move {
+        dripping.write_all(b"GET /v2 HTTP/1.1\r\nX: ").await.unwrap();
+        while dripping.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let answers = async {
+        for _ in 0..2 {
+            assert_eq!(get(server.address, "/v2/health/live").await.status, 200);
+        }
+        drips.await.unwrap();
+        let mut rest = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut rest).await;
+        assert!(
+            rest.starts_with(b"HTTP/1.1 200"),
+            "the connection ends after its answer"
+        );
+    };
+    tokio::time::timeout(Duration::from_secs(20), answers)
+        .await
+        .expect("both connections end");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn ending_lets_running_requests_finish_and_waits_for_nobody_else() {
     let site = Site::with_version(1);
     let mut options = site.options();

@@ -16,10 +16,10 @@ mod source;
 mod write;
 
 pub use catalog::Catalog;
-pub use check::{check, check_refusals};
+pub use check::{LEAST_CELL, LOOSEST_MEMBERSHIP_AUC, check, check_refusals};
 pub use pipeline::Pipeline;
 pub use read::{read_catalog, read_pipeline, read_sites};
-pub use rules::{CpuRequest, GATE_METRICS, GateCondition};
+pub use rules::{CpuRequest, GATE_METRICS, GateCondition, trainer_faults};
 pub use sites::Sites;
 pub use source::{FileError, SourceText, Texts};
 pub use write::write_catalog;

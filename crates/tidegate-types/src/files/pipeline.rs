@@ -272,7 +272,8 @@ pub enum TrainerModel {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
-    /// SQL expressions over the raw columns that form subgroups.
+    /// Raw columns that form subgroups, each alone or under a function such as `age_band(age, 10)`; no
+    /// identifier and no text.
     #[serde(default)]
     pub by: Vec<String>,
     /// Conditions such as `roc_auc: ">= 0.75"`, judged on the unfavourable end of the interval.
@@ -303,7 +304,7 @@ pub struct ReleaseModel {
     /// The label level of the bundle.
     #[serde(default = "internal")]
     pub to: Level,
-    /// Figures about fewer subjects than this are not shown outside.
+    /// Figures about fewer subjects than this are not shown outside; at least 11.
     #[serde(default = "eleven")]
     pub min_cell: u32,
 }

@@ -3,7 +3,59 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::pipeline::{Trainer, TrainerModel};
 use crate::quantity::InvalidQuantity;
+
+/// The most passes over the training rows.
+pub const MAX_EPOCHS: u32 = 10_000;
+/// The most rows in one step of the training.
+pub const MAX_BATCH_SIZE: u32 = 65_536;
+/// The largest step size.
+pub const MAX_LEARNING_RATE: f64 = 10.0;
+/// The largest weight of the squared weights.
+pub const MAX_L2: f64 = 1e6;
+/// The most hidden layers.
+pub const MAX_HIDDEN_LAYERS: usize = 8;
+/// The widest hidden layer.
+pub const MAX_HIDDEN_WIDTH: u32 = 4_096;
+
+/// The settings of the built-in trainer that are out of bounds, each with what it must be. The files are
+/// checked by it and the trainer itself, so that what was checked can be trained.
+#[must_use]
+pub fn trainer_faults(trainer: &Trainer) -> Vec<(&'static str, &'static str)> {
+    let layers = &trainer.hidden;
+    // A logistic regression has no hidden layer, whatever is written.
+    let hidden = trainer.model != TrainerModel::Mlp
+        || ((1..=MAX_HIDDEN_LAYERS).contains(&layers.len())
+            && layers.iter().all(|width| (1..=MAX_HIDDEN_WIDTH).contains(width)));
+    let rate = trainer.learning_rate;
+    let rules = [
+        (
+            "hidden",
+            hidden,
+            "the widths of 1 to 8 layers, each from 1 to 4,096; `model: logistic` has none",
+        ),
+        ("epochs", (1..=MAX_EPOCHS).contains(&trainer.epochs), "from 1 to 10,000"),
+        (
+            "batch_size",
+            (1..=MAX_BATCH_SIZE).contains(&trainer.batch_size),
+            "from 1 to 65,536",
+        ),
+        (
+            "learning_rate",
+            rate > 0.0 && rate <= MAX_LEARNING_RATE,
+            "above 0 and at most 10",
+        ),
+        ("l2", (0.0..=MAX_L2).contains(&trainer.l2), "from 0 to 1,000,000"),
+        (
+            "early_stopping",
+            trainer.early_stopping != Some(0),
+            "at least 1, or absent for never",
+        ),
+    ];
+    let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
+    broken.map(|(setting, _, must)| (setting, must)).collect()
+}
 
 /// A number of processors as written in `resources.cpus`: `2` for exactly, `2+` for at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +135,43 @@ impl FromStr for GateCondition {
     }
 }
 
+/// The functions that may stand around a column in `evaluate: by:`.
+pub const SUBGROUP_FUNCTIONS: [&str; 4] = ["age_band", "top_code", "year", "zip3"];
+
+/// The column that a subgroup expression reads: a bare column, or one of [`SUBGROUP_FUNCTIONS`] over a
+/// column and plain numbers. `None` for everything else that SQL could say.
+#[must_use]
+pub fn subgroup_column(expression: &str) -> Option<String> {
+    let text = expression.trim();
+    let Some((function, rest)) = text.split_once('(').filter(|_| !text.starts_with('"')) else {
+        return column_name(text);
+    };
+    let inner = rest.strip_suffix(')')?;
+    // A quoted name may hold a comma, so numbers are taken from the end.
+    let mut column = inner;
+    while let Some((before, _)) = column.rsplit_once(',').filter(|(_, number)| is_number(number)) {
+        column = before;
+    }
+    let known = SUBGROUP_FUNCTIONS.contains(&function.trim());
+    column_name(column.trim()).filter(|_| known)
+}
+
+fn is_number(text: &str) -> bool {
+    let text = text.trim();
+    !text.is_empty() && text.len() <= 18 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A name as SQL reads it: quoted as it stands, else in lower case.
+fn column_name(text: &str) -> Option<String> {
+    if let Some(quoted) = text.strip_prefix('"') {
+        let name = quoted.strip_suffix('"')?;
+        return (!name.is_empty() && !name.contains('"')).then(|| name.to_owned());
+    }
+    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    plain.then(|| text.to_ascii_lowercase())
+}
+
 /// Why a text may not name an environment variable of a job; `None` when it may.
 pub(super) fn environment_name_fault(name: &str) -> Option<&'static str> {
     let shape = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -126,6 +215,45 @@ mod tests {
         assert!(!"<=0.6".parse::<GateCondition>().unwrap().at_least);
         for bad in ["0.75", "> 0.75", "= 0.7", ">= x", ">= NaN", "<= inf", ">= -1", ">="] {
             assert!(bad.parse::<GateCondition>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn subgroups_read_one_column() {
+        for (text, column) in [
+            ("sex", "sex"),
+            (" Sex ", "sex"),
+            ("\"Sex\"", "Sex"),
+            ("\"a, (b)\"", "a, (b)"),
+            ("age_band(age, 10)", "age"),
+            ("top_code( \"Age, years\" , 90 )", "Age, years"),
+            ("year(admitted)", "admitted"),
+            ("zip3(zip)", "zip"),
+        ] {
+            assert_eq!(subgroup_column(text).as_deref(), Some(column), "{text}");
+        }
+        for text in [
+            "",
+            "\"\"",
+            "*",
+            "1",
+            "a.sex",
+            "sex || ssn",
+            "\"sex\" || \"ssn\"",
+            "upper(name)",
+            "\"zip3\"(ssn)",
+            "zip3(zip) || name",
+            "zip3(zip || name)",
+            "zip3(zip, name)",
+            "zip3(zip3(zip))",
+            "age_band(age, ssn, 10)",
+            "age_band(10)",
+            "sex -- name",
+            "sex AS x",
+            "(sex)",
+            "CASE WHEN name = 'A' THEN 1 END",
+        ] {
+            assert_eq!(subgroup_column(text), None, "{text}");
         }
     }
 

@@ -75,6 +75,11 @@ fn what_does_not_fit_is_named_with_its_place() {
             "epochs: 10, batch_size: 32",
             "epochs: 0, batch_size: 0, learning_rate: .inf, l2: -1.0, hidden: [0]",
         ),
+        (
+            "epochs: 10, batch_size: 32",
+            "batch_size: 65537, learning_rate: 10.5, l2: 1000001.0",
+        ),
+        ("hidden: [128]", "hidden: []"),
         ("roc_auc: \">= 0.75\"", "roc-auc: \">= 0.75\""),
         ("roc_auc: \">= 0.75\"", "roc_auc: \"0.75\""),
         ("by: [age]", "by: [\"\"]"),
@@ -89,6 +94,18 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("profile: hipaa-safe-harbor", "profile: none"),
         ("release_model: {to: internal", "release_model: {to: public"),
         ("release_model: {to: internal", "release_model: {to: confidential"),
+        ("min_cell: 11", "min_cell: 10"),
+        ("by: [age]", "by: [patient_id]"),
+        ("by: [age]", "by: [PATIENT_ID]"),
+        ("by: [age]", "by: [notes]"),
+        ("by: [age]", "by: [undescribed]"),
+        ("by: [age]", "by: [\"age_band(patient_id, 10)\", \"age || patient_id\"]"),
+        ("membership_auc: \"<= 0.60\"", "membership_auc: \"<= 0.76\""),
+        ("membership_auc: \"<= 0.60\"", "membership_auc: \">= 0.60\""),
+        (
+            "membership_auc: \"<= 0.60\"",
+            "membership_tpr_at_1_percent_fpr: \">= 0.01\"",
+        ),
     ];
     let said: Vec<String> = table
         .iter()
@@ -107,6 +124,14 @@ fn tightening_is_always_allowed() {
         ("k: 5, on", "k: 50, l: 3, on"),
         ("to: internal, k: 5, ", "to: internal, "),
         ("max_suppressed: 0.05", "max_suppressed: 0"),
+        ("min_cell: 11", "min_cell: 30"),
+        ("by: [age]", "by: [readmitted, \"age_band(age, 10)\", \"Age\"]"),
+        ("membership_auc: \"<= 0.60\"", "membership_auc: \"<= 0.75\""),
+        (
+            "membership_auc: \"<= 0.60\"",
+            "membership_tpr_at_1_percent_fpr: \"<= 0.05\"",
+        ),
+        ("model: mlp, hidden: [128]", "model: logistic, hidden: []"),
     ] {
         assert_eq!(spoiled(from, to), [""; 0], "{to}");
     }

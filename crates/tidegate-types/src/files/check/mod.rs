@@ -5,7 +5,7 @@ mod pipeline;
 mod refusals;
 mod sites;
 
-pub use refusals::check_refusals;
+pub use refusals::{LEAST_CELL, LOOSEST_MEMBERSHIP_AUC, check_refusals};
 
 use super::source::{FileError, Outline, SourceText, Texts};
 use super::{Catalog, Pipeline, Sites};

@@ -4,7 +4,7 @@ use super::Findings;
 use crate::column::Role;
 use crate::files::catalog::Dataset;
 use crate::files::pipeline::{Prepare, Train, Trainer};
-use crate::files::rules::{CpuRequest, GATE_METRICS, GateCondition, environment_name_fault};
+use crate::files::rules::{CpuRequest, GATE_METRICS, GateCondition, environment_name_fault, trainer_faults};
 use crate::files::source::suggest;
 use crate::files::{Catalog, Pipeline, Sites};
 use crate::ids::SiteName;
@@ -263,26 +263,8 @@ fn check_train(train: &Train, sites: &Sites, findings: &mut Findings<'_>) {
 }
 
 fn check_trainer(trainer: &Trainer, findings: &mut Findings<'_>) {
-    let bounded = |number: u32, most: u32| (1..=most).contains(&number);
-    let positive = |number: f64| number.is_finite() && number > 0.0;
-    let rules = [
-        ("epochs", bounded(trainer.epochs, 10_000), "from 1 to 10000"),
-        ("batch_size", bounded(trainer.batch_size, 1 << 20), "from 1 to 1048576"),
-        ("learning_rate", positive(trainer.learning_rate), "a positive number"),
-        (
-            "l2",
-            trainer.l2.is_finite() && trainer.l2 >= 0.0,
-            "0 or a positive number",
-        ),
-        ("early_stopping", trainer.early_stopping != Some(0), "at least 1"),
-        (
-            "hidden",
-            trainer.hidden.len() <= 8 && trainer.hidden.iter().all(|width| bounded(*width, 4096)),
-            "at most 8 layers, each from 1 to 4096 wide",
-        ),
-    ];
-    for (key, _, expected) in rules.into_iter().filter(|(_, holds, _)| !holds) {
-        findings.value(&["train", "trainer", key], format!("`{key}` must be {expected}"), "");
+    for (key, must) in trainer_faults(trainer) {
+        findings.value(&["train", "trainer", key], format!("`{key}` must be {must}"), "");
     }
 }
 

@@ -1,10 +1,20 @@
 //! Where the engineer's file would loosen what the data owner wrote. The engineer may tighten, never
 //! loosen; saying no here costs nothing, for no row was read yet. Policy asks again later.
 
+use crate::column::Role;
+use crate::files::catalog::Dataset;
 use crate::files::pipeline::Profile;
+use crate::files::rules::{GateCondition, SUBGROUP_FUNCTIONS, subgroup_column};
 use crate::files::{Catalog, Pipeline, Sites};
 use crate::label::Level;
 use crate::refusal::Refusal;
+
+/// Figures about fewer people than this are never shown outside: the least that a pipeline may write.
+pub const LEAST_CELL: u32 = 11;
+/// The loosest bound of the leak test that a pipeline may write. One half is guessing.
+pub const LOOSEST_MEMBERSHIP_AUC: f64 = 0.75;
+/// The gates that are about the leak test.
+const LEAK_GATES: [&str; 2] = ["membership_auc", "membership_tpr_at_1_percent_fpr"];
 
 /// What the data owner forbids of what the pipeline asks for; empty when nothing is. A dataset or site
 /// that does not exist is an error of [`super::check`] and skipped here.
@@ -50,6 +60,9 @@ pub fn check_refusals(catalog: &Catalog, sites: &Sites, pipeline: &Pipeline) -> 
             );
         }
     }
+    if !dataset.public {
+        refuse_to_show_people(dataset, pipeline, &mut refuse);
+    }
     if !dataset.public && pipeline.prepare.profile == Profile::None && disclosure.to < Level::Confidential {
         refuse(
             "nothing-lowers",
@@ -86,4 +99,73 @@ pub fn check_refusals(catalog: &Catalog, sites: &Sites, pipeline: &Pipeline) -> 
         }
     }
     refusals
+}
+
+/// What keeps figures about single people inside holds for every pipeline over people.
+fn refuse_to_show_people(
+    dataset: &Dataset,
+    pipeline: &Pipeline,
+    refuse: &mut impl FnMut(&str, String, String, String),
+) {
+    let from = &pipeline.prepare.from;
+    let cell = pipeline.release_model.min_cell;
+    if cell < LEAST_CELL {
+        refuse(
+            "cell-too-small",
+            format!("showing figures about {cell} people of dataset `{from}`"),
+            format!("figures about fewer than {LEAST_CELL} people can be about one of them"),
+            format!("write `release_model: {{min_cell: {LEAST_CELL}}}` or more, or leave the key out"),
+        );
+    }
+    for expression in &pipeline.evaluate.by {
+        let Some(column) = subgroup_column(expression) else {
+            refuse(
+                "subgroup-expression",
+                format!("measuring subgroups by `{expression}`"),
+                "a subgroup is a column, or one column under a function that makes it coarser: what else an \
+                 expression reads or tells apart is not known"
+                    .to_owned(),
+                format!(
+                    "name a column of dataset `{from}`, or one of the functions {} over it",
+                    SUBGROUP_FUNCTIONS.join(", ")
+                ),
+            );
+            continue;
+        };
+        let why = match dataset.column(&column).map(|column| column.role) {
+            None => "the catalog does not describe the column, which makes it an identifier",
+            Some(Role::Identifier) => "the catalog calls the column an identifier, and a group of one is a person",
+            Some(Role::Text) => "the catalog calls the column text, which may hold anything",
+            Some(Role::QuasiIdentifier | Role::Sensitive | Role::Attribute) => continue,
+        };
+        refuse(
+            "subgroup-names-people",
+            format!("measuring subgroups by `{expression}`"),
+            why.to_owned(),
+            "choose a column that many people share, such as an age in bands".to_owned(),
+        );
+    }
+    for metric in LEAK_GATES {
+        // What cannot be read as a condition is an error of the file.
+        let Some(Ok(gate)) = pipeline
+            .evaluate
+            .gates
+            .get(metric)
+            .map(|text| text.parse::<GateCondition>())
+        else {
+            continue;
+        };
+        let loose = metric == "membership_auc" && gate.bound > LOOSEST_MEMBERSHIP_AUC;
+        if gate.at_least || loose {
+            refuse(
+                "leak-gate-open",
+                format!("releasing a model under the gate `{metric}`"),
+                format!(
+                    "the figure says how well people of the training are told from others: it is bounded from above, \
+                     and `membership_auc` by at most {LOOSEST_MEMBERSHIP_AUC}"
+                ),
+                format!("write for example `{metric}: \"<= 0.60\"`, or leave the gate out"),
+            );
+        }
+    }
 }
