@@ -8,7 +8,7 @@
 //!  card, metrics                            (signed)
 //! ```
 //!
-//! A model is hostile input wherever it comes from: [`inspect`] is the only way to an
+//! A model is hostile input wherever it comes from: [`mod@inspect`] is the only way to an
 //! [`InspectedModel`], and only that can be loaded, built into a bundle or served. A bundle is a
 //! folder of fixed files under one signature; opening it checks every byte and inspects the model
 //! again.

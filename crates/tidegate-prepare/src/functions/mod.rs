@@ -3,7 +3,7 @@
 //! They are ordinary scalar functions of the query language, and the only ones that the label
 //! analysis lets lower a label ([`crate::labels`]). Each is total: a value that it cannot read
 //! becomes NULL, never an error, because an error would tell something about the value. What a
-//! function makes of one value is in [`values`]; this file carries it to columns.
+//! function makes of one value is in `values`; this file carries it to columns.
 
 mod values;
 mod zip;

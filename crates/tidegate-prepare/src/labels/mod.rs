@@ -6,9 +6,9 @@
 //! rules with a table of operators.
 //!
 //! How it works: every column of every relation carries the set of source columns that it depends on
-//! ([`taint`]), each either raw or through a de-identifying function that was applied as it must be.
-//! Every relation carries such a set for its rows too, which joins every output. [`expression`] and
-//! [`relation`] follow the sets through the plan, [`failing`] knows what cannot fail, [`report`] turns
+//! (`taint`), each either raw or through a de-identifying function that was applied as it must be.
+//! Every relation carries such a set for its rows too, which joins every output. `expression` and
+//! `relation` follow the sets through the plan, `failing` knows what cannot fail, `report` turns
 //! sets into labels and refusals.
 
 mod analysis;

@@ -4,7 +4,7 @@
 //! through itself: [`spawn`] runs `EXECUTABLE sandbox-exec`, hands it the policy and the command over
 //! standard input, and [`sandbox_exec_main`] limits the process (file system by Landlock, network and
 //! dangerous system calls by seccomp and a network namespace where one may be made, resources by
-//! rlimits, no capabilities) and then becomes the command. A thread beside it ([`watch`]) ends the
+//! rlimits, no capabilities) and then becomes the command. A thread beside it (`watch`) ends the
 //! whole process group when it takes more time, memory or processes than allowed.
 //!
 //! Nothing is best effort in silence: where files or the network cannot be closed, the command is not
