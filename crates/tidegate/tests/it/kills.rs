@@ -13,6 +13,9 @@ use serde_json::Value;
 
 use crate::fixture::{Hospital, files};
 
+/// Tasks of the fixture's pipeline.
+const TASKS: usize = 7;
+
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -94,7 +97,13 @@ fn finish(hospital: &Hospital, expected: &Value, what: &str) {
     assert_eq!(summary["status"], "done", "{what}");
     assert_eq!(summary["metrics"], expected["metrics"], "{what}");
     assert_eq!(summary["risk"], expected["risk"], "{what}");
-    assert_eq!(ways(&summary), ways(expected), "{what}");
+    // Killed after its last entry, the run was done, and this one finds that everything is there.
+    let was_done = summary["reused"].as_array().unwrap().len() == TASKS;
+    assert_eq!(
+        ways(&summary),
+        if was_done { Vec::new() } else { ways(expected) },
+        "{what}"
+    );
     whole(hospital, what);
 }
 
