@@ -88,7 +88,7 @@ fn files_outside_are_neither_read_nor_changed() {
         format!("ln -s {at}/secret soft && cat soft"),
         format!("cat /proc/{}/root{at}/secret", std::process::id()),
         format!("cd / && cat {}", std::path::absolute(&secret).unwrap().display()),
-        "cat /root/.profile || cat /root/.bashrc".to_owned(),
+        "cat ~root/.profile || cat ~root/.bashrc".to_owned(),
         "cat /etc/shadow".to_owned(),
         format!("tr '\\0' '\\n' < /proc/{}/environ | grep .", std::process::id()),
         "ls /tmp".to_owned(),
