@@ -1,7 +1,9 @@
 //! `cargo xtask compare seal|open`: ours and a peer on the same work, in turn, several times.
 //!
 //! Figures are bytes per second of processor time of one core, so that a busy machine disturbs them
-//! little; ours counts user and system time, the peer (`openssl speed`) user time alone.
+//! little; ours counts user and system time, the peer (`openssl speed`) user time alone. Ours seals and
+//! opens whole shards of 64 MiB that lie in memory, as the transfer engine does; the peer the same 16 KiB
+//! over and over, which stay in its cache.
 
 use std::hint::black_box;
 use std::process::Command;
@@ -9,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use tidegate_seal::digest::sha256;
-use tidegate_seal::shard::{MAX_PLAINTEXT_BYTES, open_shard, open_shard_into, seal_shard, seal_shard_into};
+use tidegate_seal::shard::{MAX_PLAINTEXT_BYTES, PlainShard, seal_shard};
 
 /// Times that each side is measured; the median counts.
 const ROUNDS: usize = 5;
@@ -86,78 +88,74 @@ fn incompressible() -> Vec<u8> {
 }
 
 fn compare_seal() -> anyhow::Result<Vec<Figure>> {
-    let plaintext = incompressible();
-    let mut room = Vec::new();
-    measure(
-        &[],
-        "seal",
-        || {
-            black_box(seal_shard(&plaintext, ORGANISATION)?);
-            Ok(())
-        },
-        "seal, room used again",
-        || {
-            black_box(seal_shard_into(&plaintext, ORGANISATION, &mut room)?);
-            Ok(())
-        },
-    )
+    let mut room = laid_out(&incompressible())?.into_room();
+    let seal = || {
+        // What was sealed before is plaintext now: it is as good as any other noise.
+        let shard = PlainShard::new(MAX_PLAINTEXT_BYTES, std::mem::take(&mut room))?;
+        let (sealed, seconds) = timed(|| shard.seal(ORGANISATION))?;
+        room = sealed?.0;
+        Ok(seconds)
+    };
+    measure("seal", &[], seal)
 }
 
 fn compare_open() -> anyhow::Result<Vec<Figure>> {
     let (sealed, key) = seal_shard(&incompressible(), ORGANISATION)?;
     let mut room = Vec::new();
-    measure(
-        &["-decrypt"],
-        "open",
-        || {
-            black_box(open_shard(&sealed, &key, ORGANISATION)?);
-            Ok(())
-        },
-        "open, room used again",
-        || Ok(open_shard_into(&sealed, &key, ORGANISATION, &mut room)?),
-    )
+    let open = || {
+        room.clear();
+        room.extend_from_slice(&sealed);
+        let ciphertext = std::mem::take(&mut room);
+        let (opened, seconds) = timed(|| PlainShard::open(ciphertext, &key, ORGANISATION))?;
+        room = opened?.into_room();
+        Ok(seconds)
+    };
+    measure("open", &["-decrypt"], open)
 }
 
-/// Measures two ways of doing ours, and the peer, in turn.
-fn measure(
-    openssl: &[&str],
-    fresh_name: &'static str,
-    mut fresh: impl FnMut() -> anyhow::Result<()>,
-    again_name: &'static str,
-    mut again: impl FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<Figure>> {
-    let (mut ours, mut ours_again, mut peer) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(gigabytes_per_second(&mut fresh)?);
-        peer.push(openssl_speed(openssl)?);
-        ours_again.push(gigabytes_per_second(&mut again)?);
+fn laid_out(plaintext: &[u8]) -> anyhow::Result<PlainShard> {
+    let mut shard = PlainShard::new(plaintext.len(), Vec::new())?;
+    let mut rest = plaintext;
+    for piece in shard.pieces_mut() {
+        let (now, later) = rest.split_at(piece.len());
+        piece.copy_from_slice(now);
+        rest = later;
     }
-    let peer = median(&mut peer);
-    let figure = |name, ours: f64| Figure {
+    Ok(shard)
+}
+
+/// Measures ours, which gives the seconds of one shard, and the peer, in turn.
+fn measure(
+    name: &'static str,
+    openssl: &[&str],
+    mut shard: impl FnMut() -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<Figure>> {
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    shard()?;
+    for _ in 0..ROUNDS {
+        let (mut bytes, mut seconds) = (0.0, 0.0);
+        while seconds < SECONDS {
+            seconds += shard()?;
+            bytes += MAX_PLAINTEXT_BYTES as f64;
+        }
+        ours.push(bytes / seconds / 1e9);
+        peer.push(openssl_speed(openssl)?);
+    }
+    let (ours, peer) = (median(&mut ours), median(&mut peer));
+    Ok(vec![Figure {
         name,
         ours,
         peer,
         ratio: ours / peer,
         unit: "GB per CPU-second",
-    };
-    Ok(vec![
-        figure(fresh_name, median(&mut ours)),
-        figure(again_name, median(&mut ours_again)),
-    ])
+    }])
 }
 
-fn gigabytes_per_second(work: &mut impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
-    work()?;
+/// What `work` gives, and the processor seconds that it took.
+fn timed<T>(work: impl FnOnce() -> T) -> anyhow::Result<(T, f64)> {
     let begin = processor_seconds()?;
-    let mut bytes = 0.0;
-    loop {
-        work()?;
-        bytes += MAX_PLAINTEXT_BYTES as f64;
-        let seconds = processor_seconds()? - begin;
-        if seconds >= SECONDS {
-            return Ok(bytes / seconds / 1e9);
-        }
-    }
+    let result = black_box(work());
+    Ok((result, processor_seconds()? - begin))
 }
 
 /// User and system time of this thread, to the nanosecond (the kernel's `sched-stats`).

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tidegate_seal::shard::{open_shard, seal_shard};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use tidegate_seal::shard::{PlainShard, open_shard, seal_shard};
 
 /// A shard of an artifact is never larger.
 const SHARD: usize = 64 << 20;
@@ -35,6 +35,17 @@ fn noise() -> Vec<u8> {
     (1..=SHARD as u64 / 8).flat_map(|at| mix(at).to_le_bytes()).collect()
 }
 
+fn laid_out(plaintext: &[u8]) -> PlainShard {
+    let mut shard = PlainShard::new(plaintext.len(), Vec::new()).unwrap();
+    let mut rest = plaintext;
+    for piece in shard.pieces_mut() {
+        let (now, later) = rest.split_at(piece.len());
+        piece.copy_from_slice(now);
+        rest = later;
+    }
+    shard
+}
+
 fn shards(criterion: &mut Criterion) {
     for (name, plaintext) in [("rows", rows()), ("noise", noise())] {
         let mut group = criterion.benchmark_group(format!("64 MiB of {name}"));
@@ -44,11 +55,17 @@ fn shards(criterion: &mut Criterion) {
             .measurement_time(Duration::from_secs(10))
             .throughput(Throughput::Bytes(SHARD as u64));
         group.bench_function("seal", |bencher| {
-            bencher.iter(|| seal_shard(&plaintext, ORGANISATION).is_ok());
+            let laid_out = || laid_out(&plaintext);
+            bencher.iter_batched(laid_out, |shard| shard.seal(ORGANISATION), BatchSize::PerIteration);
         });
         let (sealed, key) = seal_shard(&plaintext, ORGANISATION).unwrap();
         group.bench_function("open", |bencher| {
-            bencher.iter(|| open_shard(&sealed, &key, ORGANISATION).is_ok());
+            let copy = || sealed.clone();
+            bencher.iter_batched(
+                copy,
+                |sealed| PlainShard::open(sealed, &key, ORGANISATION),
+                BatchSize::PerIteration,
+            );
         });
         assert_eq!(open_shard(&sealed, &key, ORGANISATION).unwrap(), plaintext);
         group.finish();

@@ -24,6 +24,28 @@ pub fn sha256(bytes: &[u8]) -> Digest {
     as_digest(digest::digest(&digest::SHA256, bytes).as_ref())
 }
 
+/// SHA-256 of what comes in pieces.
+pub struct Sha256(digest::Context);
+
+impl Default for Sha256 {
+    fn default() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
+    }
+}
+
+impl Sha256 {
+    /// Takes the next piece in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all pieces.
+    #[must_use]
+    pub fn finish(self) -> Digest {
+        as_digest(self.0.finish().as_ref())
+    }
+}
+
 /// SHA-256 of everything that `reader` gives, and how many bytes that were; memory stays bounded.
 ///
 /// # Errors

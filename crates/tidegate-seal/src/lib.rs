@@ -14,8 +14,8 @@
 //! | keep a key at home | [`wrap`] | Tink `AES256_GCM`, raw |
 //!
 //! One crossing uses them like this. The keeper makes a [`key::DataKey`]; the sender cuts the
-//! artifact into shards of 64 MiB and calls [`shard::seal_shard`] on each, which draws a fresh key
-//! and id; the shard keys and the manifest go into a [`SealedIndex`](tidegate_types::artifact::SealedIndex)
+//! artifact into shards of 64 MiB, each a [`shard::PlainShard`] that is sealed where it lies under a fresh
+//! key and id; the shard keys and the manifest go into a [`SealedIndex`](tidegate_types::artifact::SealedIndex)
 //! that [`packing::seal_index`] seals under the data key; digests and sizes go into a
 //! [`PackingList`](tidegate_types::PackingList) that [`packing::sign_packing_list`] signs. The
 //! receiver walks the same way back and finds every flipped bit, missing end, swapped part, other key

@@ -18,7 +18,7 @@ use crate::error::SealError;
 use crate::key::DataKey;
 use crate::shard::{MAX_SEALED_BYTES, stream_error};
 use crate::sign::{SigningKey, VerifyingKey};
-use crate::stream;
+use crate::stream::{self, Plain};
 
 /// The most bytes of a sealed index: 64 MiB.
 pub const MAX_INDEX_BYTES: usize = 64 << 20;
@@ -116,10 +116,8 @@ pub fn seal_index(index: &SealedIndex, key: &DataKey) -> Result<Vec<u8>, SealErr
     let artifact = manifest_digest(&index.manifest)?;
     let text = Zeroizing::new(canonical::write(INDEX, index)?);
     SealError::check_size(INDEX, text.len(), MAX_INDEX_BYTES)?;
-    let mut sealed = Vec::new();
     let aad = associated_data(&index.manifest.organisation, &artifact)?;
-    stream::seal(key.expose(), &aad, &text, &mut sealed)?;
-    Ok(sealed)
+    Plain::copy_of(&text, Vec::new()).seal(key.expose(), &aad)
 }
 
 /// Opens an index and checks that it is the one of `artifact`.
@@ -136,11 +134,12 @@ pub fn open_index(
 ) -> Result<SealedIndex, SealError> {
     SealError::check_size(INDEX, sealed.len(), stream::sealed_bytes(MAX_INDEX_BYTES))?;
     let aad = associated_data(organisation, artifact)?;
-    let mut text = Zeroizing::new(Vec::new());
-    stream::open(key.expose(), &aad, sealed, &mut text).map_err(|error| {
+    let plain = Plain::open(sealed.to_vec(), key.expose(), &aad).map_err(|error| {
         let fix = "use the data key, the organisation and the artifact of its packing list";
         stream_error(error, INDEX, fix, sealed.len())
     })?;
+    let text = Zeroizing::new(plain.to_vec());
+    plain.wipe();
     let index: SealedIndex = canonical::read(INDEX, &text)?;
     check_index(&index)?;
     if manifest_digest(&index.manifest)? != *artifact {

@@ -4,25 +4,27 @@
 //! of a type, the organisation and the shard's id, so that a shard opens as itself and as nothing else.
 //! Where the first MiB shrinks by a tenth, the plaintext is one zstd frame (level 1).
 
+use std::io::{self, BufRead, BufReader, Read, Write};
+
 use serde::Serialize;
 use tidegate_types::artifact::{SHARD_PLAINTEXT_BYTES, ShardKey};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::canonical;
 use crate::error::SealError;
 use crate::random::random_bytes;
-use crate::stream::{self, StreamError};
+use crate::stream::{self, Plain, StreamError};
 
 /// The most plaintext in one shard: 64 MiB.
 pub const MAX_PLAINTEXT_BYTES: usize = SHARD_PLAINTEXT_BYTES as usize;
 /// The most bytes of one sealed shard.
 pub const MAX_SEALED_BYTES: usize = stream::sealed_bytes(MAX_PLAINTEXT_BYTES);
 
-/// How much of a shard is tried before the whole is compressed.
-const PROBE_BYTES: usize = 1 << 20;
 /// Below this, compression saves nothing worth a frame.
 const MIN_COMPRESSED_BYTES: usize = 4 << 10;
 const ZSTD_LEVEL: i32 = 1;
+/// The largest window that a frame may ask for: no shard is longer.
+const MAX_WINDOW_LOG: u32 = 26;
 
 const WHAT: &str = "a sealed shard";
 
@@ -45,87 +47,135 @@ fn associated_data(organisation: &str, shard: &str) -> Result<Vec<u8>, SealError
     )
 }
 
-/// Seals one shard under a new random key and id.
+/// The plaintext of one shard, laid out as the shard that it becomes, or was: sealing and opening happen
+/// where the bytes lie, and no second buffer is needed.
+pub struct PlainShard {
+    plain: Plain,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for PlainShard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlainShard")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PlainShard {
+    /// Room for `bytes` of plaintext, in `room` if that is large enough: whoever seals or opens many
+    /// shards in turn uses one buffer for all. The caller fills [`Self::pieces_mut`].
+    ///
+    /// # Errors
+    /// [`SealError::TooLarge`] above 64 MiB.
+    pub fn new(bytes: usize, room: Vec<u8>) -> Result<Self, SealError> {
+        SealError::check_size("the plaintext of a shard", bytes, MAX_PLAINTEXT_BYTES)?;
+        let plain = Plain::new(bytes, room);
+        Ok(Self { plain, bytes })
+    }
+
+    /// How many bytes of plaintext there are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The plaintext, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.plain.pieces()
+    }
+
+    /// The plaintext, in order, to be written.
+    pub fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.plain.pieces_mut()
+    }
+
+    /// The buffer, to be used again; the plaintext is still in it.
+    #[must_use]
+    pub fn into_room(self) -> Vec<u8> {
+        self.plain.into_room()
+    }
+
+    /// Seals the shard under a new random key and id.
+    ///
+    /// # Errors
+    /// [`SealError::Random`] without random bytes.
+    pub fn seal(self, organisation: &str) -> Result<(Vec<u8>, ShardKey), SealError> {
+        let id = hex::encode(random_bytes::<16>()?);
+        let key = Zeroizing::new(random_bytes::<32>()?);
+        let aad = associated_data(organisation, &id)?;
+        let plaintext_bytes = self.bytes as u64;
+        let (inner, zstd) = match self.compress()? {
+            Some(frame) => (Plain::copy_of(&frame, self.plain.into_room()), true),
+            None => (self.plain, false),
+        };
+        let key = ShardKey {
+            id,
+            plaintext_bytes,
+            zstd,
+            key: hex::encode(*key),
+        };
+        Ok((inner.seal(&*secret_of(&key)?, &aad)?, key))
+    }
+
+    /// The zstd frame of the plaintext, where that is worth it.
+    fn compress(&self) -> Result<Option<Zeroizing<Vec<u8>>>, SealError> {
+        if self.bytes < MIN_COMPRESSED_BYTES {
+            return Ok(None);
+        }
+        let probe = self.pieces().next().unwrap_or_default();
+        if frame_of([probe].into_iter(), probe.len())?.is_none_or(|frame| frame.len() > probe.len() / 10 * 9) {
+            return Ok(None);
+        }
+        frame_of(self.pieces(), self.bytes)
+    }
+
+    /// Opens one shard where it lies. After an error what had been opened is wiped.
+    ///
+    /// # Errors
+    /// As [`open_shard`].
+    pub fn open(sealed: Vec<u8>, key: &ShardKey, organisation: &str) -> Result<Self, SealError> {
+        SealError::check_size(WHAT, sealed.len(), MAX_SEALED_BYTES)?;
+        let bytes = usize::try_from(key.plaintext_bytes).unwrap_or(usize::MAX);
+        SealError::check_size("the plaintext of a shard", bytes, MAX_PLAINTEXT_BYTES)?;
+        let aad = associated_data(organisation, &key.id)?;
+        let length = sealed.len();
+        let plain = Plain::open(sealed, &*secret_of(key)?, &aad).map_err(|error| explain(error, length))?;
+        if key.zstd {
+            let opened = decompress(&plain, bytes);
+            plain.wipe();
+            return Ok(Self { plain: opened?, bytes });
+        }
+        if plain.pieces().map(<[u8]>::len).sum::<usize>() != bytes {
+            plain.wipe();
+            return Err(wrong_length(bytes));
+        }
+        Ok(Self { plain, bytes })
+    }
+}
+
+/// As [`PlainShard::seal`], of a copy.
 ///
 /// # Errors
 /// [`SealError::TooLarge`] above 64 MiB, [`SealError::Random`] without random bytes.
 pub fn seal_shard(plaintext: &[u8], organisation: &str) -> Result<(Vec<u8>, ShardKey), SealError> {
-    let mut sealed = Vec::new();
-    let key = seal_shard_into(plaintext, organisation, &mut sealed)?;
-    Ok((sealed, key))
+    let bytes = plaintext.len();
+    SealError::check_size("the plaintext of a shard", bytes, MAX_PLAINTEXT_BYTES)?;
+    let plain = Plain::copy_of(plaintext, Vec::new());
+    PlainShard { plain, bytes }.seal(organisation)
 }
 
-/// As [`seal_shard`], into a vector whose room is used again: for whoever seals many shards in turn.
-///
-/// # Errors
-/// As [`seal_shard`].
-pub fn seal_shard_into(plaintext: &[u8], organisation: &str, sealed: &mut Vec<u8>) -> Result<ShardKey, SealError> {
-    SealError::check_size("the plaintext of a shard", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
-    let id = hex::encode(random_bytes::<16>()?);
-    let key = Zeroizing::new(random_bytes::<32>()?);
-    let compressed = compress(plaintext)?.map(Zeroizing::new);
-    let inner = compressed.as_ref().map_or(plaintext, |bytes| bytes.as_slice());
-    stream::seal(&key, &associated_data(organisation, &id)?, inner, sealed)?;
-    Ok(ShardKey {
-        id,
-        key: hex::encode(*key),
-        plaintext_bytes: plaintext.len() as u64,
-        zstd: compressed.is_some(),
-    })
-}
-
-/// Opens one shard.
+/// As [`PlainShard::open`], into one piece.
 ///
 /// # Errors
 /// [`SealError::WrongKey`] for another key, id or organisation (no plaintext is given);
 /// [`SealError::Altered`] and [`SealError::Truncated`] for what happened to it on the way;
 /// [`SealError::Mismatch`] when it does not hold as many bytes as its key says.
 pub fn open_shard(ciphertext: &[u8], key: &ShardKey, organisation: &str) -> Result<Vec<u8>, SealError> {
-    let mut plaintext = Vec::new();
-    open_shard_into(ciphertext, key, organisation, &mut plaintext)?;
+    let shard = PlainShard::open(ciphertext.to_vec(), key, organisation)?;
+    let plaintext = shard.plain.to_vec();
+    shard.plain.wipe();
     Ok(plaintext)
-}
-
-/// As [`open_shard`], into a vector whose room is used again. It is empty after an error.
-///
-/// # Errors
-/// As [`open_shard`].
-pub fn open_shard_into(
-    ciphertext: &[u8],
-    key: &ShardKey,
-    organisation: &str,
-    plaintext: &mut Vec<u8>,
-) -> Result<(), SealError> {
-    let result = open_checked(ciphertext, key, organisation, plaintext);
-    if result.is_err() {
-        plaintext.zeroize();
-    }
-    result
-}
-
-fn open_checked(
-    ciphertext: &[u8],
-    key: &ShardKey,
-    organisation: &str,
-    plaintext: &mut Vec<u8>,
-) -> Result<(), SealError> {
-    SealError::check_size(WHAT, ciphertext.len(), MAX_SEALED_BYTES)?;
-    let expected = usize::try_from(key.plaintext_bytes).unwrap_or(usize::MAX);
-    SealError::check_size("the plaintext of a shard", expected, MAX_PLAINTEXT_BYTES)?;
-    let aad = associated_data(organisation, &key.id)?;
-    let secret = secret_of(key)?;
-    if key.zstd {
-        let mut compressed = Zeroizing::new(Vec::new());
-        stream::open(&secret, &aad, ciphertext, &mut compressed).map_err(|error| explain(error, ciphertext))?;
-        decompress(&compressed, expected, plaintext)
-    } else {
-        stream::open(&secret, &aad, ciphertext, plaintext).map_err(|error| explain(error, ciphertext))?;
-        if plaintext.len() == expected {
-            Ok(())
-        } else {
-            Err(wrong_length(expected))
-        }
-    }
 }
 
 fn secret_of(key: &ShardKey) -> Result<Zeroizing<[u8; 32]>, SealError> {
@@ -135,12 +185,12 @@ fn secret_of(key: &ShardKey) -> Result<Zeroizing<[u8; 32]>, SealError> {
     Ok(secret)
 }
 
-fn explain(error: StreamError, ciphertext: &[u8]) -> SealError {
+fn explain(error: StreamError, bytes: usize) -> SealError {
     stream_error(
         error,
         WHAT,
         "use the key, the shard id and the organisation of its sealed index",
-        ciphertext.len(),
+        bytes,
     )
 }
 
@@ -168,41 +218,89 @@ fn wrong_length(expected: usize) -> SealError {
     )
 }
 
-/// The zstd frame of `plaintext`, where that is worth it.
-fn compress(plaintext: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
-    if plaintext.len() < MIN_COMPRESSED_BYTES {
-        return Ok(None);
-    }
+/// One zstd frame of `bytes` bytes in pieces; none if it would be no shorter than they are.
+fn frame_of<'a>(pieces: impl Iterator<Item = &'a [u8]>, bytes: usize) -> Result<Option<Zeroizing<Vec<u8>>>, SealError> {
     let failed = |_| SealError::Library("compressing a shard");
-    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(failed)?;
-    let probe = plaintext.get(..PROBE_BYTES).unwrap_or(plaintext);
-    let probed = Zeroizing::new(compressor.compress(probe).map_err(failed)?);
-    if probed.len() > probe.len() - probe.len() / 10 {
-        return Ok(None);
+    let room = Zeroizing::new(Vec::with_capacity(zstd::zstd_safe::compress_bound(bytes)));
+    let mut encoder = zstd::Encoder::new(Wiped(room), ZSTD_LEVEL).map_err(failed)?;
+    encoder.set_pledged_src_size(Some(bytes as u64)).map_err(failed)?;
+    for piece in pieces {
+        encoder.write_all(piece).map_err(failed)?;
     }
-    if probe.len() == plaintext.len() {
-        return Ok(Some(probed.to_vec()));
+    let Wiped(frame) = encoder.finish().map_err(failed)?;
+    Ok((frame.len() < bytes).then_some(frame))
+}
+
+/// A vector that is wiped also when an encoder is dropped with it.
+struct Wiped(Zeroizing<Vec<u8>>);
+
+impl Write for Wiped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
-    let whole = compressor.compress(plaintext).map_err(failed)?;
-    // What follows a well-behaved first MiB may still grow.
-    Ok((whole.len() < plaintext.len()).then_some(whole))
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads pieces as if they were one.
+struct Joined<'a, I>(I, &'a [u8]);
+
+impl<'a, I: Iterator<Item = &'a [u8]>> Read for Joined<'a, I> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.1.is_empty() {
+            let Some(next) = self.0.next() else { return Ok(0) };
+            self.1 = next;
+        }
+        self.1.read(buffer)
+    }
+}
+
+/// How a frame is not what was promised.
+enum Fault {
+    Short,
+    Long,
+    Broken,
 }
 
 /// Decompresses exactly one frame of exactly `expected` bytes, whatever a hostile frame claims.
-fn decompress(compressed: &[u8], expected: usize, plaintext: &mut Vec<u8>) -> Result<(), SealError> {
-    if plaintext.capacity() < expected {
-        *plaintext = Vec::with_capacity(expected);
+fn decompress(compressed: &Plain, expected: usize) -> Result<Plain, SealError> {
+    let source = BufReader::new(Joined(compressed.pieces(), &[]));
+    let failed = |_| SealError::Library("decompressing a shard");
+    let mut decoder = zstd::Decoder::with_buffer(source).map_err(failed)?.single_frame();
+    decoder.window_log_max(MAX_WINDOW_LOG).map_err(failed)?;
+    let mut plain = Plain::new(expected, Vec::new());
+    let read = plain
+        .pieces_mut()
+        .try_for_each(|piece| fill(&mut decoder, piece))
+        .and_then(|()| match decoder.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(Fault::Long),
+            Err(_) => Err(Fault::Broken),
+        });
+    let ended = decoder.finish().fill_buf().is_ok_and(<[u8]>::is_empty);
+    // The library would take no frame for an empty one.
+    let empty = compressed.pieces().all(<[u8]>::is_empty);
+    let error = match read {
+        Ok(()) if ended && !empty => return Ok(plain),
+        Err(Fault::Long) => wrong_length(expected),
+        Err(Fault::Short) if ended => wrong_length(expected),
+        _ => SealError::malformed(WHAT, "what is in it is not one zstd frame"),
+    };
+    plain.wipe();
+    Err(error)
+}
+
+fn fill(decoder: &mut impl Read, piece: &mut [u8]) -> Result<(), Fault> {
+    let mut room = piece;
+    while !room.is_empty() {
+        match decoder.read(room) {
+            Ok(0) => return Err(Fault::Short),
+            Ok(read) => room = room.get_mut(read..).unwrap_or_default(),
+            Err(_) => return Err(Fault::Broken),
+        }
     }
-    plaintext.clear();
-    let wrong = || wrong_length(expected);
-    // The library would take no frame for an empty one, and several for one.
-    if !zstd::zstd_safe::find_frame_compressed_size(compressed).is_ok_and(|length| length == compressed.len()) {
-        return Err(SealError::malformed(WHAT, "what is in it is not one zstd frame"));
-    }
-    let mut decompressor = zstd::bulk::Decompressor::new().map_err(|_| SealError::Library("decompressing a shard"))?;
-    plaintext.resize(expected, 0);
-    let written = decompressor
-        .decompress_to_buffer(compressed, plaintext.as_mut_slice())
-        .map_err(|_| wrong())?;
-    if written == expected { Ok(()) } else { Err(wrong()) }
+    Ok(())
 }

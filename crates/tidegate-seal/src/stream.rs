@@ -6,11 +6,16 @@
 //! segment i  = AES-256-GCM(derived key, nonce prefix ‖ i as u32 big-endian ‖ last? 1 : 0)
 //! derived    = HKDF-SHA-256(key, salt, info = associated data)
 //! ```
-//! Header and segment 0 fill 1 MiB together; every other segment but the last fills 1 MiB. Nothing is
-//! copied: each segment goes from the caller's bytes straight into its place in the output.
+//! Header and segment 0 fill 1 MiB together; every other segment but the last fills 1 MiB.
+//!
+//! Both ways work where the bytes lie. Ciphering is several times as fast as memory, so that a second
+//! buffer would cost more than the cipher: [`Plain`] is plaintext with the gaps that header and tags
+//! need, to be filled straight from a file.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+
+use zeroize::Zeroize;
 
 use crate::error::SealError;
 use crate::random::random_bytes;
@@ -79,77 +84,156 @@ impl Segments {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    fn seal(&self, number: u32, last: bool, plaintext: &[u8], segment: &mut [u8]) -> Result<(), StreamError> {
-        let (text, tag) = segment
-            .split_at_mut_checked(plaintext.len())
-            .ok_or(StreamError::Library)?;
-        self.cipher
-            .seal_out_of_place_scatter(self.nonce(number, last), Aad::empty(), plaintext, text, &[], tag)
-            .map_err(|_| StreamError::Library)
+    /// Seals one segment, whose last 16 bytes are room for the tag.
+    fn seal(&self, number: u32, last: bool, segment: &mut [u8]) -> Result<(), StreamError> {
+        let (text, room) = segment.split_last_chunk_mut().ok_or(StreamError::Library)?;
+        let tag = self
+            .cipher
+            .seal_in_place_separate_tag(self.nonce(number, last), Aad::empty(), text)
+            .map_err(|_| StreamError::Library)?;
+        let room: &mut [u8; TAG_BYTES] = room;
+        room.copy_from_slice(tag.as_ref());
+        Ok(())
     }
 
-    fn open(&self, number: u32, last: bool, segment: &[u8], plaintext: &mut [u8]) -> bool {
-        segment.split_last_chunk::<TAG_BYTES>().is_some_and(|(text, tag)| {
-            self.cipher
-                .open_separate_gather(self.nonce(number, last), Aad::empty(), text, tag, plaintext)
-                .is_ok()
+    /// Opens one segment. When it does not authenticate, what is in it is of no more use.
+    fn open(&self, number: u32, last: bool, segment: &mut [u8]) -> bool {
+        self.cipher
+            .open_in_place(self.nonce(number, last), Aad::empty(), segment)
+            .is_ok()
+    }
+}
+
+/// The segments of a stream without the header, with their numbers.
+fn segments(stream: &mut [u8]) -> impl Iterator<Item = Result<(u32, &mut [u8]), StreamError>> {
+    let pieces = stream.chunks_mut(SEGMENT_BYTES).enumerate();
+    pieces.map(|(number, piece)| {
+        let piece = match number {
+            0 => piece.get_mut(HEADER_BYTES..),
+            _ => Some(piece),
+        };
+        let number = u32::try_from(number).map_err(|_| StreamError::NotAStream)?;
+        Ok((number, piece.ok_or(StreamError::NotAStream)?))
+    })
+}
+
+/// Plaintext laid out as the stream that it becomes, or was: in pieces, with room for header and tags
+/// between them.
+pub(crate) struct Plain {
+    stream: Vec<u8>,
+}
+
+impl Plain {
+    /// Room for `bytes` of plaintext, in `room` if that is large enough. What is in the pieces is
+    /// whatever was in `room`.
+    pub(crate) fn new(bytes: usize, room: Vec<u8>) -> Self {
+        let mut stream = room;
+        let length = sealed_bytes(bytes);
+        if stream.capacity() < length {
+            // It comes from the allocator zeroed, which for large ones costs nothing; growing one would
+            // write every byte twice.
+            stream = vec![0; length];
+        } else {
+            stream.resize(length, 0);
+        }
+        Self { stream }
+    }
+
+    /// A copy of `plaintext`.
+    pub(crate) fn copy_of(plaintext: &[u8], room: Vec<u8>) -> Self {
+        let mut plain = Self::new(plaintext.len(), room);
+        let mut rest = plaintext;
+        for piece in plain.pieces_mut() {
+            let (now, later) = rest.split_at(piece.len().min(rest.len()));
+            piece.copy_from_slice(now);
+            rest = later;
+        }
+        plain
+    }
+
+    /// The plaintext, in order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.stream.chunks(SEGMENT_BYTES).enumerate().map(|(number, piece)| {
+            let from = if number == 0 { HEADER_BYTES } else { 0 };
+            piece.get(from..piece.len() - TAG_BYTES).unwrap_or_default()
         })
     }
-}
 
-/// Seals `plaintext` into `out`, whose former content is overwritten and whose room is used again.
-pub(crate) fn seal(key: &[u8; 32], aad: &[u8], plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), SealError> {
-    seal_with(key, aad, plaintext, out, random_bytes()?, random_bytes()?)
-        .map_err(|_| SealError::Library("sealing a stream"))
-}
-
-/// As [`seal`], with the salt and nonce prefix given: for test vectors, and for nothing else.
-pub(crate) fn seal_with(
-    key: &[u8; 32],
-    aad: &[u8],
-    plaintext: &[u8],
-    out: &mut Vec<u8>,
-    salt: [u8; SALT_BYTES],
-    prefix: [u8; PREFIX_BYTES],
-) -> Result<(), StreamError> {
-    let segments = Segments::new(key, aad, &salt, prefix).ok_or(StreamError::Library)?;
-    resize(out, sealed_bytes(plaintext.len()));
-    let (header, _) = out
-        .split_first_chunk_mut::<HEADER_BYTES>()
-        .ok_or(StreamError::Library)?;
-    header[0] = HEADER_BYTES as u8;
-    header[1..=SALT_BYTES].copy_from_slice(&salt);
-    header[1 + SALT_BYTES..].copy_from_slice(&prefix);
-
-    let mut rest = plaintext;
-    for (number, piece) in out.chunks_mut(SEGMENT_BYTES).enumerate() {
-        let piece = if number == 0 {
-            piece.get_mut(HEADER_BYTES..)
-        } else {
-            Some(piece)
-        };
-        let piece = piece.ok_or(StreamError::Library)?;
-        let room = piece.len().checked_sub(TAG_BYTES).ok_or(StreamError::Library)?;
-        let (now, later) = rest.split_at_checked(room).ok_or(StreamError::Library)?;
-        rest = later;
-        let number = u32::try_from(number).map_err(|_| StreamError::Library)?;
-        segments.seal(number, rest.is_empty(), now, piece)?;
+    /// The plaintext, in order, to be written.
+    pub(crate) fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.stream
+            .chunks_mut(SEGMENT_BYTES)
+            .enumerate()
+            .map(|(number, piece)| {
+                let from = if number == 0 { HEADER_BYTES } else { 0 };
+                let to = piece.len() - TAG_BYTES;
+                piece.get_mut(from..to).unwrap_or_default()
+            })
     }
-    Ok(())
-}
 
-/// Opens `ciphertext` into `out`, whose former content is overwritten and whose room is used again.
-/// On failure `out` is empty and what had been opened is wiped.
-pub(crate) fn open(key: &[u8; 32], aad: &[u8], ciphertext: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
-    let result = open_segments(key, aad, ciphertext, out);
-    if result.is_err() {
-        zeroize::Zeroize::zeroize(out);
+    /// The plaintext in one piece.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.stream.len());
+        self.pieces().for_each(|piece| bytes.extend_from_slice(piece));
+        bytes
     }
-    result
+
+    /// The buffer, to be used again; the plaintext is still in it.
+    pub(crate) fn into_room(self) -> Vec<u8> {
+        self.stream
+    }
+
+    /// Overwrites the plaintext.
+    pub(crate) fn wipe(self) {
+        let mut stream = self.stream;
+        stream.zeroize();
+    }
+
+    /// Seals the plaintext where it lies.
+    pub(crate) fn seal(self, key: &[u8; 32], aad: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.seal_with(key, aad, random_bytes()?, random_bytes()?)
+            .map_err(|_| SealError::Library("sealing a stream"))
+    }
+
+    /// As [`Self::seal`], with the salt and nonce prefix given: for test vectors, and for nothing else.
+    pub(crate) fn seal_with(
+        self,
+        key: &[u8; 32],
+        aad: &[u8],
+        salt: [u8; SALT_BYTES],
+        prefix: [u8; PREFIX_BYTES],
+    ) -> Result<Vec<u8>, StreamError> {
+        let mut stream = self.stream;
+        let cipher = Segments::new(key, aad, &salt, prefix).ok_or(StreamError::Library)?;
+        let (header, _) = stream
+            .split_first_chunk_mut::<HEADER_BYTES>()
+            .ok_or(StreamError::Library)?;
+        header[0] = HEADER_BYTES as u8;
+        header[1..=SALT_BYTES].copy_from_slice(&salt);
+        header[1 + SALT_BYTES..].copy_from_slice(&prefix);
+        let count = stream.len().div_ceil(SEGMENT_BYTES);
+        for segment in segments(&mut stream) {
+            let (number, segment) = segment?;
+            cipher.seal(number, number as usize + 1 == count, segment)?;
+        }
+        Ok(stream)
+    }
+
+    /// Opens a ciphertext where it lies. On failure everything that had been opened is wiped.
+    pub(crate) fn open(ciphertext: Vec<u8>, key: &[u8; 32], aad: &[u8]) -> Result<Self, StreamError> {
+        let mut plain = Self { stream: ciphertext };
+        match open_segments(&mut plain.stream, key, aad) {
+            Ok(()) => Ok(plain),
+            Err(error) => {
+                plain.wipe();
+                Err(error)
+            }
+        }
+    }
 }
 
-fn open_segments(key: &[u8; 32], aad: &[u8], ciphertext: &[u8], out: &mut Vec<u8>) -> Result<(), StreamError> {
-    let (header, _) = ciphertext
+fn open_segments(stream: &mut [u8], key: &[u8; 32], aad: &[u8]) -> Result<(), StreamError> {
+    let (header, _) = stream
         .split_first_chunk::<HEADER_BYTES>()
         .ok_or(StreamError::NotAStream)?;
     let (length, rest) = header.split_first().ok_or(StreamError::NotAStream)?;
@@ -158,55 +242,32 @@ fn open_segments(key: &[u8; 32], aad: &[u8], ciphertext: &[u8], out: &mut Vec<u8
     if usize::from(*length) != HEADER_BYTES {
         return Err(StreamError::NotAStream);
     }
-    let Some(plaintext_bytes) = opened_bytes(ciphertext.len()) else {
+    if opened_bytes(stream.len()).is_none() {
         // No whole stream has this length: it was cut inside a tag, or never was one.
-        return Err(if ciphertext.len() < HEADER_BYTES + TAG_BYTES {
+        return Err(if stream.len() < HEADER_BYTES + TAG_BYTES {
             StreamError::NotAStream
         } else {
             StreamError::Truncated
         });
-    };
-    let segments = Segments::new(key, aad, salt, prefix).ok_or(StreamError::Library)?;
-    resize(out, plaintext_bytes);
-
-    let count = ciphertext.len().div_ceil(SEGMENT_BYTES);
-    let mut room = out.as_mut_slice();
-    for (number, piece) in ciphertext.chunks(SEGMENT_BYTES).enumerate() {
-        let piece = if number == 0 {
-            piece.get(HEADER_BYTES..)
-        } else {
-            Some(piece)
-        };
-        let piece = piece.ok_or(StreamError::NotAStream)?;
-        let (now, later) = piece
-            .len()
-            .checked_sub(TAG_BYTES)
-            .and_then(|length| room.split_at_mut_checked(length))
-            .ok_or(StreamError::NotAStream)?;
-        let last = number + 1 == count;
-        let index = u32::try_from(number).map_err(|_| StreamError::NotAStream)?;
-        if !segments.open(index, last, piece, now) {
-            return Err(if last && segments.open(index, false, piece, now) {
-                StreamError::Truncated
-            } else if number == 0 {
-                StreamError::First
-            } else {
-                StreamError::Segment(index)
+    }
+    let cipher = Segments::new(key, aad, salt, prefix).ok_or(StreamError::Library)?;
+    let count = stream.len().div_ceil(SEGMENT_BYTES);
+    for segment in segments(stream) {
+        let (number, segment) = segment?;
+        let last = number as usize + 1 == count;
+        // A failed try destroys a segment, and the last one may be tried twice.
+        let mut again = if last { segment.to_vec() } else { Vec::new() };
+        if !cipher.open(number, last, segment) {
+            let truncated = last && cipher.open(number, false, &mut again);
+            again.zeroize();
+            return Err(match number {
+                _ if truncated => StreamError::Truncated,
+                0 => StreamError::First,
+                number => StreamError::Segment(number),
             });
         }
-        room = later;
     }
     Ok(())
-}
-
-/// Gives `out` exactly `length` bytes. A new vector comes from the allocator already zeroed, which for
-/// large ones costs nothing; growing one would write every byte twice.
-fn resize(out: &mut Vec<u8>, length: usize) {
-    if out.capacity() < length {
-        *out = vec![0; length];
-    } else {
-        out.resize(length, 0);
-    }
 }
 
 #[cfg(test)]
@@ -225,16 +286,11 @@ mod tests {
     }
 
     fn sealed(plaintext: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        seal(&KEY, b"aad", plaintext, &mut out).unwrap();
-        out
+        Plain::copy_of(plaintext, Vec::new()).seal(&KEY, b"aad").unwrap()
     }
 
     fn opened(ciphertext: &[u8]) -> Result<Vec<u8>, StreamError> {
-        let mut out = vec![1; 5];
-        let result = open(&KEY, b"aad", ciphertext, &mut out);
-        assert!(result.is_ok() || out.is_empty(), "a failure leaves no plaintext");
-        result.map(|()| out)
+        Plain::open(ciphertext.to_vec(), &KEY, b"aad").map(|plain| plain.to_vec())
     }
 
     #[test]
@@ -284,18 +340,22 @@ mod tests {
     #[test]
     fn another_key_or_context_is_its_own_error() {
         let ciphertext = sealed(&text(100));
-        let mut out = Vec::new();
-        assert_eq!(open(&[8; 32], b"aad", &ciphertext, &mut out), Err(StreamError::First));
-        assert_eq!(open(&KEY, b"aae", &ciphertext, &mut out), Err(StreamError::First));
+        let open = |key: [u8; 32], aad: &[u8]| Plain::open(ciphertext.clone(), &key, aad).err();
+        assert_eq!(open([8; 32], b"aad"), Some(StreamError::First));
+        assert_eq!(open(KEY, b"aae"), Some(StreamError::First));
+        assert_eq!(open(KEY, b"aad"), None);
     }
 
     #[test]
     fn room_is_used_again_and_what_was_there_is_gone() {
-        let mut out = vec![0xee; 3 << 20];
-        let room = out.as_ptr();
-        seal(&KEY, b"aad", &text(1000), &mut out).unwrap();
-        assert_eq!((out.as_ptr(), out.len()), (room, sealed_bytes(1000)));
-        assert_eq!(opened(&out), Ok(text(1000)));
+        let room = vec![0xee; 3 << 20];
+        let place = room.as_ptr();
+        let sealed = Plain::copy_of(&text(1000), room).seal(&KEY, b"aad").unwrap();
+        assert_eq!((sealed.as_ptr(), sealed.len()), (place, sealed_bytes(1000)));
+        let plain = Plain::open(sealed, &KEY, b"aad").unwrap();
+        assert_eq!(plain.to_vec(), text(1000));
+        let room = plain.into_room();
+        assert_eq!(room.as_ptr(), place);
     }
 
     proptest! {

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::digest::sha256;
 use crate::key::DataKey;
-use crate::{stream, wrap};
+use crate::stream::Plain;
+use crate::wrap;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/sealing.json");
 
@@ -18,16 +19,9 @@ fn counted(length: usize) -> Vec<u8> {
 
 fn stream_vector(name: &str, associated_data: &str, length: usize) -> Value {
     let (key, salt, prefix) = ([0x11; 32], [0x22; 32], [0x33; 7]);
-    let mut ciphertext = Vec::new();
-    stream::seal_with(
-        &key,
-        associated_data.as_bytes(),
-        &counted(length),
-        &mut ciphertext,
-        salt,
-        prefix,
-    )
-    .unwrap();
+    let ciphertext = Plain::copy_of(&counted(length), Vec::new())
+        .seal_with(&key, associated_data.as_bytes(), salt, prefix)
+        .unwrap();
     let mut vector = json!({
         "name": name,
         "key": hex::encode(key),
@@ -106,9 +100,11 @@ fn committed_vectors_open() {
         };
         let aad = vector["associated_data"].as_str().unwrap().as_bytes();
         let key = bytes(&vector["key"]).try_into().unwrap();
-        let mut out = Vec::new();
-        stream::open(&key, aad, &bytes(ciphertext), &mut out).unwrap();
-        assert_eq!(out, counted(vector["plaintext_bytes"].as_u64().unwrap() as usize));
+        let plain = Plain::open(bytes(ciphertext), &key, aad).unwrap();
+        assert_eq!(
+            plain.to_vec(),
+            counted(vector["plaintext_bytes"].as_u64().unwrap() as usize)
+        );
         opened += 1;
     }
     assert_eq!(opened, 3);

@@ -12,7 +12,7 @@ use tidegate_seal::digest::sha256;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{open_index, open_packing_list};
 use tidegate_seal::random::random_bytes;
-use tidegate_seal::shard::open_shard;
+use tidegate_seal::shard::PlainShard;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::artifact::{SealedObject, ShardKey};
 use tidegate_types::ids::PermitId;
@@ -108,7 +108,13 @@ pub async fn receive(
         .map(|(object, key)| open(store, object, key, expected.organisation))
         .buffered(AHEAD);
     while let Some(plaintext) = opened.try_next().await? {
-        folder = blocking(move || folder.write(&plaintext)).await?;
+        folder = blocking(move || {
+            for piece in plaintext.pieces() {
+                folder = folder.write(piece)?;
+            }
+            Ok(folder)
+        })
+        .await?;
     }
     drop(opened);
     blocking(move || folder.finish()).await?;
@@ -200,10 +206,12 @@ async fn open(
     object: SealedObject,
     key: ShardKey,
     organisation: &str,
-) -> Result<Vec<u8>, TransferError> {
-    let sealed = fetch(store, &object).await?;
+) -> Result<PlainShard, TransferError> {
+    // Nobody else holds these bytes, so that the vector is the one that the store filled.
+    let sealed = Vec::from(fetch(store, &object).await?);
     let organisation = organisation.to_owned();
-    blocking(move || open_shard(&sealed, &key, &organisation).map_err(TransferError::seal("opening a shard"))).await
+    let opening = TransferError::seal("opening a shard");
+    blocking(move || PlainShard::open(sealed, &key, &organisation).map_err(opening)).await
 }
 
 /// A folder that is being filled beside its destination. Dropped unfinished, it is removed; left behind

@@ -7,7 +7,6 @@ use tidegate_contracts::{ObjectName, Store, StoreError};
 use tidegate_seal::digest::sha256;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{seal_index, sign_packing_list};
-use tidegate_seal::shard::seal_shard;
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::artifact::{
     PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SHARD_PLAINTEXT_BYTES, SealedIndex, SealedObject,
@@ -21,7 +20,7 @@ use crate::resume::{Head, Resume};
 use crate::retry::{self, TRIES, Window};
 use crate::source::Source;
 
-/// The most shards that are ever under way at once, whatever is asked for: 3 GiB of memory.
+/// The most shards that are ever under way at once, whatever is asked for: 2 GiB of memory.
 const MOST_IN_FLIGHT: usize = 16;
 /// How much of a stored object is compared at once.
 const COMPARED_BYTES: u64 = 8 << 20;
@@ -40,8 +39,8 @@ pub struct Crossing<'a> {
     pub digest_key: &'a [u8; 32],
     /// A folder of the sending site alone, for the resume file. It holds shard keys: a secret.
     pub state: &'a Path,
-    /// Shards sealed and put at once, from 1 to 16. Each takes up to 192 MiB of memory while it is
-    /// sealed and 64 MiB while it is put.
+    /// Shards sealed and put at once, from 1 to 16. Each takes 64 MiB of memory, and up to 64 MiB more
+    /// while it is compressed.
     pub shards_in_flight: usize,
     /// Told how many bytes of plaintext stand in the store: rises from 0 to the manifest's total.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
@@ -186,10 +185,10 @@ impl Sender<'_> {
         let resume = Arc::clone(&self.resume);
         let organisation = self.permitted.manifest().organisation.clone();
         let (name, body) = blocking(move || {
-            let plaintext = source.shard(number)?;
-            let (sealed, key) =
-                seal_shard(&plaintext, &organisation).map_err(TransferError::seal("sealing a shard"))?;
-            drop(plaintext);
+            let plaintext = source.shard(number, Vec::new())?;
+            let (sealed, key) = plaintext
+                .seal(&organisation)
+                .map_err(TransferError::seal("sealing a shard"))?;
             let object = object_of(&sealed);
             let name = sealed_name(&object.digest);
             resume.shard(at, key, object)?;

@@ -1,7 +1,9 @@
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use tidegate_seal::digest::{constant_time_eq, hmac_reader, sha256};
+use tidegate_seal::digest::{Sha256, constant_time_eq, hmac_reader};
+use tidegate_seal::shard::PlainShard;
 use tidegate_types::artifact::SHARD_PLAINTEXT_BYTES;
 use tidegate_types::{Digest, FileEntry};
 
@@ -68,59 +70,108 @@ impl Source {
         self.shards.len()
     }
 
-    /// Reads one shard's plaintext and proves that it is what was verified. Blocks.
-    pub(crate) fn shard(&self, number: usize) -> Result<Vec<u8>, TransferError> {
+    /// Reads one shard's plaintext into `room`, as far as that goes, and proves that it is what was
+    /// verified. Blocks.
+    pub(crate) fn shard(&self, number: usize, room: Vec<u8>) -> Result<PlainShard, TransferError> {
         let start = SHARD_PLAINTEXT_BYTES.saturating_mul(number as u64);
         let length = self.total.saturating_sub(start).min(SHARD_PLAINTEXT_BYTES);
-        let mut plaintext = Vec::with_capacity(usize::try_from(length).unwrap_or(SHARD));
+        let length = usize::try_from(length).unwrap_or(SHARD);
+        let mut shard = PlainShard::new(length, room).map_err(TransferError::seal("making room for a shard"))?;
         // The last file that begins at or before the shard; empty files before it do not matter.
         let first = self.starts.partition_point(|begin| *begin <= start).saturating_sub(1);
-        let mut path = "";
-        for (file, begin) in self.files.iter().zip(&self.starts).skip(first) {
-            let missing = length - plaintext.len() as u64;
-            if missing == 0 {
-                break;
-            }
-            path = &file.path;
-            let reading = || TransferError::local(format!("reading file `{path}`"));
-            let mut content = open_file(&self.folder, path).map_err(reading())?;
-            content
-                .seek(SeekFrom::Start(start.saturating_sub(*begin)))
-                .map_err(reading())?;
-            let here = missing.min((begin + file.bytes).saturating_sub(start.max(*begin)));
-            content.take(here).read_to_end(&mut plaintext).map_err(reading())?;
+        let mut files = Files {
+            source: self,
+            at: first,
+            offset: start.saturating_sub(self.starts.get(first).copied().unwrap_or_default()),
+            open: None,
+        };
+        let mut digest = Sha256::default();
+        for piece in shard.pieces_mut() {
+            files.fill(piece)?;
+            // While the piece is still near to the processor.
+            digest.update(piece);
         }
-        if self.shards.get(number) == Some(&sha256(&plaintext)) {
-            Ok(plaintext)
+        if self.shards.get(number) == Some(&digest.finish()) {
+            Ok(shard)
         } else {
-            Err(TransferError::Changed { path: path.to_owned() })
+            Err(files.changed())
         }
+    }
+}
+
+/// The files of a source, read end to end from some place on.
+struct Files<'a> {
+    source: &'a Source,
+    /// Index of the file that is being read, and from where.
+    at: usize,
+    offset: u64,
+    open: Option<std::fs::File>,
+}
+
+impl Files<'_> {
+    fn path(&self) -> &str {
+        let file = self.source.files.get(self.at).or(self.source.files.last());
+        file.map_or("", |file| &file.path)
+    }
+
+    fn changed(&self) -> TransferError {
+        TransferError::Changed {
+            path: self.path().to_owned(),
+        }
+    }
+
+    fn fill(&mut self, mut piece: &mut [u8]) -> Result<(), TransferError> {
+        while !piece.is_empty() {
+            let file = self.source.files.get(self.at).ok_or_else(|| self.changed())?;
+            let missing = file.bytes.saturating_sub(self.offset);
+            if missing == 0 {
+                (self.at, self.offset, self.open) = (self.at + 1, 0, None);
+                continue;
+            }
+            let reading = || TransferError::local(format!("reading file `{}`", file.path));
+            if self.open.is_none() {
+                self.open = Some(open_file(&self.source.folder, &file.path).map_err(reading())?);
+            }
+            let Some(content) = &self.open else { continue };
+            let here = usize::try_from(missing).map_or(piece.len(), |missing| missing.min(piece.len()));
+            let (now, later) = piece.split_at_mut(here);
+            match content.read_exact_at(now, self.offset) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(self.changed()),
+                read => read.map_err(reading())?,
+            }
+            self.offset += here as u64;
+            piece = later;
+        }
+        Ok(())
     }
 }
 
 /// The digests of the shards that have gone by.
 #[derive(Default)]
 struct Shards {
-    current: Vec<u8>,
+    current: Sha256,
+    /// How many bytes of the current shard have gone by.
+    bytes: usize,
     done: Vec<Digest>,
 }
 
 impl Shards {
     fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(SHARD - self.current.len()));
-            self.current.extend_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(SHARD - self.bytes));
+            self.current.update(now);
+            self.bytes += now.len();
             bytes = later;
-            if self.current.len() == SHARD {
-                self.done.push(sha256(&self.current));
-                self.current.clear();
+            if self.bytes == SHARD {
+                self.done.push(std::mem::take(&mut self.current).finish());
+                self.bytes = 0;
             }
         }
     }
 
     fn finish(mut self) -> Vec<Digest> {
-        if !self.current.is_empty() {
-            self.done.push(sha256(&self.current));
+        if self.bytes > 0 {
+            self.done.push(self.current.finish());
         }
         self.done
     }

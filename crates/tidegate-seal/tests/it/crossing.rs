@@ -8,9 +8,7 @@ use tidegate_seal::dsse;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{manifest_digest, open_index, open_packing_list, seal_index, sign_packing_list};
 use tidegate_seal::permit::{open_permit, sign_permit};
-use tidegate_seal::shard::{
-    MAX_PLAINTEXT_BYTES, MAX_SEALED_BYTES, open_shard, open_shard_into, seal_shard, seal_shard_into,
-};
+use tidegate_seal::shard::{MAX_PLAINTEXT_BYTES, MAX_SEALED_BYTES, PlainShard, open_shard, seal_shard};
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::Digest;
 use tidegate_types::artifact::SealedIndex;
@@ -136,13 +134,11 @@ fn a_shard_holds_what_its_key_says_and_no_more() {
             }
             let mut lying = key.clone();
             lying.plaintext_bytes = claimed;
-            let mut room = vec![7; 100];
-            let error = open_shard_into(&sealed, &lying, ORGANISATION, &mut room).unwrap_err();
+            let error = open_shard(&sealed, &lying, ORGANISATION).unwrap_err();
             assert!(
                 matches!(error, SealError::Mismatch { .. } | SealError::TooLarge { .. }),
                 "{error}"
             );
-            assert!(room.is_empty());
         }
         let mut lying = key.clone();
         lying.zstd = !key.zstd;
@@ -186,8 +182,7 @@ fn hostile_frames_are_bounded() {
 #[test]
 fn full_shards_fit_and_larger_ones_do_not() {
     let most = noise(MAX_PLAINTEXT_BYTES);
-    let mut sealed = Vec::new();
-    let key = seal_shard_into(&most, ORGANISATION, &mut sealed).unwrap();
+    let (sealed, key) = seal_shard(&most, ORGANISATION).unwrap();
     assert!(!key.zstd);
     // The figure of docs/formats.md.
     assert_eq!((sealed.len(), MAX_SEALED_BYTES), (67_109_944, 67_109_944));
@@ -195,7 +190,35 @@ fn full_shards_fit_and_larger_ones_do_not() {
     let mut more = most;
     more.push(0);
     assert!(matches!(
-        seal_shard_into(&more, ORGANISATION, &mut sealed),
+        seal_shard(&more, ORGANISATION),
+        Err(SealError::TooLarge { .. })
+    ));
+}
+
+#[test]
+fn one_buffer_serves_for_many_shards() {
+    let mut room = Vec::with_capacity(MAX_SEALED_BYTES);
+    let place = room.as_ptr();
+    for plaintext in [noise(5 << 20), noise(100), Vec::new(), noise(3 << 20)] {
+        let mut shard = PlainShard::new(plaintext.len(), room).unwrap();
+        let mut rest = plaintext.as_slice();
+        for piece in shard.pieces_mut() {
+            let (now, later) = rest.split_at(piece.len());
+            piece.copy_from_slice(now);
+            rest = later;
+        }
+        assert!(rest.is_empty());
+        let (sealed, key) = shard.seal(ORGANISATION).unwrap();
+        assert_eq!(sealed.as_ptr(), place);
+        assert!(open_shard(&sealed, &key, ORGANISATION).unwrap() == plaintext);
+        let opened = PlainShard::open(sealed, &key, ORGANISATION).unwrap();
+        assert_eq!(opened.bytes(), plaintext.len());
+        assert!(opened.pieces().collect::<Vec<_>>().concat() == plaintext);
+        room = opened.into_room();
+        assert_eq!(room.as_ptr(), place);
+    }
+    assert!(matches!(
+        PlainShard::new(MAX_PLAINTEXT_BYTES + 1, Vec::new()),
         Err(SealError::TooLarge { .. })
     ));
 }
