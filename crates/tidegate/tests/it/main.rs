@@ -7,6 +7,7 @@
 )]
 
 mod apart;
+mod cancelling;
 mod commands;
 mod fixture;
 mod journey;
