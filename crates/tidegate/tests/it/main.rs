@@ -9,6 +9,7 @@
 mod apart;
 mod cancelling;
 mod commands;
+mod contested;
 mod fixture;
 mod journey;
 mod kills;
