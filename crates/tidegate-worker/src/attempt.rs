@@ -70,8 +70,8 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
         });
     }
     let scratch = Scratch::create(&options.work, &ticket.attempt)?;
-    let tested = executable.clone();
-    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested)).await?;
+    let (tested, within) = (executable.clone(), scratch.temporary());
+    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested, &within)).await?;
 
     let identity = Identity::generate();
     let signer = SigningKey::generate()?;
