@@ -9,6 +9,7 @@
 )]
 
 mod attempts;
+mod fakes;
 mod outputs;
 mod permits;
 mod releases;

@@ -1,6 +1,7 @@
 //! What is not permitted does not move, and nothing is signed before the ledger holds its intent.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use tidegate_seal::digest::sha256;
 use tidegate_seal::sign::SigningKey;
@@ -170,12 +171,17 @@ async fn no_ticket_is_made_on_a_permit_for_something_else() {
     if let RequestBody::StartAttempt { attempt, .. } = &mut task {
         attempt.task = tidegate_types::TaskName::new("other").unwrap();
     }
+    let mut command = right.clone();
+    if let RequestBody::StartAttempt { pipeline, .. } = &mut command {
+        pipeline.text = pipeline.text.replace("epochs: 1", "epochs: 2");
+    }
     let too_many = world.start_request(4, &permits);
     for (what, body, rule) in [
         ("another manifest", swapped, "permit-other-artifact"),
         ("another site", elsewhere, "permit-other-artifact"),
         ("another program", program, "permit-other-artifact"),
         ("another task", task, "permit-other-artifact"),
+        ("another command", command, "pipeline-changed"),
         ("more attempts than permitted", too_many, "permit-other-artifact"),
         ("none", missing, "permit-missing"),
     ] {
@@ -196,6 +202,32 @@ async fn an_expired_permit_sends_nothing() {
     let permit = world.permit(body).await;
     let_pass(25 * 3600);
     assert_eq!(world.refused(RequestBody::Send { permit }).await, "permit-expired");
+    assert_eq!(world.objects("cloud"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_permit_is_spent_by_every_try_to_send() {
+    let mut world = World::new().await;
+    world.rows.ballast.store(4 << 20, Ordering::SeqCst);
+    let inputs = world.prepare().await;
+    let body = world.permit_request(&inputs["train"], "cloud");
+    let permit = world.permit(body).await;
+    world.full.store(true, Ordering::SeqCst);
+    let mut failed = 0;
+    let rule = loop {
+        match world.ask(RequestBody::Send { permit: permit.clone() }).await {
+            Outcome::Failed(_) => failed += 1,
+            Outcome::Refused(refusal) => break refusal.rule,
+            Outcome::Done(_) => panic!("the disk is full"),
+        }
+        assert!(failed < 4, "the permit is spent");
+        world.restart().await;
+    };
+    // Three times the artifact and a little more are permitted.
+    assert_eq!((failed, rule.as_str()), (3, "permit-byte-limit"));
+    world.full.store(false, Ordering::SeqCst);
+    let body = RequestBody::Send { permit };
+    assert_eq!(world.refused(body).await, "permit-byte-limit", "for good");
     assert_eq!(world.objects("cloud"), [""; 0]);
 }
 

@@ -2,18 +2,13 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_trait::async_trait;
-use tidegate_contracts::fakes::{MemoryCustody, MemoryJournal, MemoryStore};
-use tidegate_contracts::journal::{Batch, Journal, JournalError};
-use tidegate_contracts::stage::{
-    BundleFiles, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
-};
-use tidegate_contracts::{ObjectName, Store};
+use tidegate_contracts::fakes::{MemoryCustody, MemoryStore};
+use tidegate_contracts::{Journal, ObjectName, Store};
 use tidegate_keeper::{Keeper, Setup, log_origin};
 use tidegate_ledger::merkle::leaf_hash;
 use tidegate_ledger::{Checkpoint, SignedCheckpoint, Tree, VerifierKey};
@@ -25,12 +20,12 @@ use tidegate_types::event::{Event, EventData, EventType};
 use tidegate_types::files::{read_catalog, read_sites};
 use tidegate_types::ids::PermitId;
 use tidegate_types::keeper::{
-    AttemptOutcome, LedgerProof, Outcome, PipelineText, QualitySummary, REQUEST_PAYLOAD, Reply, ReplyBody, Request,
-    RequestBody,
+    AttemptOutcome, LedgerProof, Outcome, PipelineText, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
 };
 use tidegate_types::message::{Attempt, Ticket};
-use tidegate_types::report::{LabelReport, RiskReport};
-use tidegate_types::{ArtifactId, Digest, Label, Level, RunId, SiteName, TaskName, to_canonical_json};
+use tidegate_types::{ArtifactId, Digest, RunId, SiteName, TaskName, to_canonical_json};
+
+use crate::fakes::{Disk, Journals, Rows};
 
 pub(crate) const ORGANISATION: &str = "st-mary";
 
@@ -137,144 +132,6 @@ pub(crate) fn let_pass(seconds: u64) {
     AHEAD.set(AHEAD.get() + seconds);
 }
 
-/// A journal that breaks off, as a kill would, where an attempt's log has just been written.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Journals {
-    pub(crate) entries: MemoryJournal,
-    pub(crate) failing: Arc<AtomicBool>,
-    pub(crate) failed: Arc<AtomicU64>,
-}
-
-impl Journal for Journals {
-    fn commit(&self, batch: &Batch) -> Result<(), JournalError> {
-        let of_attempts = batch.put.iter().any(|(table, ..)| table == "attempts");
-        if of_attempts && self.failing.load(Ordering::SeqCst) {
-            self.failed.fetch_add(1, Ordering::SeqCst);
-            return Err(JournalError::Failed {
-                what: "committing".to_owned(),
-                why: "the test says so".to_owned(),
-            });
-        }
-        self.entries.commit(batch)
-    }
-
-    fn get(&self, table: &str, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        self.entries.get(table, key)
-    }
-
-    fn scan(&self, table: &str, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
-        self.entries.scan(table, prefix)
-    }
-
-    fn log_size(&self) -> Result<u64, JournalError> {
-        self.entries.log_size()
-    }
-
-    fn log_leaves(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, JournalError> {
-        self.entries.log_leaves(from, to)
-    }
-
-    fn log_index(&self, id: &str) -> Result<Option<u64>, JournalError> {
-        self.entries.log_index(id)
-    }
-}
-
-/// Stages that read no rows, and count how often models were judged and bundled.
-#[derive(Debug, Default)]
-pub(crate) struct Rows {
-    pub(crate) judged: AtomicU64,
-    pub(crate) bundled: AtomicU64,
-}
-
-impl Rows {
-    fn labels() -> LabelReport {
-        LabelReport {
-            sql: "select 1".to_owned(),
-            release: Label::of(Level::Internal),
-            columns: Vec::new(),
-            row_label: Label::of(Level::Internal),
-            row_reads: Vec::new(),
-            refusals: Vec::new(),
-        }
-    }
-
-    fn judge(&self) -> Judged {
-        self.judged.fetch_add(1, Ordering::SeqCst);
-        Judged {
-            quality: QualitySummary::default(),
-            raw: None,
-            gates: Vec::new(),
-        }
-    }
-}
-
-#[async_trait]
-impl HomeStages for Rows {
-    async fn analyse(&self, _: &StageContext<'_>) -> Result<(LabelReport, u64), StageError> {
-        Ok((Self::labels(), 1))
-    }
-
-    async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError> {
-        let part = |name: &str| {
-            let folder = context.folder.join(name);
-            std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join("rows.csv"), format!("{name},readmitted\n1,0\n")).unwrap();
-            (name.to_owned(), folder)
-        };
-        Ok(PreparedFiles {
-            inputs: ["train", "validation"].map(part).into(),
-            columns: vec!["readmitted".to_owned()],
-            labels: Self::labels(),
-            risk: RiskReport {
-                quasi_identifiers: Vec::new(),
-                sensitive: Vec::new(),
-                k: 5,
-                k_before: 5,
-                l: None,
-                groups: 1,
-                rows: 5,
-                suppressed_rows: 0,
-                subjects: 5,
-                earlier_releases: 0,
-                raw_unique_rows: 0,
-            },
-            step_key: sha256(b"prepared"),
-            home: part("home").1,
-            reused: false,
-        })
-    }
-
-    async fn evaluate(&self, _: &StageContext<'_>, _: &ModelAtHome<'_>) -> Result<Judged, StageError> {
-        Ok(self.judge())
-    }
-
-    async fn refine(&self, _: &StageContext<'_>, _: &ModelAtHome<'_>) -> Result<Judged, StageError> {
-        Ok(self.judge())
-    }
-
-    async fn bundle(
-        &self,
-        context: &StageContext<'_>,
-        _: &ModelAtHome<'_>,
-        _: u64,
-        _: &BTreeMap<String, String>,
-        _: &SignPayload<'_>,
-    ) -> Result<BundleFiles, StageError> {
-        self.bundled.fetch_add(1, Ordering::SeqCst);
-        let folder = context.folder.join("bundle");
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("bundle.json"), "{}").unwrap();
-        Ok(BundleFiles {
-            folder,
-            gates: Vec::new(),
-        })
-    }
-
-    async fn scan_code(&self, _: &StageContext<'_>, _: &Path, _: &str, _: &[u8]) -> Result<(), StageError> {
-        Ok(())
-    }
-}
-
 /// The control plane's ledger, and how far the keeper has seen it.
 pub(crate) struct Ledger {
     tree: Tree,
@@ -286,6 +143,7 @@ pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) journal: Journals,
     pub(crate) stores: BTreeMap<SiteName, MemoryStore>,
+    pub(crate) full: Arc<AtomicBool>,
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
     custody: MemoryCustody,
@@ -304,6 +162,7 @@ impl World {
             stores: ["hospital", "cloud", "ward"]
                 .map(|name| (site(name), MemoryStore::new()))
                 .into(),
+            full: Arc::default(),
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
@@ -325,7 +184,13 @@ impl World {
     /// Ends the keeper wherever it stands, and starts another one on the same site.
     pub(crate) async fn restart(&mut self) {
         self.keeper.abort();
-        let stores = self.stores.iter();
+        let stores = self.stores.iter().map(|(name, store)| {
+            let disk = Disk {
+                store: store.clone(),
+                full: Arc::clone(&self.full),
+            };
+            (name.clone(), Arc::new(disk) as Arc<dyn Store>)
+        });
         let keeper = Keeper::open(Setup {
             site: site("hospital"),
             sites: read_sites("sites.yaml", SITES).unwrap(),
@@ -336,9 +201,7 @@ impl World {
             journal: Arc::new(self.journal.clone()),
             custody: Arc::new(self.custody.clone()),
             stages: Arc::<Rows>::clone(&self.rows),
-            stores: stores
-                .map(|(name, store)| (name.clone(), Arc::new(store.clone()) as Arc<dyn Store>))
-                .collect(),
+            stores: stores.collect(),
             mailbox: Arc::new(self.mailbox.clone()),
             workers: BTreeSet::from([program()]),
             clock,
