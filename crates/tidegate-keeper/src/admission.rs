@@ -50,15 +50,7 @@ pub struct Worker {
 
 /// A site that serves what was released to it.
 #[derive(Debug)]
-pub struct ServingSite(());
-
-impl<W> Admitted<W> {
-    /// The age recipient (`age1…`) that keys are sealed to.
-    #[must_use]
-    pub fn recipient(&self) -> &str {
-        &self.recipient
-    }
-}
+pub struct ServingSite;
 
 impl Admitted<Worker> {
     /// SHA-256 of the hello's payload.
@@ -162,7 +154,7 @@ pub fn admit_site(
     } else {
         return Ok(Admitted {
             recipient: enrolment.recipient.clone(),
-            who: ServingSite(()),
+            who: ServingSite,
         });
     };
     Err(refuse(

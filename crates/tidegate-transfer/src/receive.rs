@@ -22,7 +22,7 @@ use crate::error::TransferError;
 use crate::retry;
 use crate::send::{blocking, packing_list_name, sealed_name};
 use crate::sweep::MAX_LIST_BYTES;
-use crate::tree::{files_of, open_folder, path_fault};
+use crate::tree::{MAX_FILES, files_of, open_folder, path_fault};
 
 /// Shards fetched and opened ahead of the one that is written.
 const AHEAD: usize = 2;
@@ -111,6 +111,9 @@ pub async fn receive(
     // Shards unpack to exactly the bytes that the index names, so nothing more ever comes out of them.
     if index.manifest.total_bytes() > expected.plaintext_limit {
         return Err(unexpected("its files have more bytes than are accepted"));
+    }
+    if index.manifest.files.len() > MAX_FILES {
+        return Err(unexpected("it has more files than an artifact may have"));
     }
     if let Some(why) = index.manifest.files.iter().find_map(|file| path_fault(&file.path)) {
         return Err(unexpected(&format!("a path in its manifest cannot be used: {why}")));

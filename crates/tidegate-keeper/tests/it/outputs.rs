@@ -62,6 +62,15 @@ async fn a_few_sealed_bytes_that_unpack_to_more_than_the_slot_stay_out() {
 }
 
 #[tokio::test]
+async fn more_files_than_an_artifact_may_have_stay_out() {
+    let output = Output {
+        empty_files: 100_000,
+        ..Output::default()
+    };
+    assert_eq!(refused(output).await, "output-tampered");
+}
+
+#[tokio::test]
 async fn an_output_under_another_key_or_list_stays_out() {
     for spoiled_key in [true, false] {
         let mut world = World::new().await;

@@ -39,6 +39,8 @@ pub(crate) struct Output {
     pub(crate) label: Label,
     /// Plaintext of one shard each.
     pub(crate) shards: Vec<Vec<u8>>,
+    /// Files without a byte, beside the one of the shards.
+    pub(crate) empty_files: usize,
     /// What the index says about each shard.
     pub(crate) told: fn(&mut ShardKey),
     /// What becomes of each sealed shard on its way.
@@ -50,6 +52,7 @@ impl Default for Output {
         Self {
             label: Label::of(Level::Internal),
             shards: vec![b"a model".to_vec()],
+            empty_files: 0,
             told: |_| {},
             tampered: |_| {},
         }
@@ -205,6 +208,17 @@ impl Worker {
             self.put_sealed(digest, sealed).await;
             objects.push(SealedObject { digest, bytes });
         }
+        let file = |path: String, bytes| FileEntry {
+            path,
+            bytes,
+            keyed_digest: sha256(b"keyed"),
+        };
+        let model = file(
+            "model.onnx".to_owned(),
+            keys.iter().map(|key| key.plaintext_bytes).sum(),
+        );
+        let empty = (0..output.empty_files).map(|number| file(format!("empty/{number}"), 0));
+        let files = empty.chain([model]).collect();
         let manifest = Manifest {
             format: MANIFEST_FORMAT.to_owned(),
             kind: ArtifactKind::Model,
@@ -213,11 +227,7 @@ impl Worker {
             owner: site("hospital"),
             label: output.label,
             lowered_from: None,
-            files: vec![FileEntry {
-                path: "model.onnx".to_owned(),
-                bytes: keys.iter().map(|key| key.plaintext_bytes).sum(),
-                keyed_digest: sha256(b"keyed"),
-            }],
+            files,
             columns: Vec::new(),
             lineage: [].into(),
             task: self.ticket.attempt.task.clone(),
