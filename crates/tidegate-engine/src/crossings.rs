@@ -67,7 +67,7 @@ impl Engine {
             worker: wanted.worker,
             intent,
         };
-        let reply = self.keeper.ask("sign-a-permit", body(self.proof(intent)?)).await?;
+        let reply = self.ask(run, "sign-a-permit", body(self.proof(intent)?)).await?;
         let ReplyBody::Permit { permit, checkpoint, .. } = reply else {
             return Err(self.keeper.wrong_reply());
         };
@@ -138,10 +138,8 @@ impl Engine {
         if get::<CrossingEntry>(&*self.journal, "crossings", &key)?.is_some() {
             return Ok(());
         }
-        let reply = self
-            .keeper
-            .ask("send", RequestBody::Send { permit: permit.clone() })
-            .await?;
+        let body = RequestBody::Send { permit: permit.clone() };
+        let reply = self.ask(run, "send", body).await?;
         let ReplyBody::Sent { bytes, .. } = reply else {
             return Err(self.keeper.wrong_reply());
         };

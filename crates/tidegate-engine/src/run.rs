@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::journal::{Batch, Journal};
@@ -27,6 +27,11 @@ use crate::ledger::{Fact, LedgerBook};
 use crate::progress::Progress;
 use crate::state::{RunRecord, RunStatus, TaskState, get, put, scan, value};
 use crate::summary::Summary;
+
+/// How often a run that waits for the keeper looks whether it was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a cancelled run waits for the keeper's last words.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// The worker program and how it is started.
 #[derive(Debug, Clone)]
@@ -302,13 +307,13 @@ impl Engine {
         if let Err(EngineError::Refused(refusal)) = &result {
             fact = fact.name("rule", &refusal.rule);
         }
-        if let Err(error) = self.collect().await {
+        if let Err(error) = self.close(status, self.collect()).await {
             tracing::warn!(run = %record.id, %error, "the keeper's entries come into the ledger with the next run");
         }
         let batch = Batch::default().set("runs", record.id.as_str(), value(&record)?);
         let (batch, entry) = self.ledger.add(batch, &fact)?;
         self.journal.commit(&batch).while_("ending the run")?;
-        if let Err(error) = self.cosign(&entry).await {
+        if let Err(error) = self.close(status, self.cosign(&entry)).await {
             tracing::warn!(run = %record.id, %error, "the end of the run is not cosigned");
         }
         let head = self.ledger.render()?;
@@ -391,6 +396,39 @@ impl Engine {
         record.tasks.entry(task.clone()).or_insert(state);
         put(&*self.journal, "runs", record.id.as_str(), record)?;
         Ok(result)
+    }
+
+    /// Asks the keeper, and waits for its answer unless the run is cancelled meanwhile. What the keeper
+    /// has begun then, it ends by itself; nobody hears of it, and the next run finds it done.
+    pub(crate) async fn ask(
+        &self,
+        record: &RunRecord,
+        label: &str,
+        body: RequestBody,
+    ) -> Result<ReplyBody, EngineError> {
+        let asked = self.keeper.ask(label, body);
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                reply = &mut asked => return reply,
+                () = tokio::time::sleep(LOOK_EVERY) => self.check_cancelled(record)?,
+            }
+        }
+    }
+
+    /// Something that closes a run. A run that was cancelled does not wait for it: whatever is missing
+    /// comes into the ledger with the next run.
+    pub(crate) async fn close(
+        &self,
+        status: RunStatus,
+        work: impl Future<Output = Result<(), EngineError>>,
+    ) -> Result<(), EngineError> {
+        if status != RunStatus::Cancelled {
+            return work.await;
+        }
+        tokio::time::timeout(CLOSING, work)
+            .await
+            .unwrap_or_else(|_| Err(EngineError::failed("closing a cancelled run", "the keeper is at work")))
     }
 
     pub(crate) fn check_cancelled(&self, record: &RunRecord) -> Result<(), EngineError> {

@@ -77,7 +77,7 @@ impl Engine {
             labels,
             risk,
             reused,
-        } = self.keeper.ask("prepare", body).await?
+        } = self.ask(run, "prepare", body).await?
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -117,7 +117,7 @@ impl Engine {
                 model: artifact,
             }
         };
-        let step = match self.keeper.ask(word, body).await? {
+        let step = match self.ask(run, word, body).await? {
             ReplyBody::Evaluated { quality, raw, gates } => JudgedStep { quality, raw, gates },
             ReplyBody::Refined { quality } => JudgedStep {
                 quality,
@@ -159,7 +159,7 @@ impl Engine {
             version,
             gates,
             checkpoint,
-        } = self.keeper.ask("release", body).await?
+        } = self.ask(run, "release", body).await?
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -207,7 +207,7 @@ impl Engine {
             to: site.clone(),
             permit,
         };
-        let ReplyBody::Deployed { .. } = self.keeper.ask("deploy", body).await? else {
+        let ReplyBody::Deployed { .. } = self.ask(run, "deploy", body).await? else {
             return Err(self.keeper.wrong_reply());
         };
         let fact = Fact::new(EventType::Deployed, run.id.as_str())

@@ -15,7 +15,7 @@ use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{RunRecord, TrainedStep, get, put};
+use crate::state::{RunRecord, RunStatus, TrainedStep, get, put};
 
 /// How often a driver is asked where a job is.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
@@ -133,8 +133,14 @@ impl Engine {
             worker: self.worker.digest,
             permits: permits.clone(),
         };
-        let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {
-            return Err(self.keeper.wrong_reply());
+        let ticket = match self.ask(run, "start-an-attempt", started).await {
+            Ok(ReplyBody::Ticket { ticket }) => ticket,
+            Ok(_) => return Err(self.keeper.wrong_reply()),
+            Err(cancelled @ EngineError::Cancelled(_)) => {
+                self.fence_cancelled(attempt).await;
+                return Err(cancelled);
+            }
+            Err(error) => return Err(error),
         };
         let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
             .name("task", attempt.task.as_str())
@@ -212,7 +218,7 @@ impl Engine {
                 () = tokio::time::sleep(OBSERVE_EVERY) => {}
             }
             if (self.cancelled)(&run.id) {
-                self.fence(attempt, "cancelled").await?;
+                self.fence_cancelled(attempt).await;
                 return Err(EngineError::Cancelled(run.id.to_string()));
             }
             (ended, gone) = match compute.observe(handle).await {
@@ -223,6 +229,14 @@ impl Engine {
             if ended >= ENDED_OBSERVATIONS || gone >= GONE_OBSERVATIONS {
                 return self.fence(attempt, "lost").await;
             }
+        }
+    }
+
+    /// A cancelled run begins no other attempt, so a keeper that does not answer now is not waited for.
+    async fn fence_cancelled(&self, attempt: &Attempt) {
+        let fence = async { self.fence(attempt, "cancelled").await.map(drop) };
+        if let Err(error) = self.close(RunStatus::Cancelled, fence).await {
+            tracing::warn!(run = %attempt.run, %error, "the attempt of a cancelled run is not fenced");
         }
     }
 

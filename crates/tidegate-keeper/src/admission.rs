@@ -1,8 +1,9 @@
 //! Who may have a data key.
 //!
-//! An [`Admitted`] worker is one whose hello was verified: the ticket's secret, the signature, the
-//! program, the sandbox. It is made by [`admit`] alone, also after a restart, when the hello is read
-//! and verified again. [`release_key`] takes nothing else.
+//! [`release_key`] takes an [`Admitted`] recipient and nothing else. A [`Worker`] is admitted by [`admit`]
+//! when its hello was verified: the ticket's secret, the signature, the program, the sandbox; also after
+//! a restart, when the hello is read and verified again. A [`ServingSite`] is admitted by [`admit_site`]
+//! when it still has the recipient that it enrolled with.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,8 +12,10 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_transfer::mailbox::HelloOpened;
 use tidegate_types::digest::Digest;
+use tidegate_types::ids::SiteName;
 use tidegate_types::message::{Attempt, SandboxEvidence, WorkerMessage};
 use tidegate_types::refusal::Refusal;
+use tidegate_types::release::Enrolment;
 
 use crate::error::{KeeperError, While, refuse};
 
@@ -31,25 +34,35 @@ pub struct Requirements<'a> {
     pub files_closed: bool,
 }
 
+/// Somebody who may have data keys, and the recipient that they are sealed to.
+#[derive(Debug)]
+pub struct Admitted<W> {
+    recipient: String,
+    who: W,
+}
+
 /// A worker whose hello was verified.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct Worker {
     hello: Digest,
-    recipient: String,
     signing_key: VerifyingKey,
 }
 
-impl Admitted {
+/// A site that serves what was released to it.
+#[derive(Debug)]
+pub struct ServingSite;
+
+impl Admitted<Worker> {
     /// SHA-256 of the hello's payload.
     #[must_use]
     pub const fn hello(&self) -> &Digest {
-        &self.hello
+        &self.who.hello
     }
 
     /// The key that signs all further messages of this worker.
     #[must_use]
     pub const fn signing_key(&self) -> &VerifyingKey {
-        &self.signing_key
+        &self.who.signing_key
     }
 }
 
@@ -58,26 +71,20 @@ impl Admitted {
 /// # Errors
 /// A refusal that names the rule: another hello than the one accepted, another attempt, another
 /// program, or a sandbox that does not enforce what the site demands.
-pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Admitted, Refusal> {
-    let what = format!(
-        "admitting the worker of attempt {} of `{}`",
-        requirements.attempt.attempt, requirements.attempt.task
-    );
-    let again = "start another attempt; if this one was yours, look for who else had its ticket";
-    if requirements.accepted.is_some_and(|accepted| *accepted != hello.digest) {
-        return Err(refuse(
-            "second-hello",
-            what,
-            "another hello was accepted before with the same ticket",
-            again,
-        ));
+pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Admitted<Worker>, Refusal> {
+    let what = admitting(requirements.attempt);
+    if requirements
+        .accepted
+        .is_some_and(|accepted| *accepted != hello.digest())
+    {
+        return Err(second_hello(requirements.attempt));
     }
-    if hello.numbered.attempt != *requirements.attempt {
+    if hello.numbered().attempt != *requirements.attempt {
         return Err(refuse(
             "hello-other-attempt",
             what,
             "the hello is for another attempt",
-            again,
+            AGAIN,
         ));
     }
     let WorkerMessage::Hello {
@@ -85,9 +92,9 @@ pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Adm
         worker,
         sandbox,
         ..
-    } = &hello.numbered.message
+    } = &hello.numbered().message
     else {
-        return Err(refuse("hello-first", what, "the first message is not a hello", again));
+        return Err(refuse("hello-first", what, "the first message is not a hello", AGAIN));
     };
     if worker != requirements.worker {
         return Err(refuse(
@@ -103,10 +110,59 @@ pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Adm
     }
     enforced(requirements, sandbox, &what)?;
     Ok(Admitted {
-        hello: hello.digest,
         recipient: recipient.clone(),
-        signing_key: hello.signing_key.clone(),
+        who: Worker {
+            hello: hello.digest(),
+            signing_key: hello.signing_key().clone(),
+        },
     })
+}
+
+const AGAIN: &str = "start another attempt; if this one was yours, look for who else had its ticket";
+
+fn admitting(attempt: &Attempt) -> String {
+    format!(
+        "admitting the worker of attempt {} of `{}`",
+        attempt.attempt, attempt.task
+    )
+}
+
+/// The refusal that burns an attempt whose ticket is in two hands.
+pub(crate) fn second_hello(attempt: &Attempt) -> Refusal {
+    refuse(
+        "second-hello",
+        admitting(attempt),
+        "two workers have said hello with the same ticket, and the attempt is burned",
+        AGAIN,
+    )
+}
+
+/// Admits a site that serves by its enrolment. `pinned` is the recipient that was seen first; without
+/// one this is the first, and for the caller to pin before it releases a key.
+///
+/// # Errors
+/// A refusal when the enrolment is another site's, or names another recipient than the pinned one.
+pub fn admit_site(
+    site: &SiteName,
+    pinned: Option<&str>,
+    enrolment: &Enrolment,
+) -> Result<Admitted<ServingSite>, Refusal> {
+    let why = if enrolment.site != *site {
+        "what stands in the site's store is the enrolment of another site"
+    } else if pinned.is_some_and(|pinned| pinned != enrolment.recipient) {
+        "the site publishes another recipient than the one that was seen first"
+    } else {
+        return Ok(Admitted {
+            recipient: enrolment.recipient.clone(),
+            who: ServingSite,
+        });
+    };
+    Err(refuse(
+        "recipient-changed",
+        format!("sealing a key to site `{site}`"),
+        why,
+        "restore the site's keys, or give the rebuilt site a new name in sites.yaml",
+    ))
 }
 
 /// Whether a sandbox enforces what the site demands.
@@ -138,11 +194,11 @@ pub fn still_enforced(requirements: &Requirements<'_>, sandbox: &SandboxEvidence
     enforced(requirements, sandbox, "granting data keys")
 }
 
-/// Seals a data key to an admitted worker: standard base64 of an age file.
+/// Seals a data key to somebody admitted: standard base64 of an age file.
 ///
 /// # Errors
-/// When the worker's recipient is malformed.
-pub fn release_key(admitted: &Admitted, key: &DataKey) -> Result<String, KeeperError> {
-    let sealed = seal_to(&admitted.recipient, key.expose()).while_("sealing a data key to a worker")?;
+/// When the recipient is malformed.
+pub fn release_key<W>(admitted: &Admitted<W>, key: &DataKey) -> Result<String, KeeperError> {
+    let sealed = seal_to(&admitted.recipient, key.expose()).while_("sealing a data key")?;
     Ok(STANDARD.encode(sealed))
 }

@@ -1,7 +1,7 @@
 //! Sending what a permit allows.
 
 use tidegate_seal::key::DataKey;
-use tidegate_transfer::{Crossing, PermitCheck, Permitted, send};
+use tidegate_transfer::{Crossing, PermitCheck, Permitted, TransferError, send};
 use tidegate_types::ids::PermitId;
 use tidegate_types::keeper::ReplyBody;
 
@@ -83,11 +83,13 @@ impl Keeper {
             },
         )
         .await
-        .while_(&format!(
-            "sending artifact {} to site `{}`",
-            record.artifact.short(),
-            record.to
-        ))?;
+        .map_err(|error| match error {
+            TransferError::Refused(refusal) => refusal.into(),
+            error => KeeperError::failed(
+                format!("sending artifact {} to site `{}`", record.artifact.short(), record.to),
+                error,
+            ),
+        })?;
         let crossing = CrossingRecord {
             packing_list: sent.packing_list.to_string(),
             packing_list_digest: sent.packing_list_digest,

@@ -1,21 +1,20 @@
 //! Putting a bundle where a site serves it: a copy at home, a signed release record elsewhere.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use tidegate_contracts::journal::Batch;
 use tidegate_contracts::store::{ObjectName, StoreError};
 use tidegate_seal::dsse;
-use tidegate_seal::envelope::seal_to;
 use tidegate_types::files::Pipeline;
 use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName};
 use tidegate_types::keeper::{PipelineText, ReplyBody};
 use tidegate_types::release::{ENROLMENT_OBJECT, Enrolment, RELEASE_FORMAT, RELEASE_PAYLOAD, ReleaseRecord};
 use tidegate_types::to_canonical_json;
 
+use crate::admission::{Admitted, ServingSite, admit_site, release_key};
 use crate::error::{KeeperError, While, refuse};
 use crate::home::task;
 use crate::permits::{Release, Wanted};
-use crate::records::{ArtifactRecord, PermitRecord};
+use crate::records::{ArtifactRecord, CrossingRecord, PermitRecord, value};
 use crate::service::Keeper;
 
 impl Keeper {
@@ -56,17 +55,29 @@ impl Keeper {
                     worker: None,
                 };
                 let permit = self.permit_record(permit)?;
-                if permit.expires <= (self.clock)() || permit.task != *wanted.task {
+                if permit.expires <= (self.clock)() {
                     return Err(refuse(
                         "permit-expired",
                         format!("deploying bundle {} to site `{to}`", bundle.short()),
-                        "its permit has expired or is for another task",
+                        "its permit has expired",
                         "run the pipeline again: a new permit is asked for",
                     )
                     .into());
                 }
+                let fits =
+                    permit.run == *run && permit.task == *wanted.task && permit.artifact == *bundle && permit.to == *to;
+                let crossing = self.records.crossing(&permit.id)?;
+                let (Some(crossing), true) = (crossing, fits) else {
+                    return Err(refuse(
+                        "permit-other-artifact",
+                        format!("publishing bundle {} at site `{to}`", bundle.short()),
+                        "the permit is for something else, or nothing was sent under it",
+                        "send the bundle under its own permit first",
+                    )
+                    .into());
+                };
                 self.allowed(&wanted, &pipeline, digest, Release::Key(&permit))?;
-                self.publish(&pipeline, bundle, version, to, &permit).await?;
+                self.publish(&pipeline, version, &permit, crossing).await?;
             }
         }
         Ok(ReplyBody::Deployed { site: to.clone() })
@@ -96,26 +107,15 @@ impl Keeper {
     async fn publish(
         &self,
         pipeline: &Pipeline,
-        bundle: &ArtifactId,
         version: u64,
-        to: &SiteName,
         permit: &PermitRecord,
+        crossing: CrossingRecord,
     ) -> Result<(), KeeperError> {
         let publishing = "publishing a release";
-        let crossing = self.records.crossing(&permit.id)?;
-        let (Some(crossing), true) = (crossing, permit.artifact == *bundle && permit.to == *to) else {
-            return Err(refuse(
-                "permit-other-artifact",
-                format!("publishing bundle {} at site `{to}`", bundle.short()),
-                "the permit is for something else, or nothing was sent under it",
-                "send the bundle under its own permit first",
-            )
-            .into());
-        };
+        let (bundle, to) = (&permit.artifact, &permit.to);
         let store = self.store(to)?;
-        let recipient = self.recipient(to).await?;
+        let admitted = self.serving_site(to).await?;
         let key = self.data_key(permit).await?;
-        let sealed = seal_to(&recipient, key.expose()).while_(publishing)?;
         let record = ReleaseRecord {
             format: RELEASE_FORMAT.to_owned(),
             organisation: self.sites.organisation.clone(),
@@ -128,7 +128,7 @@ impl Keeper {
             packing_list: crossing.packing_list,
             packing_list_digest: crossing.packing_list_digest,
             key_commitment: key.commitment(),
-            sealed_key: STANDARD.encode(sealed),
+            sealed_key: release_key(&admitted, &key)?,
         };
         let payload = to_canonical_json(&record).while_(publishing)?;
         let envelope = dsse::sign(&self.keys.signing, RELEASE_PAYLOAD, &payload);
@@ -154,26 +154,19 @@ impl Keeper {
         }
     }
 
-    /// The site's recipient, pinned when it was seen first.
-    async fn recipient(&self, site: &SiteName) -> Result<String, KeeperError> {
+    /// The site, if its recipient is the one that was pinned when it was seen first.
+    async fn serving_site(&self, site: &SiteName) -> Result<Admitted<ServingSite>, KeeperError> {
         let reading = "reading a site's enrolment";
         let object = ObjectName::new(ENROLMENT_OBJECT).while_(reading)?;
         let bytes = self.store(site)?.get(&object, 4096).await.while_(reading)?;
         let enrolment: Enrolment = serde_json::from_slice(&bytes).while_(reading)?;
-        let pinned: Option<String> = self.records.get("recipients", site.as_str())?;
-        match pinned {
-            Some(pinned) if pinned == enrolment.recipient => Ok(pinned),
-            None if enrolment.site == *site => {
-                self.records.put("recipients", site.as_str(), &enrolment.recipient)?;
-                Ok(enrolment.recipient)
+        loop {
+            let pinned: Option<String> = self.records.get("recipients", site.as_str())?;
+            let admitted = admit_site(site, pinned.as_deref(), &enrolment)?;
+            let pin = Batch::default().create("recipients", site.as_str(), value(&enrolment.recipient)?);
+            if pinned.is_some() || self.records.commit_if(&pin)? {
+                return Ok(admitted);
             }
-            _ => Err(refuse(
-                "recipient-changed",
-                format!("sealing a key to site `{site}`"),
-                "the site publishes another recipient than the one that was seen first",
-                "restore the site's keys, or give the rebuilt site a new name in sites.yaml",
-            )
-            .into()),
         }
     }
 }

@@ -25,7 +25,7 @@ use tidegate_types::to_canonical_json;
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{ArtifactRecord, PreparedRecord, value};
 use crate::service::Keeper;
-use crate::witness::{self, Intended};
+use crate::witness::Intended;
 
 /// How often the test part of one preparation may be used to judge models: exact scores of many
 /// submitted models can read patients.
@@ -353,7 +353,6 @@ impl Keeper {
         intent: &LedgerProof,
     ) -> Result<ReplyBody, KeeperError> {
         let _rows = self.rows.lock().await;
-        let _releasing = self.releasing.lock().await;
         let releasing = "releasing a model";
         let (pipeline, digest) = self.pipeline(text)?;
         let (record, prepared) = self.model(run, digest, model)?;
@@ -370,15 +369,9 @@ impl Keeper {
         let released = match self.records.get::<Released>("releases", &key)? {
             Some(released) => released,
             None => {
-                let checkpoint = witness::accept(
-                    &self.records,
-                    &self.sites.organisation,
-                    &self.site,
-                    &self.keys.signing,
-                    &self.control_key()?,
+                let checkpoint = self.witness(
                     intent,
                     Some(&Intended {
-                        event: EventType::PermitRequested,
                         run,
                         task: &task("release")?,
                         artifact: model,

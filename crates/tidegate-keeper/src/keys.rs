@@ -79,7 +79,7 @@ impl SiteKeys {
             Ok(bytes) => Self::read(&bytes, custody, &context).await,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let bytes = Self::create(custody, &context).await?;
-                write_private_file(file, &bytes).while_("writing the site's keys")?;
+                create_private_file(file, &bytes).while_("writing the site's keys")?;
                 let bytes = tokio::fs::read(file).await.while_("reading the site's keys")?;
                 Self::read(&bytes, custody, &context).await
             }
@@ -139,8 +139,12 @@ impl SiteKeys {
     }
 }
 
-/// Creates a file that only its owner reads, whole or not at all; a file that is there already wins.
-fn write_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Creates a file that only its owner reads, whole or not at all, with its folder; a file that is there
+/// already wins.
+///
+/// # Errors
+/// When file or folder cannot be written.
+pub fn create_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 

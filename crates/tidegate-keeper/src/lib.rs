@@ -15,7 +15,7 @@
 //! files, evidence from its own records, and the ledger's growth from the checkpoint that it saw
 //! last. Two functions let something go, and each takes a type that only a verification makes:
 //! [`tidegate_transfer::send`] takes a `Permitted<Manifest>`, and [`admission::release_key`] takes an
-//! [`admission::Admitted`].
+//! [`admission::Admitted`] worker or serving site.
 //!
 //! Everything is in the journal before it is done, and every request can be asked again: a keeper
 //! that is killed at any instruction continues when it is started again.

@@ -20,7 +20,7 @@ use tidegate_types::permit::{Permit, StandingSlot};
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{ArtifactRecord, PermitRecord, PreparedRecord, value};
 use crate::service::Keeper;
-use crate::witness::{self, Intended};
+use crate::witness::Intended;
 
 /// How long a permit is valid, in seconds, when the pipeline has no deadline.
 const PERMIT_SECONDS: u64 = 24 * 3600;
@@ -28,6 +28,12 @@ const PERMIT_SECONDS: u64 = 24 * 3600;
 pub(crate) const LOG_BYTES: u64 = 64 << 20;
 /// The most bytes of a model that comes home, over all attempts.
 pub(crate) const OUTPUT_BYTES: u64 = 1 << 30;
+
+/// The most bytes that an artifact of so many bytes has when it is sealed, packing list and index
+/// included.
+pub(crate) const fn sealed_bytes(plaintext: u64) -> u64 {
+    plaintext.saturating_add(plaintext / 64).saturating_add(1 << 20)
+}
 
 /// What shall cross.
 pub(crate) struct Wanted<'a> {
@@ -60,21 +66,15 @@ impl Keeper {
         text: &PipelineText,
         intent: &LedgerProof,
     ) -> Result<ReplyBody, KeeperError> {
-        let _one_at_a_time = self.releasing.lock().await;
+        let _one_at_a_time = self.permitting.lock().await;
         let (pipeline, digest) = self.pipeline(text)?;
         let record = match self.valid_permit(wanted)? {
             Some(record) => record,
             None => {
                 self.allowed(wanted, &pipeline, digest, Release::Permit)?;
-                let checkpoint = witness::accept(
-                    &self.records,
-                    &self.sites.organisation,
-                    &self.site,
-                    &self.keys.signing,
-                    &self.control_key()?,
+                let checkpoint = self.witness(
                     intent,
                     Some(&Intended {
-                        event: EventType::PermitRequested,
                         run: wanted.run,
                         task: wanted.task,
                         artifact: wanted.artifact,
@@ -98,7 +98,7 @@ impl Keeper {
         pipeline: &Pipeline,
         digest: Digest,
     ) -> Result<PermitRecord, KeeperError> {
-        let _one_at_a_time = self.releasing.lock().await;
+        let _one_at_a_time = self.permitting.lock().await;
         if let Some(record) = self.valid_permit(wanted)? {
             return Ok(record);
         }
@@ -252,10 +252,7 @@ impl Keeper {
             approvals: Vec::new(),
             not_before: now,
             expires,
-            byte_limit: bytes
-                .saturating_add(bytes / 64)
-                .saturating_add(1 << 20)
-                .saturating_mul(3),
+            byte_limit: sealed_bytes(bytes).saturating_mul(3),
             revocation_epoch: 0,
             checkpoint: checkpoint.clone(),
             standing: if is_input {

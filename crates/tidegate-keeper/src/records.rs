@@ -141,7 +141,9 @@ pub(crate) struct AttemptRecord {
     /// The received output's folder, relative to the site's folder.
     pub(crate) output: Option<PathBuf>,
     pub(crate) output_bytes: u64,
+    /// How long the log and the metrics file are with what was read so far.
     pub(crate) log_bytes: u64,
+    pub(crate) metric_bytes: u64,
     pub(crate) outcome: Option<AttemptOutcome>,
 }
 

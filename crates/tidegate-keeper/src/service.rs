@@ -21,7 +21,7 @@ use tidegate_types::files::sites::Site;
 use tidegate_types::files::{Catalog, Pipeline, Sites};
 use tidegate_types::ids::{RunId, SiteName};
 use tidegate_types::keeper::{
-    LedgerProof, Outcome, PipelineText, REPLY_PAYLOAD, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
+    Outcome, PipelineText, REPLY_PAYLOAD, REQUEST_PAYLOAD, Reply, ReplyBody, Request, RequestBody,
 };
 use tidegate_types::message::Attempt;
 use tidegate_types::to_canonical_json;
@@ -30,7 +30,6 @@ use crate::error::{KeeperError, While, refuse};
 use crate::keys::SiteKeys;
 use crate::permits::Wanted;
 use crate::records::{Records, value};
-use crate::witness;
 
 /// A request is at most this long.
 const REQUEST_BYTES: u64 = 32 << 20;
@@ -87,8 +86,10 @@ pub struct Keeper {
     pub(crate) workers: BTreeSet<Digest>,
     pub(crate) clock: fn() -> u64,
     pub(crate) keys: SiteKeys,
-    /// Held while something is signed that lets things go: one checkpoint after the other.
-    pub(crate) releasing: tokio::sync::Mutex<()>,
+    /// Held while a permit is signed, so that asking twice gives one.
+    pub(crate) permitting: tokio::sync::Mutex<()>,
+    /// Held while a checkpoint is cosigned: one after the other.
+    pub(crate) witnessing: Mutex<()>,
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
@@ -133,7 +134,8 @@ impl Keeper {
             workers: setup.workers,
             clock: setup.clock,
             keys,
-            releasing: tokio::sync::Mutex::new(()),
+            permitting: tokio::sync::Mutex::new(()),
+            witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
             stores: setup.stores,
@@ -300,10 +302,9 @@ impl Keeper {
                 checkpoint: self.records.checkpoint()?.unwrap_or_default(),
             }),
             RequestBody::Leaves { from } => self.leaves(*from),
-            RequestBody::Cosign { proof } => {
-                let _one_at_a_time = self.releasing.lock().await;
-                self.cosign(proof)
-            }
+            RequestBody::Cosign { proof } => Ok(ReplyBody::Cosigned {
+                checkpoint: self.witness(proof, None)?,
+            }),
             RequestBody::Analyse { pipeline } => self.analyse(pipeline).await,
             RequestBody::Prepare { run, pipeline } => self.prepare(run, pipeline).await,
             RequestBody::SignPermit {
@@ -367,19 +368,6 @@ impl Keeper {
         Ok(ReplyBody::Leaves {
             leaves: texts.collect::<Result<_, _>>()?,
         })
-    }
-
-    fn cosign(&self, proof: &LedgerProof) -> Result<ReplyBody, KeeperError> {
-        let checkpoint = witness::accept(
-            &self.records,
-            &self.sites.organisation,
-            &self.site,
-            &self.keys.signing,
-            &self.control_key()?,
-            proof,
-            None,
-        )?;
-        Ok(ReplyBody::Cosigned { checkpoint })
     }
 
     /// The pipeline of a text, checked against this site's own files, and its digest.

@@ -11,6 +11,11 @@
 //!
 //! A reader trusts a worker's key from its hello on: [`Inbox::hello`] believes the key inside a hello
 //! because its HMAC can only be made with the ticket's secret, and that secret was never in the store.
+//!
+//! A worker that finds the place of the hello taken by another one puts its own hello below
+//! `out/contested/` ([`contest`]). Nobody but a holder of the secret can make one, so that a keeper that
+//! finds it there ([`is_contested`]) knows that the ticket is in two hands; whoever runs the store can
+//! withhold it, and do nothing else.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -26,6 +31,10 @@ use tidegate_types::{Digest, to_canonical_json};
 pub const MESSAGE_BYTES: u64 = 4 << 20;
 /// The highest number that a message may have: six digits in its name.
 pub const LAST_NUMBER: u64 = 999_999;
+/// The most bytes of a contesting hello.
+const CONTEST_BYTES: u64 = 64 << 10;
+/// How many objects are looked at for a contesting hello: whoever writes more of them delays only.
+const CONTESTS: usize = 64;
 
 /// Who is talking or listening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +109,15 @@ fn object_name(attempt: &Attempt, folder: &str, number: u64) -> Result<ObjectNam
             "the mailbox is full: it holds 999,999 messages of each side",
         ));
     }
-    ObjectName::new(format!("{}{folder}/{number:06}.json", attempt.mailbox()))
-        .map_err(|_| MailboxError::Unwritable("the attempt's names do not fit into an object's name"))
+    name(format!("{}{folder}/{number:06}.json", attempt.mailbox()))
+}
+
+fn contests(attempt: &Attempt) -> String {
+    format!("{}{}/contested/", attempt.mailbox(), Side::Worker.writes())
+}
+
+fn name(text: String) -> Result<ObjectName, MailboxError> {
+    ObjectName::new(text).map_err(|_| MailboxError::Unwritable("the attempt's names do not fit into an object's name"))
 }
 
 /// A sealed message that is not necessarily in the store yet.
@@ -243,16 +259,33 @@ pub struct Opened<M> {
     pub digest: Digest,
 }
 
-/// A hello whose secret and signature were verified. Whether its worker is the right program and its
-/// sandbox good enough is for the keeper to decide.
+/// A hello whose secret and signature were verified: made by [`Inbox::hello`] and nothing else. Whether
+/// its worker is the right program and its sandbox good enough is for the keeper to decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelloOpened {
+    numbered: Numbered<WorkerMessage>,
+    digest: Digest,
+    signing_key: VerifyingKey,
+}
+
+impl HelloOpened {
     /// The hello with its place in the sequence.
-    pub numbered: Numbered<WorkerMessage>,
+    #[must_use]
+    pub const fn numbered(&self) -> &Numbered<WorkerMessage> {
+        &self.numbered
+    }
+
     /// SHA-256 of its payload: what grants bind.
-    pub digest: Digest,
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
     /// The key of all further messages.
-    pub signing_key: VerifyingKey,
+    #[must_use]
+    pub const fn signing_key(&self) -> &VerifyingKey {
+        &self.signing_key
+    }
 }
 
 /// The other side's sequence of messages, read in order.
@@ -333,6 +366,13 @@ impl Inbox {
         let Some((object, body)) = self.fetch(store).await? else {
             return Ok(None);
         };
+        let hello = self.verify_hello(&object, &body, secret)?;
+        self.number = hello.numbered.number;
+        self.previous = Some(hello.digest);
+        Ok(Some(hello))
+    }
+
+    fn verify_hello(&self, object: &ObjectName, body: &[u8], secret: &[u8; 32]) -> Result<HelloOpened, MailboxError> {
         let sealed = |source| MailboxError::Sealed {
             object: object.clone(),
             source,
@@ -341,23 +381,22 @@ impl Inbox {
             object: object.clone(),
             why,
         };
-        let envelope = dsse::from_bytes(&body).map_err(sealed)?;
-        let unverified: Numbered<WorkerMessage> = self.read(&object, &dsse::peek(&envelope).map_err(sealed)?)?;
-        let WorkerMessage::Hello { mac, signing_key, .. } = &unverified.message else {
+        let envelope = dsse::from_bytes(body).map_err(sealed)?;
+        let numbered: Numbered<WorkerMessage> = self.read(object, &dsse::peek(&envelope).map_err(sealed)?)?;
+        let WorkerMessage::Hello { mac, signing_key, .. } = &numbered.message else {
             return Err(misplaced("it is not a hello"));
         };
-        let expected = hello_mac(secret, &unverified)?;
+        let expected = hello_mac(secret, &numbered)?;
         if !constant_time_eq(expected.as_bytes(), mac.as_bytes()) {
             return Err(misplaced("it was made without the ticket's secret, or altered"));
         }
         let signing_key = VerifyingKey::from_base64(signing_key).map_err(sealed)?;
         let payload = dsse::open(&envelope, MESSAGE_PAYLOAD, &signing_key).map_err(sealed)?;
-        let Opened { numbered, digest } = self.accept(unverified, &payload);
-        Ok(Some(HelloOpened {
+        Ok(HelloOpened {
             numbered,
-            digest,
+            digest: sha256(&payload),
             signing_key,
-        }))
+        })
     }
 
     async fn fetch(&self, store: &dyn Store) -> Result<Option<(ObjectName, Bytes)>, MailboxError> {
@@ -395,6 +434,42 @@ impl Inbox {
         self.previous = Some(digest);
         Opened { numbered, digest }
     }
+}
+
+/// Tells the keeper that the ticket is in two hands: puts a hello whose place in the mailbox is taken
+/// beside it. Telling the same again changes nothing.
+///
+/// # Errors
+/// [`MailboxError::Store`] when the store fails.
+pub async fn contest(attempt: &Attempt, store: &dyn Store, hello: &Letter) -> Result<(), MailboxError> {
+    let object = name(format!("{}{}.json", contests(attempt), hello.digest.to_hex()))?;
+    Ok(store.put_same(&object, hello.body.clone()).await?)
+}
+
+/// Whether somebody who knows the ticket's secret has said another hello than `accepted`. What was made
+/// without the secret, or repeats the accepted hello, does not count.
+///
+/// # Errors
+/// [`MailboxError::Store`] when the store fails.
+pub async fn is_contested(
+    attempt: &Attempt,
+    store: &dyn Store,
+    secret: &[u8; 32],
+    accepted: &Digest,
+) -> Result<bool, MailboxError> {
+    let inbox = Inbox::new(attempt.clone(), Side::Keeper);
+    for object in store.list_all(&contests(attempt), CONTESTS).await? {
+        let body = match store.get(&object.name, CONTEST_BYTES).await {
+            Ok(body) => body,
+            Err(StoreError::NotFound(_) | StoreError::TooLarge { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let hello = inbox.verify_hello(&object.name, &body, secret);
+        if hello.is_ok_and(|hello| hello.digest != *accepted) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The HMAC of a hello: HMAC-SHA-256, by the ticket's secret, of the canonical JSON of the numbered

@@ -16,13 +16,13 @@ use tidegate_seal::shard::PlainShard;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::artifact::{SealedObject, ShardKey};
 use tidegate_types::ids::PermitId;
-use tidegate_types::{ArtifactId, Digest, FileEntry, Manifest, PackingList, SiteName};
+use tidegate_types::{ArtifactId, Digest, FileEntry, Label, Manifest, PackingList, Refusal, SiteName};
 
 use crate::error::TransferError;
 use crate::retry;
 use crate::send::{blocking, packing_list_name, sealed_name};
 use crate::sweep::MAX_LIST_BYTES;
-use crate::tree::{files_of, open_folder, path_fault};
+use crate::tree::{MAX_FILES, files_of, open_folder, path_fault};
 
 /// Shards fetched and opened ahead of the one that is written.
 const AHEAD: usize = 2;
@@ -50,6 +50,10 @@ pub struct Expected<'a> {
     pub key_commitment: Option<&'a Digest>,
     /// The most bytes to fetch: packing list, index and shards, as sealed.
     pub byte_limit: u64,
+    /// The most bytes of all files together, which shards unpack to: a thousandth of it may be sealed.
+    pub plaintext_limit: u64,
+    /// The highest label that it may carry; `None` where the artifact is named, and its label with it.
+    pub ceiling: Option<&'a Label>,
 }
 
 /// What was received.
@@ -71,7 +75,7 @@ pub struct Received {
 /// # Errors
 /// [`TransferError::Seal`] when the key is not the right one or something was altered, cut, swapped or
 /// signed by somebody else; [`TransferError::Unexpected`] when something genuine is not what was
-/// expected; [`TransferError::Destination`] when the folder is there with other files;
+/// expected; [`TransferError::Refused`] when its label is too high; [`TransferError::Destination`] when the folder is there with other files;
 /// [`TransferError::Store`] and [`TransferError::Local`] when store or disk fail.
 pub async fn receive(
     expected: &Expected<'_>,
@@ -89,6 +93,27 @@ pub async fn receive(
     };
     if index.shards.len() != list.shards.len() {
         return Err(unexpected("it has another number of shards than its sealed index"));
+    }
+    if let Some(ceiling) = expected.ceiling
+        && !index.manifest.label.flows_to(ceiling)
+    {
+        return Err(Refusal {
+            rule: "label-above-slot".to_owned(),
+            what: format!("receiving artifact {} at site `{}`", list.artifact.short(), expected.to),
+            why: format!(
+                "its label is `{}`, and it may carry `{ceiling}` at the most",
+                index.manifest.label
+            ),
+            fix: "let the worker label its output as its inputs".to_owned(),
+        }
+        .into());
+    }
+    // Shards unpack to exactly the bytes that the index names, so nothing more ever comes out of them.
+    if index.manifest.total_bytes() > expected.plaintext_limit {
+        return Err(unexpected("its files have more bytes than are accepted"));
+    }
+    if index.manifest.files.len() > MAX_FILES {
+        return Err(unexpected("it has more files than an artifact may have"));
     }
     if let Some(why) = index.manifest.files.iter().find_map(|file| path_fault(&file.path)) {
         return Err(unexpected(&format!("a path in its manifest cannot be used: {why}")));

@@ -11,7 +11,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, openat};
 use crate::error::TransferError;
 
 /// The most files of one artifact.
-const MAX_FILES: usize = 100_000;
+pub(crate) const MAX_FILES: usize = 100_000;
 /// The deepest nesting of folders in one artifact.
 const MAX_DEPTH: usize = 32;
 const MAX_PATH_BYTES: usize = 1024;
@@ -21,6 +21,9 @@ const MAX_COMPONENT_BYTES: usize = 255;
 pub(crate) fn path_fault(path: &str) -> Option<&'static str> {
     if path.len() > MAX_PATH_BYTES {
         return Some("the path is longer than 1,024 bytes");
+    }
+    if path.split('/').count() > MAX_DEPTH + 1 {
+        return Some("the path goes through more than 32 folders");
     }
     for component in path.split('/') {
         let fault = match component {
@@ -131,13 +134,15 @@ mod tests {
 
     #[test]
     fn paths_that_could_leave_the_folder_or_fool_a_reader_are_refused() {
-        for good in ["a", "a/b.csv", "Größe = 1/x y", "-", "...", ".hidden"] {
+        let deepest = "a/".repeat(32) + "x";
+        for good in ["a", "a/b.csv", "Größe = 1/x y", "-", "...", ".hidden", &deepest] {
             assert_eq!(path_fault(good), None, "{good}");
         }
         let long = "a".repeat(256);
-        let deep = "ab/".repeat(400) + "x";
+        let wide = "ab/".repeat(400) + "x";
+        let deep = "a/".repeat(33) + "x";
         for bad in [
-            "", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\\b", "a\0", "a\nb", "\u{7f}", &long, &deep,
+            "", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\\b", "a\0", "a\nb", "\u{7f}", &long, &wide, &deep,
         ] {
             assert!(path_fault(bad).is_some(), "{bad:?}");
         }

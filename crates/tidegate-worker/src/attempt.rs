@@ -13,7 +13,7 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::permit::OpenedPermit;
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
-use tidegate_transfer::mailbox::{MailboxError, hello_mac};
+use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
 use tidegate_transfer::{
     Crossing, Description, Expected, PermitCheck, Permitted, TransferError, describe, receive, send,
 };
@@ -70,18 +70,21 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
         });
     }
     let scratch = Scratch::create(&options.work, &ticket.attempt)?;
-    let tested = executable.clone();
-    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested)).await?;
+    let (tested, within) = (executable.clone(), scratch.temporary());
+    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested, &within)).await?;
 
     let identity = Identity::generate();
     let signer = SigningKey::generate()?;
     let hello = hello(&ticket, &secret, &identity, &signer, &evidence)?;
-    drop(secret);
+    let hello = Outbox::new(ticket.attempt.clone(), Side::Worker).seal(&signer, hello)?;
+    let before = scratch.note_hello(&hello.digest)?;
     let mut mail = Mail::new(store, &ticket.attempt, signer, owner.clone(), ticket.expires);
-    let hello = match mail.hello(hello).await {
-        Err(MailboxError::Taken { .. }) => return Err(WorkerError::TicketUsed),
-        other => other?.digest,
-    };
+    if !mail.hello(&hello).await? {
+        tell_contest(&ticket, &*mail.store(), &secret, &hello, before.as_ref()).await;
+        return Err(WorkerError::TicketUsed);
+    }
+    drop(secret);
+    let hello = hello.digest;
     let mut attempt = Attempt {
         ticket,
         owner,
@@ -147,6 +150,23 @@ fn hello(
         message: message(String::new()),
     };
     Ok(message(hello_mac(secret, &numbered)?))
+}
+
+/// Another hello stands where ours should be: the ticket is in two hands, and the keeper must know.
+/// Unless it is what this worker said `before` it was killed and started again: its keys are gone, the
+/// attempt is lost, and nobody else had the ticket.
+async fn tell_contest(ticket: &Ticket, store: &dyn Store, secret: &[u8; 32], hello: &Letter, before: Option<&Digest>) {
+    let first = Inbox::new(ticket.attempt.clone(), Side::Keeper)
+        .hello(store, secret)
+        .await;
+    if let (Ok(Some(first)), Some(before)) = (first, before)
+        && first.digest() == *before
+    {
+        return;
+    }
+    if let Err(error) = contest(&ticket.attempt, store, hello).await {
+        tracing::error!(%error, "another worker has used this ticket, and the keeper could not be told");
+    }
 }
 
 struct Attempt {
@@ -291,6 +311,8 @@ impl Attempt {
             to: &self.ticket.site,
             key_commitment: Some(&granted.key_commitment),
             byte_limit: permit.permit.byte_limit,
+            plaintext_limit: permit.permit.byte_limit,
+            ceiling: None,
         };
         let destination = if granted.input == CODE {
             self.scratch.code()

@@ -24,7 +24,7 @@ pub enum WorkerError {
         found: Digest,
     },
     /// Another worker has already said hello with this ticket.
-    #[error("another worker has already used this ticket; it was not disturbed")]
+    #[error("another worker has already used this ticket, and the keeper was told so; start another attempt")]
     TicketUsed,
     /// The work folder cannot be made, read or removed.
     #[error("{what} `{}`: {source}", path.display())]

@@ -87,11 +87,12 @@ impl Mail {
         left.filter(|left| !left.is_zero()).ok_or_else(expired)
     }
 
-    /// Delivers the first message; says whether another worker was faster.
-    pub(crate) async fn hello(&mut self, hello: WorkerMessage) -> Result<Letter, MailboxError> {
-        let letter = self.outbox.seal(&self.signer, hello)?;
-        deliver(&mut self.outbox, &*self.store, &letter).await?;
-        Ok(letter)
+    /// Delivers the first message; false when another worker was faster.
+    pub(crate) async fn hello(&mut self, hello: &Letter) -> Result<bool, MailboxError> {
+        match deliver(&mut self.outbox, &*self.store, hello).await {
+            Err(MailboxError::Taken { .. }) => Ok(false),
+            other => other.map(|()| true),
+        }
     }
 
     /// Delivers a message within the lease.

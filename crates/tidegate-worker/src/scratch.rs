@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use tidegate_types::Digest;
 use tidegate_types::message::Attempt;
 
 use crate::error::{WorkerError, folder};
@@ -13,6 +14,8 @@ use crate::error::{WorkerError, folder};
 #[derive(Debug)]
 pub(crate) struct Scratch {
     root: PathBuf,
+    /// Beside the root, because it outlives a worker that is killed.
+    hello: PathBuf,
 }
 
 impl Scratch {
@@ -27,9 +30,10 @@ impl Scratch {
         // Rules of the sandbox are about real paths.
         let work = work.canonicalize().map_err(folder("finding the work folder", work))?;
         let name = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
+        let hello = work.join(format!("{name}.hello"));
         let root = work.join(name);
         wipe(&root).map_err(folder("removing what a killed worker left in", &root))?;
-        let scratch = Self { root };
+        let scratch = Self { root, hello };
         for path in [
             &scratch.root,
             &scratch.inputs(),
@@ -46,6 +50,21 @@ impl Scratch {
                 .map_err(folder("making the folder", path))?;
         }
         Ok(scratch)
+    }
+
+    /// Notes the digest of the hello that is about to be said; gives the one that a killed worker of the
+    /// same attempt noted here.
+    pub(crate) fn note_hello(&self, digest: &Digest) -> Result<Option<Digest>, WorkerError> {
+        let noting = || folder("noting the hello in", &self.hello);
+        let before = match fs::read_to_string(&self.hello) {
+            Ok(text) => text.parse().ok(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(noting()(error)),
+        };
+        let new = self.hello.with_extension("hello-new");
+        fs::write(&new, digest.to_string()).map_err(noting())?;
+        fs::rename(&new, &self.hello).map_err(noting())?;
+        Ok(before)
     }
 
     pub(crate) fn code(&self) -> PathBuf {
@@ -106,6 +125,7 @@ impl Drop for Scratch {
         if let Err(error) = wipe(&self.root) {
             tracing::warn!(folder = %self.root.display(), %error, "the work folder could not be removed");
         }
+        let _ = fs::remove_file(&self.hello);
     }
 }
 
@@ -181,5 +201,20 @@ mod tests {
         std::mem::forget(scratch);
         let scratch = Scratch::create(work.path(), &attempt()).unwrap();
         assert_eq!(fs::read_dir(scratch.output()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_killed_workers_hello_is_known_and_an_ended_ones_is_not() {
+        let work = tempfile::tempdir().unwrap();
+        let (first, second) = (Digest::from_bytes([1; 32]), Digest::from_bytes([2; 32]));
+        let scratch = Scratch::create(work.path(), &attempt()).unwrap();
+        assert_eq!(scratch.note_hello(&first).unwrap(), None);
+        std::mem::forget(scratch);
+        let scratch = Scratch::create(work.path(), &attempt()).unwrap();
+        assert_eq!(scratch.note_hello(&second).unwrap(), Some(first));
+        drop(scratch);
+        assert_eq!(fs::read_dir(work.path()).unwrap().count(), 0);
+        let scratch = Scratch::create(work.path(), &attempt()).unwrap();
+        assert_eq!(scratch.note_hello(&second).unwrap(), None);
     }
 }

@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use tidegate_contracts::store::ObjectName;
-use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
+use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side, is_contested};
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 
 use super::{LEASE_EVERY, LEASE_SECONDS, POLL_LEAST, POLL_MOST};
-use crate::admission::{Admitted, Requirements, admit};
+use crate::admission::{Admitted, Requirements, Worker, admit, second_hello};
 use crate::error::{KeeperError, While, refuse};
-use crate::records::{AttemptRecord, Pending, Phase, Position, attempt_key};
+use crate::records::{AttemptRecord, Pending, Phase, Position};
 use crate::service::Keeper;
 
 impl Keeper {
@@ -114,7 +114,8 @@ impl Keeper {
         if record.outcome.is_none() && self.flush(record).await?.is_none() {
             return Ok(());
         }
-        let mut admitted: Option<Admitted> = None;
+        let secret = self.ticket_secret(&self.attempt_record(attempt)?).await?;
+        let mut admitted: Option<Admitted<Worker>> = None;
         let mut pause = POLL_LEAST;
         let mut lease = tokio::time::Instant::now() + LEASE_EVERY;
         loop {
@@ -139,11 +140,11 @@ impl Keeper {
                 .into());
             }
             let next = match &admitted {
-                None => self.hello(&record).await?.map(|(new, worker, message)| {
+                None => self.hello(&record, &secret).await?.map(|(new, worker, message)| {
                     admitted = Some(worker);
                     (new, message)
                 }),
-                Some(worker) => self.message(&record, worker).await?,
+                Some(worker) => self.message(&record, worker, &secret).await?,
             };
             match next {
                 Some((new, message)) => {
@@ -158,7 +159,11 @@ impl Keeper {
                     pause = (pause * 2).min(POLL_MOST);
                 }
             }
-            if admitted.is_some() && record.outcome.is_none() && tokio::time::Instant::now() >= lease {
+            if let Some(worker) = &admitted
+                && record.outcome.is_none()
+                && tokio::time::Instant::now() >= lease
+            {
+                self.uncontested(&record, worker, &secret).await?;
                 lease = tokio::time::Instant::now() + LEASE_EVERY;
                 let message = KeeperMessage::Lease {
                     expires: (self.clock)() + LEASE_SECONDS,
@@ -184,16 +189,11 @@ impl Keeper {
     pub(super) async fn hello(
         &self,
         record: &AttemptRecord,
-    ) -> Result<Option<(AttemptRecord, Admitted, Option<KeeperMessage>)>, KeeperError> {
-        let wrapped = hex::decode(&record.secret).while_("opening a ticket's secret")?;
-        let secret = self
-            .custody
-            .unwrap_key(&wrapped, &attempt_key(&record.attempt))
-            .await
-            .while_("opening a ticket's secret")?;
+        secret: &[u8; 32],
+    ) -> Result<Option<(AttemptRecord, Admitted<Worker>, Option<KeeperMessage>)>, KeeperError> {
         let mut inbox = Inbox::new(record.attempt.clone(), Side::Keeper);
         let opened = inbox
-            .hello(self.store(&record.site)?, &secret)
+            .hello(self.store(&record.site)?, secret)
             .await
             .map_err(|error| burned(&error))?;
         let Some(opened) = opened else {
@@ -209,12 +209,13 @@ impl Keeper {
             return Ok(None);
         };
         let worker = admit(&self.requirements(record)?, &opened)?;
+        self.uncontested(record, &worker, secret).await?;
         if record.phase != Phase::Waiting {
             return Ok(Some((record.clone(), worker, None)));
         }
         let mut new = record.clone();
         new.phase = Phase::CodeGranted;
-        new.hello = Some(opened.digest);
+        new.hello = Some(opened.digest());
         new.read = Position {
             number: inbox.number(),
             previous: inbox.previous(),
@@ -223,11 +224,28 @@ impl Keeper {
         Ok(Some((new, worker, Some(KeeperMessage::CodeGrant(grant)))))
     }
 
+    /// Refuses to go on when another worker has said hello with the same ticket: asked before anything is
+    /// granted, renewed or accepted.
+    async fn uncontested(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted<Worker>,
+        secret: &[u8; 32],
+    ) -> Result<(), KeeperError> {
+        let store = self.store(&record.site)?;
+        let contested = is_contested(&record.attempt, store, secret, worker.hello()).await;
+        if contested.map_err(|error| burned(&error))? {
+            return Err(second_hello(&record.attempt).into());
+        }
+        Ok(())
+    }
+
     /// The next message of an admitted worker.
     pub(super) async fn message(
         &self,
         record: &AttemptRecord,
-        worker: &Admitted,
+        worker: &Admitted<Worker>,
+        secret: &[u8; 32],
     ) -> Result<Option<(AttemptRecord, Option<KeeperMessage>)>, KeeperError> {
         let mut inbox = Inbox::resume(
             record.attempt.clone(),
@@ -240,6 +258,7 @@ impl Keeper {
             .await
             .map_err(|error| burned(&error))?;
         let Some(opened) = opened else { return Ok(None) };
+        self.uncontested(record, worker, secret).await?;
         let mut new = record.clone();
         new.read = Position {
             number: inbox.number(),
@@ -252,10 +271,10 @@ impl Keeper {
                 answer = Some(self.data_grant(record, worker, &sandbox).await?);
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Log { sealed }) => {
-                new.log_bytes += self.keep_log(record, "log", &sealed)?;
+                new.log_bytes = self.keep_log(record, "log", record.log_bytes, &sealed)?;
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Metric { sealed }) => {
-                new.log_bytes += self.keep_log(record, "metrics", &sealed)?;
+                new.metric_bytes = self.keep_log(record, "metrics", record.metric_bytes, &sealed)?;
             }
             (
                 Phase::DataGranted,

@@ -6,7 +6,7 @@ use tidegate_types::event::EventType;
 use tidegate_types::message::{Grant, GrantedArtifact, KeeperMessage, SandboxEvidence};
 
 use super::LEASE_SECONDS;
-use crate::admission::{Admitted, release_key, still_enforced};
+use crate::admission::{Admitted, Worker, release_key, still_enforced};
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{Release, Wanted};
 use crate::records::{AttemptRecord, attempt_key};
@@ -16,7 +16,7 @@ impl Keeper {
     pub(super) async fn data_grant(
         &self,
         record: &AttemptRecord,
-        worker: &Admitted,
+        worker: &Admitted<Worker>,
         sandbox: &SandboxEvidence,
     ) -> Result<KeeperMessage, KeeperError> {
         still_enforced(&self.requirements(record)?, sandbox)?;
@@ -35,7 +35,7 @@ impl Keeper {
     pub(super) async fn grant(
         &self,
         record: &AttemptRecord,
-        worker: &Admitted,
+        worker: &Admitted<Worker>,
         names: &[&str],
         standing: &str,
     ) -> Result<Grant, KeeperError> {

@@ -8,6 +8,9 @@
 //! Each arrow is one journal transaction that holds the new phase and the letter that goes with it;
 //! the letter is delivered afterwards, and again after a crash. Fencing is a transaction on the same
 //! entry, so an output is accepted before the fence or not at all.
+//!
+//! Before each arrow and each lease the mailbox is searched for a second hello by the same ticket, which
+//! burns the attempt: whoever of the two was first, nobody can tell which of them was meant.
 
 mod drive;
 mod grant;
@@ -27,6 +30,7 @@ use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
 use tidegate_types::message::{Attempt, Job, Ticket};
+use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{OUTPUT_BYTES, Wanted};
@@ -55,12 +59,7 @@ impl Keeper {
             Some(record) => record,
             None => self.new_attempt(attempt, text, site, worker, permits).await?,
         };
-        let wrapped = hex::decode(&record.secret).while_("opening a ticket's secret")?;
-        let secret = self
-            .custody
-            .unwrap_key(&wrapped, &attempt_key(attempt))
-            .await
-            .while_("opening a ticket's secret")?;
+        let secret = self.ticket_secret(&record).await?;
         self.watch(attempt.clone());
         Ok(ReplyBody::Ticket {
             ticket: Ticket {
@@ -68,13 +67,20 @@ impl Keeper {
                 site: record.site.clone(),
                 store: self.site_definition(&record.site)?.store.clone(),
                 organisation: self.sites.organisation.clone(),
-                secret: hex::encode(secret),
+                secret: hex::encode(*secret),
                 worker: record.worker,
                 owner: self.site.clone(),
                 owner_key: self.keys.signing.public().to_base64(),
                 expires: record.expires,
             },
         })
+    }
+
+    async fn ticket_secret(&self, record: &AttemptRecord) -> Result<Zeroizing<[u8; 32]>, KeeperError> {
+        let opening = "opening a ticket's secret";
+        let wrapped = hex::decode(&record.secret).while_(opening)?;
+        let secret = self.custody.unwrap_key(&wrapped, &attempt_key(&record.attempt)).await;
+        Ok(Zeroizing::new(secret.while_(opening)?))
     }
 
     async fn new_attempt(
@@ -163,6 +169,7 @@ impl Keeper {
             output: None,
             output_bytes: 0,
             log_bytes: 0,
+            metric_bytes: 0,
             outcome: None,
         };
         let leaf = self.event(

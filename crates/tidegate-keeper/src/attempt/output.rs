@@ -13,41 +13,72 @@ use tidegate_transfer::{Description, Expected, TransferError, receive};
 use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::digest::Digest;
 use tidegate_types::keeper::AttemptOutcome;
+use zeroize::Zeroizing;
 
-use crate::admission::Admitted;
+use crate::admission::{Admitted, Worker};
 use crate::error::{KeeperError, While, refuse};
 use crate::home::{no_evidence, task};
-use crate::permits::LOG_BYTES;
+use crate::permits::{LOG_BYTES, sealed_bytes};
 use crate::records::{AttemptRecord, attempt_key};
 use crate::service::Keeper;
 
 impl Keeper {
-    /// Opens a piece of log and appends it to the attempt's file on this site.
-    pub(super) fn keep_log(&self, record: &AttemptRecord, kind: &str, sealed: &str) -> Result<u64, KeeperError> {
-        use std::io::Write;
+    /// Opens a piece of a log and writes it behind the first `length` bytes of the attempt's file on this
+    /// site; gives the new length. Whatever stands there already is a piece of which a keeper that was
+    /// killed wrote some and recorded nothing.
+    pub(super) fn keep_log(
+        &self,
+        record: &AttemptRecord,
+        kind: &str,
+        length: u64,
+        sealed: &str,
+    ) -> Result<u64, KeeperError> {
+        use std::io::{Seek, SeekFrom, Write};
 
         let keeping = "keeping a worker's log";
-        let bytes = STANDARD.decode(sealed).while_(keeping)?;
-        let plain = envelope::open(&self.keys.identity, &bytes).while_(keeping)?;
-        if record.log_bytes.saturating_add(plain.len() as u64) > LOG_BYTES {
-            return Ok(0);
+        let plain = self.opened(keeping, sealed)?;
+        let longer = length.saturating_add(plain.len() as u64);
+        if longer > LOG_BYTES {
+            return Ok(length);
         }
         let folder = self.folder.join("logs").join(record.attempt.run.as_str());
         std::fs::create_dir_all(&folder).while_(keeping)?;
         let name = format!("{}-{}.{kind}", record.attempt.task, record.attempt.attempt);
         let mut file = std::fs::OpenOptions::new()
             .create(true)
-            .append(true)
+            .truncate(false)
+            .write(true)
             .open(folder.join(name))
             .while_(keeping)?;
+        // Shorter only when somebody else has cut or removed it.
+        let end = file.metadata().while_(keeping)?.len().min(length);
+        file.set_len(end).while_(keeping)?;
+        file.seek(SeekFrom::Start(end)).while_(keeping)?;
         file.write_all(&plain).while_(keeping)?;
-        Ok(plain.len() as u64)
+        Ok(longer)
+    }
+
+    /// Opens what a worker sealed to this site. What cannot be opened now never can.
+    fn opened(&self, what: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+        let plain = STANDARD
+            .decode(sealed)
+            .ok()
+            .and_then(|bytes| envelope::open(&self.keys.identity, &bytes).ok());
+        plain.ok_or_else(|| {
+            refuse(
+                "message-malformed",
+                what,
+                "it is not sealed to this site's recipient",
+                "start another attempt",
+            )
+            .into()
+        })
     }
 
     pub(super) async fn receive_output(
         &self,
         record: &AttemptRecord,
-        worker: &Admitted,
+        worker: &Admitted<Worker>,
         packing_list: &str,
         packing_list_digest: &Digest,
         grant: &str,
@@ -58,13 +89,16 @@ impl Keeper {
             .get("train")
             .ok_or_else(|| KeeperError::failed(receiving, "the attempt has no permit for it"))?;
         let permit = self.permit_record(permit)?;
-        let sealed = STANDARD.decode(grant).while_(receiving)?;
-        let raw = envelope::open(&self.keys.identity, &sealed).while_(receiving)?;
-        let raw: [u8; 32] = raw
-            .as_slice()
-            .try_into()
-            .map_err(|_| KeeperError::failed(receiving, "the data key has a wrong length"))?;
-        let packing_list = ObjectName::new(packing_list).while_(receiving)?;
+        let raw = self.opened(receiving, grant)?;
+        let (Ok(raw), Ok(packing_list)) = (<[u8; 32]>::try_from(raw.as_slice()), ObjectName::new(packing_list)) else {
+            return Err(refuse(
+                "message-malformed",
+                receiving,
+                "its data key has not 32 bytes, or its packing list has no name of an object",
+                "start another attempt",
+            )
+            .into());
+        };
         let expected = Expected {
             packing_list: &packing_list,
             packing_list_digest,
@@ -75,7 +109,9 @@ impl Keeper {
             permit_digest: &payload_digest(&permit.envelope).while_(receiving)?,
             to: &self.site,
             key_commitment: None,
-            byte_limit: record.job.output_bytes,
+            byte_limit: sealed_bytes(record.job.output_bytes),
+            plaintext_limit: record.job.output_bytes,
+            ceiling: Some(&record.label),
         };
         let models = PathBuf::from("models");
         std::fs::create_dir_all(self.folder.join(&models)).while_(receiving)?;
@@ -88,15 +124,6 @@ impl Keeper {
         )
         .await
         .map_err(|error| refused_output(receiving, error))?;
-        if !received.manifest.label.flows_to(&record.label) {
-            return Err(refuse(
-                "label-above-slot",
-                receiving,
-                "it carries a label above the slot's",
-                "let the worker label its output as its inputs",
-            )
-            .into());
-        }
         Ok((folder, received.bytes))
     }
 

@@ -170,7 +170,7 @@ async fn a_hello_needs_the_secret_and_its_own_key() {
         .unwrap();
     assert!(inbox.clone().hello(&store, &[8; 32]).await.is_err(), "another secret");
     let opened = inbox.hello(&store, &SECRET).await.unwrap().unwrap();
-    assert_eq!((opened.digest, opened.signing_key), (letter.digest, key.public()));
+    assert_eq!((opened.digest(), opened.signing_key()), (letter.digest, &key.public()));
     assert_eq!((inbox.number(), inbox.previous()), (1, Some(letter.digest)));
 
     let stranger = SigningKey::generate().unwrap();
@@ -192,6 +192,37 @@ async fn a_hello_needs_the_secret_and_its_own_key() {
         let opened = Inbox::new(attempt(1), Side::Keeper).hello(&store, &SECRET).await;
         assert!(opened.is_err(), "{what}");
     }
+}
+
+#[tokio::test]
+async fn only_another_hello_by_the_same_secret_contests() {
+    let store = MemoryStore::default();
+    let letter = |secret: &[u8; 32]| {
+        let key = SigningKey::generate().unwrap();
+        let out = Outbox::new(attempt(1), Side::Worker);
+        out.seal(&key, hello(&key, secret)).unwrap()
+    };
+    let (first, forged, second) = (letter(&SECRET), letter(&[8; 32]), letter(&SECRET));
+    let contested = async || is_contested(&attempt(1), &store, &SECRET, &first.digest).await.unwrap();
+    assert!(!contested().await);
+    // What whoever runs the store can do: repeat the first hello, forge one, leave rubbish.
+    contest(&attempt(1), &store, &first).await.unwrap();
+    contest(&attempt(1), &store, &forged).await.unwrap();
+    for (name, body) in [
+        ("0.json", Bytes::from_static(b"{}")),
+        ("1.json", vec![b' '; CONTEST_BYTES as usize + 1].into()),
+    ] {
+        let object = ObjectName::new(format!("{}{name}", contests(&attempt(1)))).unwrap();
+        store.put_new(&object, body).await.unwrap();
+    }
+    assert!(!contested().await);
+    contest(&attempt(1), &store, &second).await.unwrap();
+    contest(&attempt(1), &store, &second).await.unwrap();
+    assert!(contested().await);
+    // A hello of another attempt, though by the same secret, says nothing about this one.
+    let other = MemoryStore::default();
+    contest(&attempt(2), &other, &second).await.unwrap();
+    assert!(!is_contested(&attempt(2), &other, &SECRET, &first.digest).await.unwrap());
 }
 
 #[test]

@@ -235,6 +235,8 @@ impl World {
             to: &self.to.site,
             key_commitment: Some(&key_commitment),
             byte_limit: sent.bytes,
+            plaintext_limit: manifest.total_bytes(),
+            ceiling: None,
         };
         told_otherwise(&mut expected);
         std::fs::create_dir_all(self.destination().parent().unwrap()).unwrap();

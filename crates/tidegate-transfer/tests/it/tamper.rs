@@ -5,6 +5,7 @@ use tidegate_seal::digest::sha256;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::sign::SigningKey;
 use tidegate_transfer::{Received, Sent, TransferError};
+use tidegate_types::Label;
 use tidegate_types::ids::{PermitId, SiteName};
 
 use crate::fixture::{World, files, sealed};
@@ -94,6 +95,12 @@ async fn what_the_receiver_knows_is_what_counts() {
     told!(key_commitment, Some(digest));
     told!(byte_limit, sent.bytes - 1);
     told!(byte_limit, 0);
+    told!(plaintext_limit, world.manifest().total_bytes() - 1);
+    let public: &'static _ = Box::leak(Box::new(Label::public()));
+    assert!(matches!(
+        told!(ceiling, Some(public)),
+        TransferError::Refused(refusal) if refusal.rule == "label-above-slot"
+    ));
     world
         .receive_with(&sent, &store, |expected| {
             expected.artifact = None;

@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -120,10 +119,11 @@ fn take_memory() -> u8 {
 
 /// What the sandbox enforces here: every word of the answer was tried, with a control that the same
 /// act works outside. `executable` is the program whose subcommand `sandbox-exec` leads to
-/// [`super::sandbox_exec_main`]. Takes about a twentieth of a second; blocks.
+/// [`super::sandbox_exec_main`]; `within` is a folder of the caller's own, in which the test makes one
+/// and removes it. Takes about a twentieth of a second; blocks.
 #[must_use]
-pub fn self_test(executable: &Path) -> SandboxEvidence {
-    Folder::new()
+pub fn self_test(executable: &Path, within: &Path) -> SandboxEvidence {
+    Folder::new(within)
         .and_then(|folder| test_in(executable, &folder.0))
         .unwrap_or_default()
 }
@@ -233,14 +233,8 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Option<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = format!(
-            "tidegate-probe-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
-        let path = std::env::temp_dir().join(name);
+    fn new(within: &Path) -> Option<Self> {
+        let path = within.join("sandbox-test");
         fs::DirBuilder::new().mode(0o700).create(&path).ok()?;
         Some(Self(path))
     }

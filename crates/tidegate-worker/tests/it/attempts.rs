@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidegate_contracts::StoreExt;
 use tidegate_contracts::fakes::MemoryStore;
+use tidegate_transfer::mailbox::is_contested;
 use tidegate_types::Level;
 use tidegate_types::message::KeeperMessage;
 use tidegate_worker::{Stage, WorkerError};
@@ -90,26 +91,61 @@ async fn setup_prepares_the_code_folder_and_leaves_nothing_running() {
     assert_eq!(std::fs::read_to_string(folder.join("model")).unwrap(), "ready\n");
 }
 
+/// Whether somebody else than the worker that the keeper heard has said a hello with its ticket.
+async fn contested(keeper: &Keeper) -> bool {
+    is_contested(&keeper.ticket.attempt, &*keeper.store, &[5; 32], &keeper.accepted())
+        .await
+        .unwrap()
+}
+
+async fn start_again(keeper: &Keeper, work: std::path::PathBuf) -> Result<(), WorkerError> {
+    let options = tidegate_worker::Options {
+        work,
+        executable: crate::executable().to_owned(),
+    };
+    tidegate_worker::run(keeper.ticket.clone(), Arc::clone(&keeper.store), options).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_worker_with_the_same_ticket_is_turned_away() {
+async fn a_second_worker_with_the_same_ticket_tells_the_keeper_and_ends() {
     let mut keeper = keeper("sh train.sh").await;
     let first = keeper.start();
     keeper.hello().await;
-    let second = tidegate_worker::run(
-        keeper.ticket.clone(),
-        Arc::clone(&keeper.store),
-        tidegate_worker::Options {
-            work: keeper.folder.path().join("other"),
-            executable: crate::executable().to_owned(),
-        },
-    )
-    .await;
+    assert!(!contested(&keeper).await);
+    let second = start_again(&keeper, keeper.folder.path().join("other")).await;
     assert!(matches!(second, Err(WorkerError::TicketUsed)), "{second:?}");
+    assert!(contested(&keeper).await);
+    // What becomes of the first is for the keeper to decide.
+    keeper
+        .send(KeeperMessage::Refused {
+            reason: "second-hello".to_owned(),
+        })
+        .await;
+    assert!(first.await.unwrap().is_err() && is_wiped(&keeper));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_killed_and_started_again_accuses_nobody() {
+    let mut keeper = keeper("sh train.sh").await;
+    let first = keeper.start();
+    keeper.hello().await;
+    // What a kill leaves: the folder with the note of the hello, and nobody who uses it.
+    let copy = keeper.folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(keeper.work()).unwrap().map(Result::unwrap) {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+    }
+    let again = start_again(&keeper, copy).await;
+    assert!(matches!(again, Err(WorkerError::TicketUsed)), "{again:?}");
+    assert!(!contested(&keeper).await);
     keeper.grant_code().await;
     keeper.until_setup_is_done().await.unwrap();
     keeper.grant_data().await;
     assert!(keeper.ending().await.finished.is_some(), "the first was not disturbed");
     first.await.unwrap().unwrap();
+    assert!(is_wiped(&keeper));
 }
 
 #[tokio::test(flavor = "multi_thread")]

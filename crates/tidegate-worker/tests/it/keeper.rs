@@ -192,19 +192,24 @@ impl Keeper {
             }
             pause().await;
         };
-        let WorkerMessage::Hello { sandbox, .. } = hello.numbered.message.clone() else {
+        let WorkerMessage::Hello { sandbox, .. } = hello.numbered().message.clone() else {
             panic!("no hello")
         };
         self.worker = Some(hello);
         sandbox
     }
 
+    /// The digest of the hello that was heard.
+    pub(crate) fn accepted(&self) -> Digest {
+        self.worker.as_ref().unwrap().digest()
+    }
+
     fn worker_key(&self) -> VerifyingKey {
-        self.worker.as_ref().unwrap().signing_key.clone()
+        self.worker.as_ref().unwrap().signing_key().clone()
     }
 
     pub(crate) fn granted(&self, input: &str, crossed: &Crossed) -> GrantedArtifact {
-        let Some(WorkerMessage::Hello { recipient, .. }) = self.worker.as_ref().map(|hello| &hello.numbered.message)
+        let Some(WorkerMessage::Hello { recipient, .. }) = self.worker.as_ref().map(|hello| &hello.numbered().message)
         else {
             panic!("no hello yet")
         };
@@ -221,7 +226,7 @@ impl Keeper {
 
     pub(crate) fn grant(&self, input: &str, crossed: &Crossed) -> Grant {
         Grant {
-            hello: self.worker.as_ref().unwrap().digest,
+            hello: self.worker.as_ref().unwrap().digest(),
             permit: crossed.permit.id.clone(),
             permit_digest: tidegate_seal::dsse::payload_digest(&crossed.envelope).unwrap(),
             artifacts: vec![self.granted(input, crossed)],
@@ -340,6 +345,8 @@ impl Keeper {
             to: &SiteName::new("hospital").unwrap(),
             key_commitment: None,
             byte_limit: 1 << 30,
+            plaintext_limit: 1 << 30,
+            ceiling: None,
         };
         let received = receive(&expected, &*self.store, &DataKey::from_bytes(key), &destination).await?;
         Ok((received, destination))

@@ -395,14 +395,17 @@ fn what_is_no_worker_program_is_an_error() {
 
 #[test]
 fn the_self_test_finds_what_is_enforced_and_nothing_without_a_sandbox() {
-    let evidence = self_test(crate::executable());
+    let folder = tempfile::tempdir().unwrap();
+    let evidence = self_test(crate::executable(), folder.path());
     assert!(
         !evidence.network.is_empty() && evidence.files.starts_with("landlock-v"),
         "{evidence:?}"
     );
     assert_eq!(evidence.limits, ["file-size", "memory", "processes", "time"]);
     assert_eq!(
-        self_test(Path::new("/bin/true")),
+        self_test(Path::new("/bin/true"), folder.path()),
         tidegate_types::message::SandboxEvidence::default()
     );
+    // Killed workers would fill a common folder, and one of them would meet what another left there.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

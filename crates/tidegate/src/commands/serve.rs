@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidegate_bundle::bundle;
 use tidegate_contracts::store::{ObjectName, Store, StoreExt};
-use tidegate_keeper::keys::SiteKeys;
+use tidegate_keeper::keys::{SiteKeys, create_private_file};
 use tidegate_local::{FileCustody, FolderStore};
 use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::envelope::{self, Identity};
@@ -47,32 +47,6 @@ fn trust_file(folder: &Path) -> PathBuf {
     folder.join("keys").join("owner.json")
 }
 
-/// Writes a file that is not there yet; one that is there stays.
-fn create_private(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let writing = "writing a site's key";
-    let folder = file.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::create_dir_all(folder).while_(writing)?;
-    let temporary = file.with_extension(format!("new-{}", std::process::id()));
-    let mut out = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .while_(writing)?;
-    out.write_all(bytes).while_(writing)?;
-    out.sync_all().while_(writing)?;
-    let linked = std::fs::hard_link(&temporary, file);
-    std::fs::remove_file(&temporary).while_(writing)?;
-    match linked {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Failure::failed(writing, error)),
-        _ => Ok(()),
-    }
-}
-
 /// Makes the site's identity if it has none, pins the owner's key, and publishes the recipient.
 pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<(), Failure> {
     let enrolling = "enrolling a serving site";
@@ -83,12 +57,13 @@ pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<
         owner: owner.to_owned(),
     })
     .while_(enrolling)?;
-    create_private(&trust_file(&folder), &trust)?;
+    create_private_file(&trust_file(&folder), &trust).while_(enrolling)?;
     if pinned_owner(&folder)?.to_base64() != owner {
         return Err(Failure::failed(enrolling, "the site trusts the key of another owner"));
     }
     if !identity_file(&folder).exists() {
-        create_private(&identity_file(&folder), Identity::generate().secret().as_bytes())?;
+        let identity = Identity::generate();
+        create_private_file(&identity_file(&folder), identity.secret().as_bytes()).while_(enrolling)?;
     }
     let enrolment = Enrolment {
         site: site.clone(),
@@ -252,6 +227,8 @@ impl Inbox {
                 to: &self.site,
                 key_commitment: Some(&record.key_commitment),
                 byte_limit: BUNDLE_BYTES,
+                plaintext_limit: BUNDLE_BYTES,
+                ceiling: None,
             },
             &self.store,
             &DataKey::from_bytes(raw),

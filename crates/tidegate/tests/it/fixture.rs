@@ -174,6 +174,27 @@ impl Hospital {
     }
 }
 
+/// Processes of this hospital whose command line has `word` as its first argument.
+pub(crate) fn processes(hospital: &Hospital, word: &str) -> Vec<u32> {
+    let state = hospital.folder.path().to_string_lossy().into_owned();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+            let command = read("cmdline");
+            let mut words = command.split(|byte| *byte == 0);
+            let ours = words.nth(1).is_some_and(|first| first == word.as_bytes());
+            let environment = String::from_utf8_lossy(&read("environ")).into_owned();
+            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            ours && (environment.contains(&state) || here.starts_with(hospital.folder.path()))
+        })
+        .collect()
+}
+
 /// Every regular file below a folder.
 pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

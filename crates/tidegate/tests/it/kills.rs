@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fixture::{Hospital, files};
+use crate::fixture::{Hospital, files, processes};
 
 /// Tasks of the fixture's pipeline.
 const TASKS: usize = 7;
@@ -33,27 +33,6 @@ fn twin(of: &Hospital) -> Hospital {
         std::fs::copy(&file, &to).unwrap();
     }
     twin
-}
-
-/// Processes of this hospital whose command line has `word` as its first argument.
-fn processes(hospital: &Hospital, word: &str) -> Vec<u32> {
-    let state = hospital.folder.path().to_string_lossy().into_owned();
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-            let command = read("cmdline");
-            let mut words = command.split(|byte| *byte == 0);
-            let ours = words.nth(1).is_some_and(|first| first == word.as_bytes());
-            let environment = String::from_utf8_lossy(&read("environ")).into_owned();
-            let here = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-            ours && (environment.contains(&state) || here.starts_with(hospital.folder.path()))
-        })
-        .collect()
 }
 
 fn kill(pid: u32) {

@@ -7,7 +7,9 @@
 )]
 
 mod apart;
+mod cancelling;
 mod commands;
+mod contested;
 mod fixture;
 mod journey;
 mod kills;

@@ -57,6 +57,16 @@ fn data_does_not_leave_its_jurisdiction() {
 }
 
 #[test]
+fn what_is_larger_than_the_egress_budget_stays() {
+    let hospital = Hospital::new();
+    hospital.edit("tidegate.yaml", "deploy:", "budget: {egress: 1 KiB}\ndeploy:");
+    let (rule, message) = hospital.refused();
+    assert_eq!(rule, "budget", "{message}");
+    assert!(message.contains("1 KiB"), "{message}");
+    nothing_crossed(&hospital);
+}
+
+#[test]
 fn a_pipeline_cannot_loosen_the_catalog() {
     let hospital = Hospital::new();
     hospital.edit("tidegate.yaml", "k: 5", "k: 2");

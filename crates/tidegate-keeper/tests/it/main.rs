@@ -1,0 +1,17 @@
+//! What a keeper refuses, seen from outside: by a control plane that asks, workers that say hello, and
+//! whoever runs the stores.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+mod attempts;
+mod fakes;
+mod outputs;
+mod permits;
+mod releases;
+mod worker;
+mod world;
