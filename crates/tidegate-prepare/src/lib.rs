@@ -38,7 +38,9 @@ pub mod profile;
 mod recipe;
 mod release;
 mod scan;
+mod sealed;
 pub mod session;
+mod sort;
 mod split;
 mod spool;
 

@@ -120,6 +120,8 @@ pub(crate) struct OutputBatch {
     pub(crate) subjects: UInt64Array,
     /// Numbers of the source records, from 0.
     pub(crate) records: UInt64Array,
+    /// Keyed digests of the source records, where the source makes them.
+    pub(crate) digests: UInt64Array,
     /// The values of the subgroup expressions.
     pub(crate) by: Vec<StringArray>,
 }
@@ -153,9 +155,10 @@ impl OutputBatch {
             columns: columns.iter().take(visible).map(as_text).collect::<Result<_, _>>()?,
             subjects: numbers(visible)?,
             records: numbers(visible + 1)?,
+            digests: numbers(visible + 2)?,
             by: columns
                 .iter()
-                .skip(visible + 2)
+                .skip(visible + lineage::HIDDEN)
                 .map(as_text)
                 .collect::<Result<_, _>>()?,
         })

@@ -163,17 +163,13 @@ fn few_people_with_other_rows_than_before_are_refused() {
         ] {
             // A register of its own for each second release.
             let releases = hospital.stage().join("releases");
-            let kept: Vec<_> = std::fs::read_dir(&releases)
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .collect();
+            let paths = || std::fs::read_dir(&releases).unwrap().map(|entry| entry.unwrap().path());
+            let kept: Vec<_> = paths().map(|path| (std::fs::read(&path).unwrap(), path)).collect();
             hospital.write(&changed(people, change));
             rules.push(rule(&hospital));
-            for entry in std::fs::read_dir(&releases).unwrap() {
-                let path = entry.unwrap().path();
-                if !kept.contains(&path) {
-                    std::fs::remove_file(path).unwrap();
-                }
+            paths().for_each(|path| std::fs::remove_file(path).unwrap());
+            for (bytes, path) in kept {
+                std::fs::write(path, bytes).unwrap();
             }
         }
         rules
