@@ -33,6 +33,7 @@ pub mod functions;
 mod home;
 mod ingest;
 pub mod labels;
+mod metadata;
 mod prepare;
 pub mod profile;
 mod recipe;

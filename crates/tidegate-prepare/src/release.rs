@@ -23,6 +23,7 @@ use crate::error::PrepareError;
 use crate::execute::{Planned, RowSource};
 use crate::home::{Home, HomeColumn, HomeParts, SUPPRESSED, bad_targets};
 use crate::ingest::Snapshot;
+use crate::metadata;
 use crate::prepare::Report;
 use crate::recipe::{self, Feature, FeatureType, MOST_LEVELS, Recipe, RecipeColumn, outcome};
 use crate::scan::survey::Survey;
@@ -31,6 +32,9 @@ use crate::sealed;
 use crate::sort::{Bits, Sorted};
 use crate::split::{Keys, Part, Prf};
 use crate::spool::{Spool, SpoolWriter};
+
+/// The file that holds the rows of an input.
+const FILE: &str = "part-00000.csv";
 
 /// What a release is made from.
 pub(crate) struct Making<'a> {
@@ -226,7 +230,7 @@ fn write_inputs(
             continue;
         }
         let folder = draft.join("inputs").join(part.as_str());
-        let path = folder.join("part-00000.csv");
+        let path = folder.join(FILE);
         let failed = |source: std::io::Error| PrepareError::file("writing", &path, source);
         fs::create_dir_all(&folder).map_err(failed)?;
         let file = fs::File::create(&path).map_err(failed)?;
@@ -247,6 +251,7 @@ fn write_inputs(
             writer.write_record(row).map_err(unwritten)
         })?;
         writer.flush().map_err(failed)?;
+        metadata::write(&folder, FILE, fields)?;
         inputs.insert(part.as_str().to_owned());
     }
     let mut features = Vec::new();
