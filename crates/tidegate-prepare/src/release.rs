@@ -93,6 +93,7 @@ async fn execute<'a>(making: &Making<'a>, sources: &[Arc<RowSource>; 2]) -> Resu
         counted(making.labels, Role::QuasiIdentifier),
         counted(making.labels, Role::Sensitive),
         groups,
+        making.planned.may_repeat_records(),
     );
     let target = columns
         .iter()

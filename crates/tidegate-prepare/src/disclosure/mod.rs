@@ -11,6 +11,8 @@
 
 pub(crate) mod identifiers;
 mod member;
+#[cfg(test)]
+mod reference;
 pub(crate) mod register;
 mod settle;
 
@@ -55,6 +57,8 @@ pub(crate) struct Measure<'a> {
     sensitive: Vec<Counted>,
     group_prf: Prf,
     rows: u64,
+    /// Number of the record, then the row as it is collected: where a record may be output several times.
+    repeated: Option<Sorter>,
     /// Subject, group, row, digest of the row, digest of its record, number of its record.
     entries: Sorter,
     /// Subject, group, sensitive column, digest of the value.
@@ -79,14 +83,22 @@ pub(crate) struct Verdict {
 }
 
 impl<'a> Measure<'a> {
-    /// Sorts below `folder`.
-    pub(crate) fn new(folder: &'a Path, quasi: Vec<Counted>, sensitive: Vec<Counted>, group_prf: Prf) -> Self {
+    /// Sorts below `folder`. Where one record may give several rows, how many it gives tells what their
+    /// conditions say, so groups are also told apart by that number.
+    pub(crate) fn new(
+        folder: &'a Path,
+        quasi: Vec<Counted>,
+        sensitive: Vec<Counted>,
+        group_prf: Prf,
+        may_repeat: bool,
+    ) -> Self {
         Self {
             folder,
             quasi,
             sensitive,
             group_prf,
             rows: 0,
+            repeated: may_repeat.then(|| Sorter::new(folder)),
             entries: Sorter::new(folder),
             values: Sorter::new(folder).distinct(),
         }
@@ -100,35 +112,92 @@ impl<'a> Measure<'a> {
             digest.field(Some(batch.field(column.index, row)));
         }
         let group = Group::of(&digest.finish());
-        let subject = batch.subjects.value(row).to_be_bytes();
         let mut digest = self.group_prf.running();
         for column in 0..batch.columns.len() {
             digest.field(Some(batch.field(column, row)));
         }
-        self.entries.push(&[
-            &subject,
-            &group.0,
-            &self.rows.to_be_bytes(),
-            &Group::of(&digest.finish()).number().to_be_bytes(),
-            &batch.digests.value(row).to_be_bytes(),
-            &batch.records.value(row).to_be_bytes(),
-        ])?;
-        for (number, column) in (0_u32..).zip(&self.sensitive) {
+        let entry = Entry {
+            subject: batch.subjects.value(row),
+            group,
+            row: self.rows,
+            content: Group::of(&digest.finish()).number(),
+            record: batch.digests.value(row),
+            number: batch.records.value(row),
+        };
+        let mut values = Vec::with_capacity(self.sensitive.len() * 8);
+        for column in &self.sensitive {
             let mut digest = self.group_prf.running();
             digest.field(Some(batch.field(column.index, row)));
-            let value = Group::of(&digest.finish()).number().to_be_bytes();
-            self.values.push(&[&subject, &group.0, &number.to_be_bytes(), &value])?;
+            values.extend_from_slice(&Group::of(&digest.finish()).number().to_be_bytes());
         }
         self.rows += 1;
+        match &mut self.repeated {
+            Some(repeated) => repeated.push(&[&entry.number.to_be_bytes(), &entry.encode(), &values]),
+            None => self.place(&entry, &values),
+        }
+    }
+
+    fn place(&mut self, entry: &Entry, values: &[u8]) -> Result<(), PrepareError> {
+        self.entries.push(&[&entry.encode()])?;
+        for (column, value) in (0_u32..).zip(values.chunks(8)) {
+            self.values.push(&[
+                &entry.subject.to_be_bytes(),
+                &entry.group.0,
+                &column.to_be_bytes(),
+                value,
+            ])?;
+        }
         Ok(())
+    }
+
+    /// Places the rows that were kept until it was known how many there are of each record.
+    fn place_repeated(&mut self) -> Result<(), PrepareError> {
+        let Some(repeated) = self.repeated.take() else {
+            return Ok(());
+        };
+        let mut sorted = repeated.finish()?;
+        let mut reader = sorted.read()?;
+        // No more than a query has branches.
+        let mut rows: Vec<(Entry, Vec<u8>)> = Vec::new();
+        loop {
+            let next = match reader.next()? {
+                None => None,
+                Some(record) => {
+                    let mut fields = Fields(record);
+                    fields.number()?;
+                    Some((Entry::read(&mut fields)?, fields.0.to_vec()))
+                }
+            };
+            let last = rows.last().map(|(entry, _)| entry.number);
+            if last.is_some() && last != next.as_ref().map(|(entry, _)| entry.number) {
+                let times = rows.len() as u64;
+                for (mut entry, values) in rows.drain(..) {
+                    if times > 1 {
+                        let mut digest = self.group_prf.running();
+                        digest.bytes(b"rows of one record");
+                        digest.bytes(&times.to_le_bytes());
+                        digest.bytes(&entry.group.0);
+                        entry.group = Group::of(&digest.finish());
+                    }
+                    self.place(&entry, &values)?;
+                }
+            }
+            match next {
+                Some(row) => rows.push(row),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Finds the rows that may leave.
     ///
     /// # Errors
     /// A refusal when the requirement is not met, or only by suppressing too much.
-    pub(crate) fn settle(self, register: &Register, requirement: &Requirement) -> Result<Verdict, PrepareError> {
+    pub(crate) fn settle(mut self, register: &Register, requirement: &Requirement) -> Result<Verdict, PrepareError> {
+        let repeats = self.repeated.is_some();
+        self.place_repeated()?;
         let names = Names {
+            repeats,
             quasi: self.quasi,
             sensitive: self.sensitive,
             rows: self.rows,
@@ -239,8 +308,23 @@ struct Entry {
 }
 
 impl Entry {
+    fn encode(&self) -> [u8; 56] {
+        let mut bytes = [0; 56];
+        let (subject, row) = (self.subject.to_be_bytes(), self.row.to_be_bytes());
+        let (content, record) = (self.content.to_be_bytes(), self.record.to_be_bytes());
+        let number = self.number.to_be_bytes();
+        let parts = [&subject[..], &self.group.0, &row, &content, &record, &number];
+        for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        bytes
+    }
+
     fn parse(bytes: &[u8]) -> Result<Self, PrepareError> {
-        let mut fields = Fields(bytes);
+        Self::read(&mut Fields(bytes))
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Result<Self, PrepareError> {
         Ok(Self {
             subject: fields.number()?,
             group: fields.group()?,
@@ -341,6 +425,8 @@ impl<'a> MembersOf<'a> {
 
 /// What a refusal speaks of.
 struct Names {
+    /// Whether a record may give several rows.
+    repeats: bool,
     quasi: Vec<Counted>,
     sensitive: Vec<Counted>,
     rows: u64,
@@ -370,8 +456,13 @@ impl Names {
             Reason::K => (
                 "k-not-reached",
                 format!(
-                    "the smallest group of people alike on {} has {}, k is {}; {limit}",
+                    "the smallest group of people alike on {}{} has {}, k is {}; {limit}",
                     names(&self.quasi),
+                    if self.repeats {
+                        ", and on how many rows a record gives,"
+                    } else {
+                        ""
+                    },
                     k_before.unwrap_or(0),
                     requirement.k
                 ),
