@@ -385,3 +385,35 @@ pub(crate) fn bad_targets(target: &str, bad: u64, rows: u64) -> PrepareError {
         "Give every row an outcome, filter rows without one, or give the column `type: boolean` in the catalog",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use datafusion::arrow::array::{StringArray, UInt64Array};
+
+    use super::*;
+
+    #[test]
+    fn more_rows_than_fit_are_an_error_and_no_crash() {
+        let numbers = || UInt64Array::from(vec![0, 1]);
+        let batch = OutputBatch {
+            columns: vec![StringArray::from(vec!["x", "y"]), StringArray::from(vec!["0", "1"])],
+            subjects: numbers(),
+            records: numbers(),
+            digests: numbers(),
+            by: Vec::new(),
+        };
+        let mut gathered = Gathered::new(&["a".to_owned(), "died".to_owned()], "died", &[]);
+        gathered.left = 1000;
+        let mut batches = 0;
+        let error = loop {
+            match gathered.add(&batch) {
+                Ok(()) => batches += 1,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(
+            batches > 0 && error.contains("smaller share in `prepare.split`"),
+            "{error}"
+        );
+    }
+}

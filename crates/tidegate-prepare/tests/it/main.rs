@@ -19,6 +19,7 @@ mod mutants;
 mod noninterference;
 mod queries;
 mod releases;
+mod rows;
 mod scanning;
 mod support2;
 mod tampering;
