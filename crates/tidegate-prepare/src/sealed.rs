@@ -1,6 +1,7 @@
 //! What preparation made, held to what it wrote: `report.json` lists every other file of the folder with
-//! its digest, and `report.seal` is the keyed digest of the list. A file that was changed, added or taken
-//! away is found before anything is used again.
+//! its digest, and `report.seal` is the keyed digest of the list. A file that was changed or taken away, or
+//! added to what may cross, is found before anything is used again. Later stages keep files of their own in
+//! `home/`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,6 +18,8 @@ use crate::split::{Keys, Prf};
 
 const REPORT: &str = "report.json";
 const SEAL: &str = "report.seal";
+/// What the names of files begin with that stay home.
+const HOME: &str = "home/";
 
 /// `report.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,7 +55,10 @@ pub(crate) fn open(folder: &Path, keys: &Keys) -> Result<Option<Report>, Prepare
     };
     let mut files = BTreeMap::new();
     digests(folder, "", &mut files)?;
-    files.retain(|name, _| name != REPORT && name != SEAL);
+    files.retain(|name, _| {
+        let own = name == REPORT || name == SEAL;
+        !own && (sealed.files.contains_key(name) || !name.starts_with(HOME))
+    });
     Ok((files == sealed.files).then_some(sealed.report))
 }
 
@@ -61,14 +67,14 @@ pub(crate) fn open(folder: &Path, keys: &Keys) -> Result<Option<Report>, Prepare
 /// # Errors
 /// When a file in `home` is not as it was written.
 pub(crate) fn check_home(home: &Path, keys: &Keys) -> Result<(), PrepareError> {
-    const NAME: &str = "home/";
     let folder = home.parent().unwrap_or(home);
     let mut found = BTreeMap::new();
-    digests(home, NAME, &mut found)?;
-    let written = read(folder, keys)?.map(|sealed| sealed.files).unwrap_or_default();
-    let written = written.into_iter().filter(|(name, _)| name.starts_with(NAME));
-    if !found.is_empty() && found == written.collect() {
-        return Ok(());
+    digests(home, HOME, &mut found)?;
+    if let Some(sealed) = read(folder, keys)? {
+        let mut written = sealed.files.iter().filter(|(name, _)| name.starts_with(HOME));
+        if written.all(|(name, digest)| found.get(name) == Some(digest)) {
+            return Ok(());
+        }
     }
     Err(PrepareError::failed(
         format!("reading `{}`", home.display()),

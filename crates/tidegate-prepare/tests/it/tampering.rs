@@ -48,6 +48,10 @@ fn what_was_changed_after_it_was_prepared_is_made_again() {
             path.display()
         );
     }
+    // Later stages keep files of their own at home.
+    std::fs::write(folder.join("home/risk.json"), "{}").unwrap();
+    assert!(hospital.prepare().unwrap().reused);
+    assert!(block_on(home_rows(&first.home, &KEYS, Part::Test, &[])).is_ok());
     // A file more would cross with the others; a file less would be missed.
     std::fs::write(folder.join("inputs/train/part-00001.csv"), "x").unwrap();
     assert!(!hospital.prepare().unwrap().reused);
