@@ -74,6 +74,9 @@ pub enum LearnError {
         /// Training rows.
         rows: usize,
     },
+    /// `csv-metadata.json` is there and does not say what the columns are.
+    #[error("`{0}` is no metadata of CSV on the Web with `tableSchema` and `columns`")]
+    Metadata(PathBuf),
     /// A text column with too many different values.
     #[error(
         "column `{column}` has more than {MAX_LEVELS} different texts ({numbers} % of its values are numbers); leave it out, group its values, or let what is not a number be null"

@@ -8,14 +8,15 @@ use tidegate_bundle::schema::MAX_LEVELS;
 use tidegate_bundle::{Feature, FeatureKind, FeatureSchema};
 
 use crate::error::LearnError;
-use crate::table::Table;
+use crate::table::{ColumnType, Table};
 
 /// A column says by a feature of its own that a value is missing from so many missing values on; the
 /// weight of a feature that is hardly ever there is little more than chance.
 const MIN_MISSING_FOR_INDICATOR: usize = 10;
 
-/// The schema of a training table: a column of which every value is a finite number is numeric, any
-/// other is a category with its texts in order as levels. Columns without a value are left out.
+/// The schema of a training table. A column is numeric or a category as its table says; where that says
+/// nothing, a column of which every value is a finite number is numeric. A category has its texts in order
+/// as levels. Columns without a value are left out.
 pub(crate) fn infer_schema(table: &Table, target: &str) -> Result<FeatureSchema, LearnError> {
     let mut features = Vec::new();
     for name in table.header().iter().filter(|name| *name != target) {
@@ -35,7 +36,11 @@ pub(crate) fn infer_schema(table: &Table, target: &str) -> Result<FeatureSchema,
         if values == 0 {
             continue;
         }
-        if numbers < values {
+        let numeric = match table.column_type(name) {
+            Some(column_type) => column_type == ColumnType::Number,
+            None => numbers == values,
+        };
+        if !numeric {
             if levels.len() > MAX_LEVELS {
                 let numbers = u32::try_from(numbers * 100 / values).unwrap_or(100);
                 return Err(LearnError::TooManyLevels {
@@ -165,6 +170,50 @@ mod tests {
             outcomes(&table, "z", "training"),
             Err(LearnError::NoTarget(..))
         ));
+    }
+
+    #[test]
+    fn a_column_is_what_its_table_says_and_not_what_its_values_look_like() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("1.csv", "code,amount,guessed,none,y\n021,3,1,,1\n902,4,2,,0\n,,3,,0\n");
+        let read = || Table::read_folder(folder.path()).unwrap();
+        let kinds = |table: &Table| {
+            infer_schema(table, "y")
+                .unwrap()
+                .features
+                .into_iter()
+                .map(|it| it.kind)
+                .collect()
+        };
+        let guessed: Vec<FeatureKind> = kinds(&read());
+        assert_eq!(
+            guessed,
+            [FeatureKind::Numeric, FeatureKind::Numeric, FeatureKind::Numeric]
+        );
+        let says = |amount: &str| {
+            format!(
+                r#"{{"tableSchema": {{"columns": [{{"name": "code", "datatype": "string"}},
+                    {{"name": "amount", "datatype": "{amount}"}}, {{"name": "none", "datatype": "string"}}]}}}}"#
+            )
+        };
+        write("csv-metadata.json", &says("integer"));
+        let levels = vec!["021".to_owned(), "902".to_owned()];
+        let told: Vec<FeatureKind> = kinds(&read());
+        assert_eq!(
+            told,
+            [
+                FeatureKind::Category { levels },
+                FeatureKind::Numeric,
+                FeatureKind::Numeric
+            ]
+        );
+        // A number that is none is an error where it is encoded, and makes no category of the column.
+        write("1.csv", "code,amount,guessed,none,y\n021,n/a,1,,1\n");
+        let table = read();
+        let schema = infer_schema(&table, "y").unwrap();
+        assert_eq!(schema.features[1].kind, FeatureKind::Numeric);
+        assert!(table.encode(&schema).unwrap_err().to_string().contains("amount"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Text records under a header, as they are read from CSV.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use csv::StringRecord;
 use ndarray::Array2;
+use serde::Deserialize;
 use tidegate_bundle::FeatureSchema;
 use tidegate_bundle::schema::EncodeError;
 
@@ -15,11 +16,46 @@ use crate::error::LearnError;
 /// The most bytes of text that a table holds: 1 GiB.
 const MAX_BYTES: u64 = 1 << 30;
 
+/// The metadata of a folder of CSV files, as CSV on the Web (W3C Tabular Metadata) names it.
+const METADATA_FILE: &str = "csv-metadata.json";
+/// The most bytes of it.
+const MAX_METADATA_BYTES: u64 = 4 << 20;
+
+/// What a column is, where its table says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ColumnType {
+    /// Amounts; booleans are 0 and 1.
+    Number,
+    /// Names of things, also where they are written in digits.
+    Text,
+}
+
+/// The part of the metadata that is read.
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(rename = "tableSchema")]
+    schema: MetadataSchema,
+}
+
+#[derive(Deserialize)]
+struct MetadataSchema {
+    columns: Vec<MetadataColumn>,
+}
+
+#[derive(Deserialize)]
+struct MetadataColumn {
+    name: String,
+    #[serde(default)]
+    datatype: String,
+}
+
 /// Records of text under a header. Every record has one field for each column; an empty field is a
 /// missing value. Fields are taken as they are: what is trained on is what is encoded later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     header: Vec<String>,
+    /// Of the columns of which something is said.
+    types: BTreeMap<String, ColumnType>,
     records: Vec<StringRecord>,
 }
 
@@ -47,11 +83,12 @@ impl Table {
         Self::read_files(&[path.to_owned()])
     }
 
-    /// Reads every `*.csv` of a folder in the order of names, as one table.
+    /// Reads every `*.csv` of a folder in the order of names, as one table. `csv-metadata.json` beside them,
+    /// which is CSV on the Web's, says by the `datatype` of a column whether it is one of numbers.
     ///
     /// # Errors
-    /// As [`Table::read_file`], and when there is no such file, one is not a plain file, or headers
-    /// differ.
+    /// As [`Table::read_file`], and when there is no such file, one is not a plain file, headers differ, or
+    /// the metadata cannot be read.
     pub fn read_folder(folder: &Path) -> Result<Self, LearnError> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(LearnError::io("reading the folder", folder))? {
@@ -73,7 +110,9 @@ impl Table {
             return Err(LearnError::NoFiles(folder.to_owned()));
         }
         files.sort();
-        Self::read_files(&files)
+        let mut table = Self::read_files(&files)?;
+        table.types = read_types(&folder.join(METADATA_FILE))?;
+        Ok(table)
     }
 
     fn read_files(files: &[PathBuf]) -> Result<Self, LearnError> {
@@ -108,6 +147,7 @@ impl Table {
         }
         Ok(table.unwrap_or(Self {
             header: vec![],
+            types: BTreeMap::new(),
             records: vec![],
         }))
     }
@@ -119,6 +159,7 @@ impl Table {
         }
         Ok(Self {
             header,
+            types: BTreeMap::new(),
             records: vec![],
         })
     }
@@ -140,6 +181,11 @@ impl Table {
     #[must_use]
     pub fn header(&self) -> &[String] {
         &self.header
+    }
+
+    /// What a column is, where something is said of it.
+    pub(crate) fn column_type(&self, name: &str) -> Option<ColumnType> {
+        self.types.get(name).copied()
     }
 
     /// The number of records.
@@ -171,9 +217,63 @@ impl Table {
     }
 }
 
+/// The types that the metadata at `path` tells; none where there is no such file.
+fn read_types(path: &Path) -> Result<BTreeMap<String, ColumnType>, LearnError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(LearnError::io("opening", path)(error)),
+    };
+    let mut text = Vec::new();
+    let mut bounded = file.take(MAX_METADATA_BYTES + 1);
+    bounded
+        .read_to_end(&mut text)
+        .map_err(LearnError::io("reading", path))?;
+    let metadata = match serde_json::from_slice::<Metadata>(&text) {
+        Ok(metadata) if text.len() as u64 <= MAX_METADATA_BYTES => metadata,
+        _ => return Err(LearnError::Metadata(path.to_owned())),
+    };
+    let columns = metadata.schema.columns.into_iter();
+    Ok(columns
+        .filter_map(|column| {
+            let column_type = match column.datatype.as_str() {
+                "integer" | "long" | "int" | "number" | "decimal" | "double" | "float" | "boolean" => {
+                    ColumnType::Number
+                }
+                "string" | "date" | "dateTime" | "datetime" | "time" => ColumnType::Text,
+                _ => return None,
+            };
+            Some((column.name, column_type))
+        })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_are_those_of_the_metadata() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("1.csv"), "a,b,c\n1,2,3\n").unwrap();
+        assert_eq!(Table::read_folder(folder.path()).unwrap().column_type("a"), None);
+        let write = |text: &str| std::fs::write(folder.path().join(METADATA_FILE), text).unwrap();
+        write(
+            r#"{"@context": "http://www.w3.org/ns/csvw", "url": "1.csv", "tableSchema": {"columns": [
+                {"name": "a", "datatype": "string"}, {"name": "b", "datatype": "double"},
+                {"name": "c", "datatype": "gYear"}]}}"#,
+        );
+        let table = Table::read_folder(folder.path()).unwrap();
+        let found = ["a", "b", "c", "d"].map(|name| table.column_type(name));
+        assert_eq!(found, [Some(ColumnType::Text), Some(ColumnType::Number), None, None]);
+        for broken in ["", "[]", r#"{"tableSchema": {}}"#] {
+            write(broken);
+            assert!(matches!(
+                Table::read_folder(folder.path()),
+                Err(LearnError::Metadata(_))
+            ));
+        }
+    }
 
     #[test]
     fn a_folder_is_read_in_the_order_of_names_and_other_files_are_left_alone() {

@@ -14,10 +14,16 @@ use crate::execute::{Chosen, OutputBatch, Planned, RowSource, SourceColumn};
 use crate::ingest::Snapshot;
 use crate::recipe::{Recipe, outcome, read_recipe, token_keys};
 use crate::scan::assign::Assigner;
+use crate::sealed;
 use crate::session;
 use crate::split::{Keys, Part, Prf};
 
-const FORMAT: &str = "tidegate.home.v1";
+const FORMAT: &str = "tidegate.home.v2";
+/// The file beside `home.json` with the numbers of the records that were suppressed, in order, each as
+/// eight bytes, the highest first.
+pub(crate) const SUPPRESSED: &str = "suppressed.bin";
+/// Bytes of rows that are given at the most.
+const MOST_BYTES: u64 = 2 << 30;
 /// Different texts of a raw column at the most: a category with more teaches nothing.
 const MOST_LEVELS: usize = 256;
 
@@ -59,8 +65,8 @@ pub(crate) struct Home {
     split: Split,
     sample: Option<u64>,
     drop: Vec<String>,
-    /// Numbers of records that were suppressed: they did not leave.
-    suppressed: Vec<u64>,
+    /// How many records were suppressed: they did not leave. Which is in [`SUPPRESSED`].
+    suppressed: u64,
 }
 
 /// A column of the source.
@@ -83,7 +89,7 @@ pub(crate) struct HomeParts<'a> {
     pub(crate) split: Split,
     pub(crate) sample: Option<u64>,
     pub(crate) drop: Vec<String>,
-    pub(crate) suppressed: Vec<u64>,
+    pub(crate) suppressed: u64,
 }
 
 impl Home {
@@ -137,7 +143,13 @@ impl Home {
         Snapshot::open(&Snapshot::path(&folder, &self.snapshot))
     }
 
-    fn rows(&self, home: &Path, keys: &Keys, part: Part) -> Result<Arc<RowSource>, PrepareError> {
+    fn rows(
+        &self,
+        home: &Path,
+        keys: &Keys,
+        part: Part,
+        without_suppressed: bool,
+    ) -> Result<Arc<RowSource>, PrepareError> {
         let header: Vec<String> = self.columns.iter().map(|column| column.name.clone()).collect();
         let assigner = Assigner::new(&self.name, &self.dataset, &header, keys, &self.split, self.sample)?;
         Ok(Arc::new(RowSource {
@@ -155,6 +167,8 @@ impl Home {
                 .collect(),
             chosen: Chosen::Part(part, Box::new(assigner)),
             subjects: Prf::derive(&keys.values, "subjects", b""),
+            digests: None,
+            without: (without_suppressed && self.suppressed > 0).then(|| home.join(SUPPRESSED)),
         }))
     }
 }
@@ -163,21 +177,17 @@ impl Home {
 /// columns beside them. Rows of `train` and `validation` that were suppressed are not among them.
 ///
 /// # Errors
-/// When the home folder is damaged, a value does not fit its column's type, or a target is neither 0
-/// nor 1.
+/// When the home folder is damaged, a value does not fit its column's type, a target is neither 0
+/// nor 1, or the rows need more than 2 GiB.
 pub async fn home_rows(home: &Path, keys: &Keys, part: Part, by: &[String]) -> Result<Rows, PrepareError> {
+    sealed::check_home(home, keys)?;
     let recipe = read_recipe(home)?;
     let facts = Home::read(home)?;
-    let source = facts.rows(home, keys, part)?;
+    let source = facts.rows(home, keys, part, part.crosses())?;
     let context = session::session(Some(&token_keys(keys, &recipe.release)));
     let planned = Planned::new(context, &recipe.dataset, &source, &recipe.sql).await?;
     let mut gathered = Gathered::new(&planned.columns(), &recipe.target, by);
-    let suppressed: std::collections::HashSet<u64> = facts.suppressed.iter().copied().collect();
-    planned
-        .execute(&source, by, |batch| {
-            gathered.add(batch, |record| !part.crosses() || !suppressed.contains(&record))
-        })
-        .await?;
+    planned.execute(&source, by, |batch| gathered.add(batch)).await?;
     check_header(&recipe, &gathered.header)?;
     gathered.finish()
 }
@@ -189,9 +199,10 @@ pub async fn home_rows(home: &Path, keys: &Keys, part: Part, by: &[String]) -> R
 /// # Errors
 /// As [`home_rows`]; and when the target is no column of the source.
 pub async fn raw_rows(home: &Path, keys: &Keys, part: Part) -> Result<Rows, PrepareError> {
+    sealed::check_home(home, keys)?;
     let recipe = read_recipe(home)?;
     let facts = Home::read(home)?;
-    let source = facts.rows(home, keys, part)?;
+    let source = facts.rows(home, keys, part, false)?;
     let mut columns: Vec<&str> = Vec::new();
     for column in &facts.columns {
         if column.name == recipe.target || facts.is_raw_feature(column) {
@@ -215,9 +226,7 @@ pub async fn raw_rows(home: &Path, keys: &Keys, part: Part) -> Result<Rows, Prep
     let sql = format!("SELECT {} FROM \"{}\"", list.join(", "), facts.name);
     let planned = Planned::new(session::session(None), &facts.name, &source, &sql).await?;
     let mut gathered = Gathered::new(&planned.columns(), &recipe.target, &[]);
-    planned
-        .execute(&source, &[], |batch| gathered.add(batch, |_| true))
-        .await?;
+    planned.execute(&source, &[], |batch| gathered.add(batch)).await?;
     gathered.finish()
 }
 
@@ -273,6 +282,8 @@ pub(crate) struct Gathered {
     bad_targets: u64,
     /// Whether a row without an outcome is an error.
     needs_outcomes: bool,
+    /// Bytes of rows that may still come.
+    left: u64,
 }
 
 impl Gathered {
@@ -287,6 +298,7 @@ impl Gathered {
             rows: Vec::new(),
             bad_targets: 0,
             needs_outcomes: true,
+            left: MOST_BYTES,
         }
     }
 
@@ -302,24 +314,29 @@ impl Gathered {
         self
     }
 
-    pub(crate) fn add(&mut self, batch: &OutputBatch, keep: impl Fn(u64) -> bool) -> Result<(), PrepareError> {
+    /// Takes the rows of a batch.
+    ///
+    /// # Errors
+    /// When all rows together are larger than they may be.
+    pub(crate) fn add(&mut self, batch: &OutputBatch) -> Result<(), PrepareError> {
         for row in 0..batch.len() {
             let record = batch.records.value(row);
-            if !keep(record) {
-                continue;
-            }
-            let values = self
+            let values: Vec<String> = self
                 .columns
                 .iter()
                 .map(|column| batch.field(*column, row).to_owned())
                 .collect();
             let target = self.target.and_then(|target| outcome(batch.field(target, row)));
             self.bad_targets += u64::from(self.target.is_some() && target.is_none());
-            let by = batch
+            let by: Vec<Option<String>> = batch
                 .by
                 .iter()
                 .map(|column| Some(column.value(row).to_owned()).filter(|text| !text.is_empty()))
                 .collect();
+            let texts = values.iter().chain(by.iter().flatten());
+            let bytes: usize = texts.map(|text| size_of::<String>() + text.len()).sum();
+            let bytes = (bytes + size_of::<GatheredRow>()) as u64;
+            self.left = self.left.checked_sub(bytes).ok_or_else(too_many_rows)?;
             self.rows.push((record, batch.subjects.value(row), values, target, by));
         }
         Ok(())
@@ -353,10 +370,50 @@ impl Gathered {
     }
 }
 
+fn too_many_rows() -> PrepareError {
+    PrepareError::failed(
+        "reading rows at home",
+        format!("they need more than {} MiB of memory", MOST_BYTES >> 20),
+        "Give this part a smaller share in `prepare.split`, select fewer columns, or give fewer new records at a time",
+    )
+}
+
 pub(crate) fn bad_targets(target: &str, bad: u64, rows: u64) -> PrepareError {
     PrepareError::failed(
         format!("reading the target `{target}`"),
         format!("{bad} of {rows} rows hold neither 0 nor 1 in it"),
         "Give every row an outcome, filter rows without one, or give the column `type: boolean` in the catalog",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::arrow::array::{StringArray, UInt64Array};
+
+    use super::*;
+
+    #[test]
+    fn more_rows_than_fit_are_an_error_and_no_crash() {
+        let numbers = || UInt64Array::from(vec![0, 1]);
+        let batch = OutputBatch {
+            columns: vec![StringArray::from(vec!["x", "y"]), StringArray::from(vec!["0", "1"])],
+            subjects: numbers(),
+            records: numbers(),
+            digests: numbers(),
+            by: Vec::new(),
+        };
+        let mut gathered = Gathered::new(&["a".to_owned(), "died".to_owned()], "died", &[]);
+        gathered.left = 1000;
+        let mut batches = 0;
+        let error = loop {
+            match gathered.add(&batch) {
+                Ok(()) => batches += 1,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(
+            batches > 0 && error.contains("smaller share in `prepare.split`"),
+            "{error}"
+        );
+    }
 }

@@ -33,12 +33,15 @@ pub mod functions;
 mod home;
 mod ingest;
 pub mod labels;
+mod metadata;
 mod prepare;
 pub mod profile;
 mod recipe;
 mod release;
 mod scan;
+mod sealed;
 pub mod session;
+mod sort;
 mod split;
 mod spool;
 

@@ -24,11 +24,12 @@ use crate::recipe::token_keys;
 use crate::release::{self, Making};
 use crate::scan::assign::Assigner;
 use crate::scan::survey::{self, Survey};
+use crate::sealed;
 use crate::session;
 use crate::split::{Keys, Part, Prf};
 
 /// Changes whenever the same step would give other bytes.
-const CODE_VERSION: u32 = 2;
+const CODE_VERSION: u32 = 3;
 
 /// What a preparation is made from.
 #[derive(Debug, Clone, Copy)]
@@ -145,11 +146,12 @@ impl<'a> PrepareInput<'a> {
         files: &[InputFile],
         name: &DatasetName,
         dataset: &Dataset,
+        aside: Option<&Path>,
     ) -> Result<(Survey, Assigner), PrepareError> {
         let header = survey::header(files, &dataset.csv, name, dataset)?.header;
         let split = &self.pipeline.prepare.split;
         let assigner = Assigner::new(name, dataset, &header, self.keys, split, self.sample)?;
-        let survey = survey::survey(files, name, dataset, &assigner, self.keys)?;
+        let survey = survey::survey(files, name, dataset, &assigner, self.keys, aside)?;
         Ok((survey, assigner))
     }
 
@@ -219,6 +221,7 @@ impl<'a> PrepareInput<'a> {
 pub(crate) fn row_source(
     keys: &Keys,
     files: &[InputFile],
+    name: &DatasetName,
     dataset: &Dataset,
     survey: &Survey,
     chosen: Chosen,
@@ -236,6 +239,8 @@ pub(crate) fn row_source(
             .collect(),
         chosen,
         subjects: Prf::derive(&keys.values, "subjects", b""),
+        digests: Some(Prf::derive(&keys.values, "released-records", name.as_str().as_bytes())),
+        without: None,
     })
 }
 
@@ -254,8 +259,8 @@ pub async fn analyse(input: &PrepareInput<'_>) -> Result<(LabelReport, u64), Pre
         let found = fs::metadata(&file.path).map_err(|source| PrepareError::file("reading", &file.path, source))?;
         bytes = bytes.saturating_add(found.len());
     }
-    let (survey, _) = input.survey(&files, name, dataset)?;
-    let source = row_source(input.keys, &files, dataset, &survey, Chosen::Nothing);
+    let (survey, _) = input.survey(&files, name, dataset, None)?;
+    let source = row_source(input.keys, &files, name, dataset, &survey, Chosen::Nothing);
     let (_, labels) = input.query(name, dataset, &source, None).await?;
     Ok((labels, bytes))
 }
@@ -272,16 +277,16 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     let snapshot = Snapshot::take(&input.sources(dataset)?, &input.folder.join("snapshots"))?;
     let prepared = input.folder.join("prepared");
     let target = prepared.join(input.key(name, dataset, "prepared", &snapshot.digest)?.to_hex());
-    if let Some(reused) = open(&target)? {
+    if let Some(reused) = open(&target, input.keys)? {
         return Ok(reused);
     }
-    // Without its report a result is not whole, and its name would keep a whole one from being published.
+    // What is not whole, or not as it was written, would keep a whole one from being published.
     durable::sweep(&prepared)?;
     durable::set_aside(&target)?;
 
-    let (survey, assigner) = input.survey(&snapshot.files, name, dataset)?;
+    let (survey, assigner) = input.survey(&snapshot.files, name, dataset, Some(input.folder))?;
     let step_key = input.key(name, dataset, "step", &Digest::from_bytes(survey.crossing))?;
-    let planning = row_source(input.keys, &snapshot.files, dataset, &survey, Chosen::Nothing);
+    let planning = row_source(input.keys, &snapshot.files, name, dataset, &survey, Chosen::Nothing);
     let (planned, labels) = input.query(name, dataset, &planning, Some(&step_key)).await?;
     if let Some(refusal) = labels.refusals.first() {
         return Err(PrepareError::Refused(refusal.clone()));
@@ -289,7 +294,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     let draft = Draft::new(&target)?;
     let sources = Part::CROSSING.map(|part| {
         let chosen = Chosen::Part(part, Box::new(assigner.clone()));
-        row_source(input.keys, &snapshot.files, dataset, &survey, chosen)
+        row_source(input.keys, &snapshot.files, name, dataset, &survey, chosen)
     });
     let making = Making {
         folder: input.folder,
@@ -306,7 +311,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     };
     release::make(&making, &sources, draft.path()).await?;
     draft.publish()?;
-    let mut made = open(&target)?.ok_or_else(|| {
+    let mut made = open(&target, input.keys)?.ok_or_else(|| {
         PrepareError::failed(
             "opening what was prepared",
             "it is not there",
@@ -337,21 +342,11 @@ async fn lock(folder: &Path) -> Result<File, PrepareError> {
     }
 }
 
-/// What was prepared before, where it is whole.
-fn open(target: &Path) -> Result<Option<Prepared>, PrepareError> {
-    let path = target.join("report.json");
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(PrepareError::file("reading", &path, source)),
+/// What was prepared before, where it is whole and as it was written.
+fn open(target: &Path, keys: &Keys) -> Result<Option<Prepared>, PrepareError> {
+    let Some(report) = sealed::open(target, keys)? else {
+        return Ok(None);
     };
-    let report: Report = serde_json::from_slice(&bytes).map_err(|_| {
-        PrepareError::failed(
-            format!("reading `{}`", path.display()),
-            "it is not what preparation wrote",
-            "Remove its folder and prepare again",
-        )
-    })?;
     let inputs = report
         .inputs
         .into_iter()

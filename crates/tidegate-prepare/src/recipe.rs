@@ -158,7 +158,8 @@ fn collect_scans(plan: &LogicalPlan, needs: &mut BTreeSet<String>) {
 /// every record has one, and else none.
 ///
 /// # Errors
-/// When a needed column is missing, or a value does not fit its column's type.
+/// When a needed column is missing, a value does not fit its column's type, or the rows need more than
+/// 2 GiB.
 pub async fn apply_recipe(recipe: &Recipe, keys: &Keys, csv: &Path) -> Result<Rows, PrepareError> {
     let folder = csv.parent().unwrap_or(Path::new("."));
     let name = csv.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -192,6 +193,8 @@ pub async fn apply_recipe(recipe: &Recipe, keys: &Keys, csv: &Path) -> Result<Ro
         columns,
         chosen: Chosen::All,
         subjects: Prf::derive(&keys.values, "subjects", b"new-records"),
+        digests: None,
+        without: None,
     });
     let context = session::session(Some(&token_keys(keys, &recipe.release)));
     let planned = Planned::new(context, &recipe.dataset, &source, &recipe.sql).await?;
@@ -202,9 +205,7 @@ pub async fn apply_recipe(recipe: &Recipe, keys: &Keys, csv: &Path) -> Result<Ro
     if !target_there {
         gathered = gathered.without_target();
     }
-    planned
-        .execute(&source, &[], |batch| gathered.add(batch, |_| true))
-        .await?;
+    planned.execute(&source, &[], |batch| gathered.add(batch)).await?;
     gathered.finish()
 }
 

@@ -1,8 +1,9 @@
 //! Makes what may be asked to cross: executes the query on train and validation, measures, suppresses,
 //! looks for identifiers, and writes the rows in a secret order.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,14 +21,20 @@ use crate::disclosure::register::Register;
 use crate::disclosure::{Counted, Measure, Requirement, Verdict};
 use crate::error::PrepareError;
 use crate::execute::{Planned, RowSource};
-use crate::home::{Home, HomeColumn, HomeParts, bad_targets};
+use crate::home::{Home, HomeColumn, HomeParts, SUPPRESSED, bad_targets};
 use crate::ingest::Snapshot;
+use crate::metadata;
 use crate::prepare::Report;
 use crate::recipe::{self, Feature, FeatureType, MOST_LEVELS, Recipe, RecipeColumn, outcome};
 use crate::scan::survey::Survey;
 use crate::scan::words::{each_chunk, identifier_columns};
+use crate::sealed;
+use crate::sort::{Bits, Sorted};
 use crate::split::{Keys, Part, Prf};
 use crate::spool::{Spool, SpoolWriter};
+
+/// The file that holds the rows of an input.
+const FILE: &str = "part-00000.csv";
 
 /// What a release is made from.
 pub(crate) struct Making<'a> {
@@ -45,75 +52,62 @@ pub(crate) struct Making<'a> {
 }
 
 /// Rows that were executed and not yet let go.
-struct Rows {
+struct Rows<'a> {
     spool: Spool,
-    measure: Measure,
-    /// The source record of each row.
-    records: Vec<u64>,
+    measure: Measure<'a>,
 }
 
 /// Writes `inputs/`, `home/` and `report.json` into `draft`.
 pub(crate) async fn make(making: &Making<'_>, sources: &[Arc<RowSource>; 2], draft: &Path) -> Result<(), PrepareError> {
     let columns = making.planned.columns();
     let mut rows = execute(making, sources).await?;
-    let count = rows.records.len() as u64;
-    let register = Register::open(&making.folder.join("releases"), making.name, making.step_key)?;
-    let verdict = rows.measure.settle(&register.earlier, &requirement(making))?;
+    let register_key = Prf::derive(&making.keys.values, "releases", b"");
+    let releases = making.folder.join("releases");
+    let register = Register::open(&releases, making.name, making.step_key, register_key)?;
+    let mut verdict = rows.measure.settle(&register, &requirement(making))?;
     if !making.dataset.public && making.pipeline.prepare.disclosure.to < Level::Restricted {
         look_for_identifiers(making, sources, &mut rows.spool, &verdict.alive, &columns)?;
     }
     let (inputs, features) = write_inputs(making, &mut rows.spool, &verdict.alive, &columns, draft)?;
     if !making.dataset.public {
-        register.record(&verdict.members)?;
+        verdict.record(&register)?;
     }
-    let suppressed = rows.records.iter().zip(&verdict.alive).filter(|(_, alive)| !**alive);
-    let suppressed: BTreeSet<u64> = suppressed.map(|(record, _)| *record).collect();
-    write_home(making, features, suppressed, draft)?;
+    write_home(making, features, &mut verdict.suppressed_records, draft)?;
     let report = Report {
         inputs,
         columns,
         labels: making.labels.clone(),
-        risk: risk(making, &verdict, count, register.earlier_count),
+        risk: risk(making, &verdict, register.earlier_count),
         step_key: making.step_key,
     };
-    let path = draft.join("report.json");
-    let bytes = serde_json::to_vec_pretty(&report)
-        .map_err(|error| PrepareError::failed("writing the report", error.to_string(), "Report this"))?;
-    fs::write(&path, bytes).map_err(|source| PrepareError::file("writing", &path, source))
+    sealed::write(draft, making.keys, &report)
 }
 
-async fn execute(making: &Making<'_>, sources: &[Arc<RowSource>; 2]) -> Result<Rows, PrepareError> {
+async fn execute<'a>(making: &Making<'a>, sources: &[Arc<RowSource>; 2]) -> Result<Rows<'a>, PrepareError> {
     let columns = making.planned.columns();
     let order = Prf::derive(&making.keys.values, "row-order", making.step_key.as_bytes());
-    let mut spool = SpoolWriter::new(making.folder, order, columns.len())?;
+    let mut spool = SpoolWriter::new(making.folder, order, columns.len());
     let groups = Prf::derive(&making.keys.values, "groups", making.name.as_str().as_bytes());
     let mut measure = Measure::new(
+        making.folder,
         counted(making.labels, Role::QuasiIdentifier),
         counted(making.labels, Role::Sensitive),
         groups,
+        making.planned.may_repeat_records(),
     );
     let target = columns
         .iter()
         .position(|column| *column == making.pipeline.prepare.target)
         .unwrap_or(0);
-    let (mut records, mut bad, mut learned) = (Vec::new(), 0, false);
+    let (mut rows, mut bad, mut learned) = (0, 0, false);
     for (part, source) in Part::CROSSING.into_iter().zip(sources) {
-        let digests = record_digests(making, source)?;
         making
             .planned
             .execute(source, &[], |batch| {
                 for row in 0..batch.len() {
-                    let record = batch.records.value(row);
-                    let Some(digest) = digests.get(&record) else {
-                        return Err(PrepareError::failed(
-                            "executing the query",
-                            "an output row has lost its record",
-                            "Report this query",
-                        ));
-                    };
-                    measure.add(batch, row, *digest)?;
+                    measure.add(batch, row)?;
                     spool.add(part, batch, row)?;
-                    records.push(record);
+                    rows += 1;
                     bad += u64::from(outcome(batch.field(target, row)).is_none());
                     learned |= part == Part::Train;
                 }
@@ -122,7 +116,7 @@ async fn execute(making: &Making<'_>, sources: &[Arc<RowSource>; 2]) -> Result<R
             .await?;
     }
     if bad > 0 {
-        return Err(bad_targets(&making.pipeline.prepare.target, bad, records.len() as u64));
+        return Err(bad_targets(&making.pipeline.prepare.target, bad, rows));
     }
     if !learned {
         return Err(PrepareError::failed(
@@ -134,29 +128,7 @@ async fn execute(making: &Making<'_>, sources: &[Arc<RowSource>; 2]) -> Result<R
     Ok(Rows {
         spool: spool.finish()?,
         measure,
-        records,
     })
-}
-
-/// A keyed digest of each record of one part, by its number.
-fn record_digests(making: &Making<'_>, source: &RowSource) -> Result<HashMap<u64, u64>, PrepareError> {
-    let prf = Prf::derive(&making.keys.values, "released-records", making.name.as_str().as_bytes());
-    let mut digests = HashMap::new();
-    source.read(|records, rows, _| {
-        for &row in rows {
-            let mut digest = prf.running();
-            for column in 0..making.survey.header.len() {
-                digest.field(records.get(row, column));
-            }
-            let [a, b, c, d, e, f, g, h, ..] = digest.finish();
-            digests.insert(
-                records.first.saturating_add(row as u64),
-                u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            );
-        }
-        Ok(true)
-    })?;
-    Ok(digests)
 }
 
 /// The output columns with a role, and what they mean over all releases.
@@ -191,7 +163,7 @@ fn requirement(making: &Making<'_>) -> Requirement {
     }
 }
 
-fn risk(making: &Making<'_>, verdict: &Verdict, rows: u64, earlier_releases: u64) -> RiskReport {
+fn risk(making: &Making<'_>, verdict: &Verdict, earlier_releases: u64) -> RiskReport {
     let names = |role| {
         counted(making.labels, role)
             .into_iter()
@@ -205,11 +177,11 @@ fn risk(making: &Making<'_>, verdict: &Verdict, rows: u64, earlier_releases: u64
         k_before: verdict.k_before,
         l: verdict.l,
         groups: verdict.groups,
-        rows,
+        rows: verdict.rows,
         suppressed_rows: verdict.suppressed,
         subjects: verdict.subjects,
         earlier_releases,
-        raw_unique_rows: making.survey.raw_unique,
+        raw_unique_rows: making.survey.raw_unique.unwrap_or(0),
     }
 }
 
@@ -217,14 +189,14 @@ fn look_for_identifiers(
     making: &Making<'_>,
     sources: &[Arc<RowSource>; 2],
     spool: &mut Spool,
-    alive: &[bool],
+    alive: &Bits,
     columns: &[String],
 ) -> Result<(), PrepareError> {
     let named = identifier_columns(making.dataset, making.survey.header.iter().map(String::as_str));
     each_chunk(sources.iter().map(Arc::as_ref), &named, |identifiers| {
         let mut found = vec![Found::default(); columns.len()];
-        spool.each(alive, |_, row| {
-            for (found, field) in found.iter_mut().zip(&row.fields) {
+        spool.each(None, alive, |row| {
+            for (found, field) in found.iter_mut().zip(row) {
                 found.look(field, identifiers);
             }
             Ok(())
@@ -242,7 +214,7 @@ fn look_for_identifiers(
 fn write_inputs(
     making: &Making<'_>,
     spool: &mut Spool,
-    alive: &[bool],
+    alive: &Bits,
     columns: &[String],
     draft: &Path,
 ) -> Result<(BTreeSet<String>, Vec<Feature>), PrepareError> {
@@ -259,27 +231,28 @@ fn write_inputs(
             continue;
         }
         let folder = draft.join("inputs").join(part.as_str());
-        let path = folder.join("part-00000.csv");
+        let path = folder.join(FILE);
         let failed = |source: std::io::Error| PrepareError::file("writing", &path, source);
         fs::create_dir_all(&folder).map_err(failed)?;
         let file = fs::File::create(&path).map_err(failed)?;
         let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 20).from_writer(file);
         let unwritten = |error: csv::Error| failed(std::io::Error::other(error));
         writer.write_record(columns).map_err(unwritten)?;
-        spool.shuffled(part, alive, |row| {
+        spool.each(Some(part), alive, |row| {
             if part == Part::Train {
                 for (index, levels) in &mut levels {
-                    if let Some(level) = row.fields.get(*index).filter(|level| !level.is_empty())
+                    if let Some(level) = row.get(*index).filter(|level| !level.is_empty())
                         && levels.len() <= MOST_LEVELS
-                        && !levels.contains(level)
+                        && !levels.contains(*level)
                     {
-                        levels.insert(level.clone());
+                        levels.insert((*level).to_owned());
                     }
                 }
             }
-            writer.write_record(&row.fields).map_err(unwritten)
+            writer.write_record(row).map_err(unwritten)
         })?;
         writer.flush().map_err(failed)?;
+        metadata::write(&folder, FILE, fields)?;
         inputs.insert(part.as_str().to_owned());
     }
     let mut features = Vec::new();
@@ -308,7 +281,7 @@ fn is_text(data_type: &DataType) -> bool {
 fn write_home(
     making: &Making<'_>,
     features: Vec<Feature>,
-    suppressed: BTreeSet<u64>,
+    suppressed: &mut Sorted,
     draft: &Path,
 ) -> Result<(), PrepareError> {
     let folder = draft.join("home");
@@ -334,6 +307,16 @@ fn write_home(
         release: making.step_key,
     }
     .write(&folder)?;
+    let mut count = 0_u64;
+    let path = folder.join(SUPPRESSED);
+    let failed = |source| PrepareError::file("writing", &path, source);
+    let mut file = BufWriter::new(fs::File::create(&path).map_err(failed)?);
+    let mut records = suppressed.read()?;
+    while let Some(record) = records.next()? {
+        file.write_all(record).map_err(failed)?;
+        count += 1;
+    }
+    file.flush().map_err(failed)?;
     Home::new(HomeParts {
         snapshot: making.snapshot.digest,
         name: making.name,
@@ -349,7 +332,7 @@ fn write_home(
         split: prepare.split,
         sample: making.sample,
         drop: prepare.drop.iter().cloned().collect(),
-        suppressed: suppressed.into_iter().collect(),
+        suppressed: count,
     })
     .write(&folder)
 }

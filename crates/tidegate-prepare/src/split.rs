@@ -136,6 +136,11 @@ impl Running {
         }
     }
 
+    /// Adds bytes as they are, for content whose form tells where each part ends.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
     pub(crate) fn finish(self) -> [u8; 32] {
         let tag = self.context.sign();
         let mut digest = [0; 32];

@@ -3,21 +3,31 @@
 //! A *group* is the rows of a release that agree on all quasi-identifiers. Whoever holds this release
 //! and every earlier one can split each group further: into people who were in the same group of an
 //! earlier release with the same rows, there with other rows, in another group, or not there at all. These
-//! *cells* are what k counts people in,
-//! and distinct-l counts values in, so that no combination of releases, and no difference between two,
-//! singles out fewer than k people.
+//! *cells* are what k counts people in, and distinct-l counts values in, so that no combination of
+//! releases, and no difference between two, singles out fewer than k people.
+//!
+//! Rows, members and values are sorted on the disk of the private site and read in order; what is held in
+//! memory is one bit for each, and the members of one subject at a time.
 
 pub(crate) mod identifiers;
+mod member;
+#[cfg(test)]
+mod reference;
 pub(crate) mod register;
+mod settle;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
 
 use tidegate_types::Refusal;
 
 use crate::error::PrepareError;
 use crate::execute::OutputBatch;
+use crate::sort::{Bits, Reader, Sorted, Sorter, cut_short};
 use crate::split::Prf;
-use register::{Content, Group, Member, Release, State};
+use member::{Content, Group, Member};
+use register::Register;
+use settle::{Reason, Settling};
 
 /// What a release must reach, and what may be done for it.
 #[derive(Debug, Clone)]
@@ -41,228 +51,388 @@ pub(crate) struct Counted {
 
 /// Rows of a release as they are collected: a few numbers for each, never the row.
 #[derive(Debug)]
-pub(crate) struct Measure {
+pub(crate) struct Measure<'a> {
+    folder: &'a Path,
     quasi: Vec<Counted>,
     sensitive: Vec<Counted>,
     group_prf: Prf,
-    groups: HashMap<Group, u32>,
-    names: Vec<Group>,
-    entries: Vec<(u32, u64)>,
-    /// Keyed digests of sensitive values, `sensitive.len()` for each entry.
-    values: Vec<u64>,
-    /// What the rows of a subject in a group are.
-    contents: HashMap<(u32, u64), Content>,
+    rows: u64,
+    /// Number of the record, then the row as it is collected: where a record may be output several times.
+    repeated: Option<Sorter>,
+    /// Subject, group, row, digest of the row, digest of its record, number of its record.
+    entries: Sorter,
+    /// Subject, group, sensitive column, digest of the value.
+    values: Sorter,
 }
 
 /// What was found, and which rows must go.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     /// For each row, in the order in which they were added, whether it may leave.
-    pub(crate) alive: Vec<bool>,
+    pub(crate) alive: Bits,
+    pub(crate) rows: u64,
     pub(crate) k: u64,
     pub(crate) k_before: u64,
     pub(crate) l: Option<u64>,
     pub(crate) groups: u64,
     pub(crate) subjects: u64,
     pub(crate) suppressed: u64,
-    /// Who is in which group of what leaves: for the register.
-    pub(crate) members: Vec<Member>,
+    /// Numbers of the source records of which a row was suppressed, in order, as big-endian numbers.
+    pub(crate) suppressed_records: Sorted,
+    members: Present,
 }
 
-impl Measure {
-    pub(crate) fn new(quasi: Vec<Counted>, sensitive: Vec<Counted>, group_prf: Prf) -> Self {
+impl<'a> Measure<'a> {
+    /// Sorts below `folder`. Where one record may give several rows, how many it gives tells what their
+    /// conditions say, so groups are also told apart by that number.
+    pub(crate) fn new(
+        folder: &'a Path,
+        quasi: Vec<Counted>,
+        sensitive: Vec<Counted>,
+        group_prf: Prf,
+        may_repeat: bool,
+    ) -> Self {
         Self {
+            folder,
             quasi,
             sensitive,
             group_prf,
-            groups: HashMap::new(),
-            names: Vec::new(),
-            entries: Vec::new(),
-            values: Vec::new(),
-            contents: HashMap::new(),
+            rows: 0,
+            repeated: may_repeat.then(|| Sorter::new(folder)),
+            entries: Sorter::new(folder),
+            values: Sorter::new(folder).distinct(),
         }
     }
 
-    /// Adds one output row, with a keyed digest of the source record that it comes from.
-    pub(crate) fn add(&mut self, batch: &OutputBatch, row: usize, record: u64) -> Result<(), PrepareError> {
+    /// Adds one output row.
+    pub(crate) fn add(&mut self, batch: &OutputBatch, row: usize) -> Result<(), PrepareError> {
         let mut digest = self.group_prf.running();
         for column in &self.quasi {
             digest.field(Some(&column.meaning));
             digest.field(Some(batch.field(column.index, row)));
         }
-        let name = Group::of(&digest.finish());
-        let next = u32::try_from(self.names.len()).map_err(|_| {
-            PrepareError::failed(
-                "measuring the disclosure risk",
-                "there are more than four thousand million groups",
-                "Generalise the quasi-identifiers",
-            )
-        })?;
-        let group = *self.groups.entry(name).or_insert(next);
-        if group == next {
-            self.names.push(name);
-        }
-        let subject = batch.subjects.value(row);
-        self.entries.push((group, subject));
+        let group = Group::of(&digest.finish());
         let mut digest = self.group_prf.running();
         for column in 0..batch.columns.len() {
             digest.field(Some(batch.field(column, row)));
         }
-        let content = self.contents.entry((group, subject)).or_default();
-        content.add(Group::of(&digest.finish()).number(), record);
+        let entry = Entry {
+            subject: batch.subjects.value(row),
+            group,
+            row: self.rows,
+            content: Group::of(&digest.finish()).number(),
+            record: batch.digests.value(row),
+            number: batch.records.value(row),
+        };
+        let mut values = Vec::with_capacity(self.sensitive.len() * 8);
         for column in &self.sensitive {
             let mut digest = self.group_prf.running();
             digest.field(Some(batch.field(column.index, row)));
-            self.values.push(Group::of(&digest.finish()).number());
+            values.extend_from_slice(&Group::of(&digest.finish()).number().to_be_bytes());
+        }
+        self.rows += 1;
+        match &mut self.repeated {
+            Some(repeated) => repeated.push(&[&entry.number.to_be_bytes(), &entry.encode(), &values]),
+            None => self.place(&entry, &values),
+        }
+    }
+
+    fn place(&mut self, entry: &Entry, values: &[u8]) -> Result<(), PrepareError> {
+        self.entries.push(&[&entry.encode()])?;
+        for (column, value) in (0_u32..).zip(values.chunks(8)) {
+            self.values.push(&[
+                &entry.subject.to_be_bytes(),
+                &entry.group.0,
+                &column.to_be_bytes(),
+                value,
+            ])?;
         }
         Ok(())
+    }
+
+    /// Places the rows that were kept until it was known how many there are of each record.
+    fn place_repeated(&mut self) -> Result<(), PrepareError> {
+        let Some(repeated) = self.repeated.take() else {
+            return Ok(());
+        };
+        let mut sorted = repeated.finish()?;
+        let mut reader = sorted.read()?;
+        // No more than a query has branches.
+        let mut rows: Vec<(Entry, Vec<u8>)> = Vec::new();
+        loop {
+            let next = match reader.next()? {
+                None => None,
+                Some(record) => {
+                    let mut fields = Fields(record);
+                    fields.number()?;
+                    Some((Entry::read(&mut fields)?, fields.0.to_vec()))
+                }
+            };
+            let last = rows.last().map(|(entry, _)| entry.number);
+            if last.is_some() && last != next.as_ref().map(|(entry, _)| entry.number) {
+                let times = rows.len() as u64;
+                for (mut entry, values) in rows.drain(..) {
+                    if times > 1 {
+                        let mut digest = self.group_prf.running();
+                        digest.bytes(b"rows of one record");
+                        digest.bytes(&times.to_le_bytes());
+                        digest.bytes(&entry.group.0);
+                        entry.group = Group::of(&digest.finish());
+                    }
+                    self.place(&entry, &values)?;
+                }
+            }
+            match next {
+                Some(row) => rows.push(row),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Finds the rows that may leave.
     ///
     /// # Errors
     /// A refusal when the requirement is not met, or only by suppressing too much.
-    pub(crate) fn settle(self, earlier: &[Release], requirement: &Requirement) -> Result<Verdict, PrepareError> {
-        let cells = self.cells(earlier);
-        let mut alive = vec![true; self.entries.len()];
+    pub(crate) fn settle(mut self, register: &Register, requirement: &Requirement) -> Result<Verdict, PrepareError> {
+        let repeats = self.repeated.is_some();
+        self.place_repeated()?;
+        let names = Names {
+            repeats,
+            quasi: self.quasi,
+            sensitive: self.sensitive,
+            rows: self.rows,
+        };
+        let mut present = Present {
+            entries: self.entries.finish()?,
+            alive: Bits::default(),
+            count: 0,
+        };
+        let mut values = self.values.finish()?;
+        let mut settling = Settling::new(self.folder, &mut present, &mut values, register.earlier()?)?;
         let mut reason = None;
         let mut k_before = None;
-        let (k, l) = loop {
-            let found = self.round(&cells, earlier, &alive, requirement);
-            k_before.get_or_insert(found.k);
-            reason = reason.or(found.reason);
-            if found.kill.is_empty() {
-                break (found.k, found.l);
-            }
-            for entry in found.kill {
-                if let Some(alive) = alive.get_mut(entry) {
-                    *alive = false;
-                }
+        let last = loop {
+            let round = settling.round(requirement)?;
+            k_before.get_or_insert(round.k);
+            reason = reason.or(round.reason);
+            if !settling.kill(&round)? {
+                break round;
             }
         };
-        let rows = alive.len() as u64;
-        let left = alive.iter().filter(|alive| **alive).count() as u64;
-        let suppressed = rows - left;
-        if let Some(reason) = reason {
-            let allowed = requirement.suppress && suppressed as f64 <= requirement.max_suppressed * rows as f64;
-            if !allowed || left == 0 {
-                return Err(self.refusal(reason, k_before.flatten(), suppressed, requirement).into());
+        present.alive = settling.alive;
+
+        let mut alive = Bits::default();
+        let mut records = Sorter::new(self.folder).distinct();
+        let (mut left, mut subjects, mut before) = (0, 0, None);
+        let mut count = 0;
+        let mut entries = present.entries.read()?;
+        let mut members = Numbered::default();
+        while let Some(entry) = entries.next()? {
+            let entry = Entry::parse(entry)?;
+            let (member, fresh) = members.number(&entry);
+            if present.alive.get(member) {
+                alive.set(entry.row);
+                left += 1;
+                count += u64::from(fresh);
+                if before != Some(entry.subject) {
+                    before = Some(entry.subject);
+                    subjects += 1;
+                }
+            } else {
+                records.push(&[&entry.number.to_be_bytes()])?;
             }
         }
-        let mut members = BTreeSet::new();
-        let mut subjects = HashSet::new();
-        let mut groups = HashSet::new();
-        for ((group, subject), alive) in self.entries.iter().zip(&alive) {
-            if !alive {
-                continue;
+        drop(entries);
+        present.count = count;
+        let suppressed = names.rows - left;
+        if let Some(reason) = reason {
+            let allowed = requirement.suppress && suppressed as f64 <= requirement.max_suppressed * names.rows as f64;
+            if !allowed || left == 0 {
+                return Err(names
+                    .refusal(reason, k_before.flatten(), suppressed, requirement)
+                    .into());
             }
-            groups.insert(*group);
-            subjects.insert(*subject);
-            members.insert(self.member(*group, *subject));
         }
         Ok(Verdict {
-            k: k.unwrap_or(0),
-            k_before: k_before.flatten().unwrap_or(0),
-            l,
-            groups: groups.len() as u64,
-            subjects: subjects.len() as u64,
-            suppressed,
-            members: members.into_iter().collect(),
             alive,
+            rows: names.rows,
+            k: last.k.unwrap_or(0),
+            k_before: k_before.flatten().unwrap_or(0),
+            l: last.l,
+            groups: last.groups,
+            subjects,
+            suppressed,
+            suppressed_records: records.finish()?,
+            members: present,
         })
     }
+}
 
-    /// All rows of a subject in a group leave or none does, so what was added is what leaves.
-    fn member(&self, group: u32, subject: u64) -> Member {
-        Member {
-            subject,
-            group: self.names.get(group as usize).copied().unwrap_or_default(),
-            content: self.contents.get(&(group, subject)).copied().unwrap_or_default(),
+impl Verdict {
+    /// Enters who is in which group of what leaves into the register.
+    pub(crate) fn record(&mut self, register: &Register) -> Result<(), PrepareError> {
+        let count = self.members.count;
+        let Present { entries, alive, .. } = &mut self.members;
+        let mut members = MembersOf::new(entries.read()?);
+        register.record(count, || {
+            while let Some((number, member)) = members.next()? {
+                if alive.get(number) {
+                    return Ok(Some(member));
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+/// The rows of this release, sorted; their members are numbered in order.
+#[derive(Debug)]
+struct Present {
+    entries: Sorted,
+    /// By the numbers of members. All rows of a subject in a group leave or none does.
+    alive: Bits,
+    /// How many are alive.
+    count: u64,
+}
+
+/// One row, as it was sorted.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    subject: u64,
+    group: Group,
+    row: u64,
+    content: u64,
+    record: u64,
+    /// The number of its record.
+    number: u64,
+}
+
+impl Entry {
+    fn encode(&self) -> [u8; 56] {
+        let mut bytes = [0; 56];
+        let (subject, row) = (self.subject.to_be_bytes(), self.row.to_be_bytes());
+        let (content, record) = (self.content.to_be_bytes(), self.record.to_be_bytes());
+        let number = self.number.to_be_bytes();
+        let parts = [&subject[..], &self.group.0, &row, &content, &record, &number];
+        for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, PrepareError> {
+        Self::read(&mut Fields(bytes))
+    }
+
+    fn read(fields: &mut Fields<'_>) -> Result<Self, PrepareError> {
+        Ok(Self {
+            subject: fields.number()?,
+            group: fields.group()?,
+            row: fields.number()?,
+            content: fields.number()?,
+            record: fields.number()?,
+            number: fields.number()?,
+        })
+    }
+}
+
+/// Reads a sorted record from its beginning.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], PrepareError> {
+        let (field, rest) = self.0.split_first_chunk::<N>().ok_or_else(cut_short)?;
+        self.0 = rest;
+        Ok(*field)
+    }
+
+    fn number(&mut self) -> Result<u64, PrepareError> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    fn group(&mut self) -> Result<Group, PrepareError> {
+        self.take().map(Group)
+    }
+}
+
+/// Numbers members as their rows come.
+#[derive(Debug, Default)]
+struct Numbered {
+    last: Option<(u64, Group)>,
+    next: u64,
+}
+
+impl Numbered {
+    /// The number of the row's member, and whether the row is its first.
+    fn number(&mut self, entry: &Entry) -> (u64, bool) {
+        let found = Some((entry.subject, entry.group));
+        let fresh = self.last != found;
+        if fresh {
+            self.last = found;
+            self.next += 1;
+        }
+        (self.next - 1, fresh)
+    }
+}
+
+/// The members of this release in order, with their numbers.
+struct MembersOf<'a> {
+    entries: Reader<&'a File>,
+    ahead: Option<Entry>,
+    started: bool,
+    next: u64,
+}
+
+impl<'a> MembersOf<'a> {
+    fn new(entries: Reader<&'a File>) -> Self {
+        Self {
+            entries,
+            ahead: None,
+            started: false,
+            next: 0,
         }
     }
 
-    /// The cell of each entry: its group, and where its subject stands in each earlier release. It does
-    /// not depend on what is suppressed later.
-    fn cells(&self, earlier: &[Release]) -> Vec<u32> {
-        let mut known: HashMap<(u32, Vec<State>), u32> = HashMap::new();
-        self.entries
-            .iter()
-            .map(|(group, subject)| {
-                let member = self.member(*group, *subject);
-                let states = earlier.iter().map(|release| release.state(&member)).collect();
-                let next = known.len() as u32;
-                *known.entry((*group, states)).or_insert(next)
-            })
-            .collect()
+    fn entry(&mut self) -> Result<Option<Entry>, PrepareError> {
+        self.entries.next()?.map(Entry::parse).transpose()
     }
 
-    fn round(&self, cells: &[u32], earlier: &[Release], alive: &[bool], requirement: &Requirement) -> Round {
-        let mut round = Round::default();
-        let width = self.sensitive.len();
-        let mut people: HashMap<u32, HashSet<u64>> = HashMap::new();
-        let mut values: HashMap<(u32, usize), HashSet<u64>> = HashMap::new();
-        let mut present = HashSet::new();
-        for (index, ((group, subject), cell)) in self.entries.iter().zip(cells).enumerate() {
-            if !alive.get(index).copied().unwrap_or(false) {
-                continue;
-            }
-            present.insert((*group, *subject));
-            people.entry(*cell).or_default().insert(*subject);
-            for (column, value) in self.values.iter().skip(index * width).take(width).enumerate() {
-                values.entry((*cell, column)).or_default().insert(*value);
-            }
+    fn next(&mut self) -> Result<Option<(u64, Member)>, PrepareError> {
+        if !self.started {
+            self.started = true;
+            self.ahead = self.entry()?;
         }
-        let mut bad = HashSet::new();
-        for (cell, people) in &people {
-            let size = people.len() as u64;
-            round.k = Some(round.k.map_or(size, |k| k.min(size)));
-            if size < requirement.k {
-                bad.insert(*cell);
-                round.reason = Some(if earlier.is_empty() {
-                    Reason::K
-                } else {
-                    Reason::Difference
-                });
-            }
+        let Some(first) = self.ahead else {
+            return Ok(None);
+        };
+        let mut content = Content::default();
+        while let Some(entry) = self.ahead
+            && (entry.subject, entry.group) == (first.subject, first.group)
+        {
+            content.add(entry.content, entry.record);
+            self.ahead = self.entry()?;
         }
-        for ((cell, _), values) in &values {
-            let distinct = values.len() as u64;
-            round.l = Some(round.l.map_or(distinct, |l| l.min(distinct)));
-            if distinct < requirement.l && bad.insert(*cell) {
-                round.reason = round.reason.or(Some(Reason::L));
-            }
-        }
-        let mut people_to_go = HashSet::new();
-        let present = Release::new(
-            present
-                .into_iter()
-                .map(|(group, subject)| self.member(group, subject))
-                .collect(),
-        );
-        for (cell, left) in gone(earlier, &present) {
-            let size = left.absent.len() as u64;
-            // A cell that was too small before this release is no news that this release brings.
-            if left.present.is_empty() && size < requirement.k {
-                continue;
-            }
-            round.k = Some(round.k.map_or(size, |k| k.min(size)));
-            if size < requirement.k {
-                tracing::debug!(
-                    release = cell.0,
-                    "people left out since an earlier release are fewer than k"
-                );
-                people_to_go.extend(left.present);
-                round.reason = Some(Reason::Difference);
-            }
-        }
-        for (index, ((_, subject), cell)) in self.entries.iter().zip(cells).enumerate() {
-            if alive.get(index).copied().unwrap_or(false) && (bad.contains(cell) || people_to_go.contains(subject)) {
-                round.kill.push(index);
-            }
-        }
-        round
+        let number = self.next;
+        self.next += 1;
+        let member = Member {
+            subject: first.subject,
+            group: first.group,
+            content,
+        };
+        Ok(Some((number, member)))
     }
+}
 
+/// What a refusal speaks of.
+struct Names {
+    /// Whether a record may give several rows.
+    repeats: bool,
+    quasi: Vec<Counted>,
+    sensitive: Vec<Counted>,
+    rows: u64,
+}
+
+impl Names {
     fn refusal(&self, reason: Reason, k_before: Option<u64>, suppressed: u64, requirement: &Requirement) -> Refusal {
         let names = |columns: &[Counted]| {
             if columns.is_empty() {
@@ -272,7 +442,7 @@ impl Measure {
                 quoted.join(", ")
             }
         };
-        let rows = self.entries.len();
+        let rows = self.rows;
         let share = 100.0 * suppressed as f64 / rows.max(1) as f64;
         let limit = if requirement.suppress {
             format!(
@@ -286,8 +456,13 @@ impl Measure {
             Reason::K => (
                 "k-not-reached",
                 format!(
-                    "the smallest group of people alike on {} has {}, k is {}; {limit}",
+                    "the smallest group of people alike on {}{} has {}, k is {}; {limit}",
                     names(&self.quasi),
+                    if self.repeats {
+                        ", and on how many rows a record gives,"
+                    } else {
+                        ""
+                    },
                     k_before.unwrap_or(0),
                     requirement.k
                 ),
@@ -324,47 +499,4 @@ impl Measure {
             fix: fix.to_owned(),
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    K,
-    L,
-    Difference,
-}
-
-#[derive(Debug, Default)]
-struct Round {
-    k: Option<u64>,
-    l: Option<u64>,
-    reason: Option<Reason>,
-    /// Entries that must go.
-    kill: Vec<usize>,
-}
-
-/// People of one cell of an earlier release.
-#[derive(Debug, Default)]
-struct Left {
-    present: HashSet<u64>,
-    absent: HashSet<u64>,
-}
-
-/// The cells of earlier releases of which somebody is not there any more, or not with the same rows.
-fn gone(earlier: &[Release], present: &Release) -> Vec<((usize, u32), Left)> {
-    let mut found = Vec::new();
-    for (number, release) in earlier.iter().enumerate() {
-        let mut cells: HashMap<(Group, Vec<State>), Left> = HashMap::new();
-        for member in release.members() {
-            let states = earlier.iter().map(|other| other.state(member)).collect();
-            let left = cells.entry((member.group, states)).or_default();
-            if present.state(member) == State::Same {
-                left.present.insert(member.subject);
-            } else {
-                left.absent.insert(member.subject);
-            }
-        }
-        let left = cells.into_values().filter(|left| !left.absent.is_empty());
-        found.extend(left.enumerate().map(|(cell, left)| ((number, cell as u32), left)));
-    }
-    found
 }

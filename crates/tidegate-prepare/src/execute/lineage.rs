@@ -1,5 +1,6 @@
 //! Where output rows come from. A query is executed with hidden columns behind its own: the subject,
-//! the number of the source record, and subgroup expressions over raw columns that never leave.
+//! the number and the digest of the source record, and subgroup expressions over raw columns that never
+//! leave.
 //!
 //! Hidden columns pass only through operators under which every output row comes from exactly one
 //! source record. Everything else is refused: a row made from several people could not be measured,
@@ -20,7 +21,7 @@ use datafusion::prelude::SessionContext;
 use tidegate_types::Refusal;
 use tidegate_types::ids::DatasetName;
 
-use super::table::{RECORD, RowSource, SUBJECT, Table};
+use super::table::{DIGEST, RECORD, RowSource, SUBJECT, Table};
 use crate::error::PrepareError;
 
 /// Parses subgroup expressions over the raw columns of `dataset`.
@@ -56,7 +57,10 @@ pub(crate) fn subgroups(
         .collect()
 }
 
-/// `plan` with the hidden columns behind its own: subject, record, then `by`.
+/// Hidden columns besides the subgroups.
+pub(super) const HIDDEN: usize = 3;
+
+/// `plan` with the hidden columns behind its own: subject, record, digest, then `by`.
 pub(super) fn trace(
     plan: &LogicalPlan,
     dataset: &DatasetName,
@@ -88,7 +92,7 @@ struct Tracer<'a> {
 
 impl Tracer<'_> {
     fn hidden(&self) -> usize {
-        2 + self.by.len()
+        HIDDEN + self.by.len()
     }
 
     /// References to the hidden columns, which are the last of `plan`.
@@ -158,7 +162,7 @@ impl Tracer<'_> {
             .iter()
             .map(|column| Expr::Column(Column::new(Some(name.clone()), column.name.clone())))
             .collect();
-        for hidden in [SUBJECT, RECORD] {
+        for hidden in [SUBJECT, RECORD, DIGEST] {
             expressions.push(Expr::Column(Column::new(Some(name.clone()), hidden)).alias(hidden));
         }
         for expression in self.by {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, StringArray, UInt64Array};
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
@@ -61,6 +62,14 @@ impl Planned {
             .iter()
             .map(|field| field.name().clone())
             .collect()
+    }
+
+    /// Whether one record may give several rows.
+    pub(crate) fn may_repeat_records(&self) -> bool {
+        // Of what can be traced, only a union gives a record more than once.
+        self.plan
+            .exists(|plan| Ok(matches!(plan, LogicalPlan::Union(_))))
+            .unwrap_or(true)
     }
 
     /// The optimised plan of the features without the target: it reads what they need and no more.
@@ -120,6 +129,8 @@ pub(crate) struct OutputBatch {
     pub(crate) subjects: UInt64Array,
     /// Numbers of the source records, from 0.
     pub(crate) records: UInt64Array,
+    /// Keyed digests of the source records, where the source makes them.
+    pub(crate) digests: UInt64Array,
     /// The values of the subgroup expressions.
     pub(crate) by: Vec<StringArray>,
 }
@@ -153,9 +164,10 @@ impl OutputBatch {
             columns: columns.iter().take(visible).map(as_text).collect::<Result<_, _>>()?,
             subjects: numbers(visible)?,
             records: numbers(visible + 1)?,
+            digests: numbers(visible + 2)?,
             by: columns
                 .iter()
-                .skip(visible + 2)
+                .skip(visible + lineage::HIDDEN)
                 .map(as_text)
                 .collect::<Result<_, _>>()?,
         })

@@ -1,6 +1,9 @@
 //! The dataset as a table: the records of one part, streamed from the snapshot.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -25,6 +28,8 @@ use crate::split::{Part, Prf};
 pub(super) const SUBJECT: &str = "__tidegate_subject";
 /// Hidden column: the number of the source record.
 pub(super) const RECORD: &str = "__tidegate_record";
+/// Hidden column: the keyed digest of the source record, or 0 where nobody asked for it.
+pub(super) const DIGEST: &str = "__tidegate_digest";
 
 /// A column that a query can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +60,10 @@ pub(crate) struct RowSource {
     pub(crate) chosen: Chosen,
     /// Hashes subjects.
     pub(crate) subjects: Prf,
+    /// Digests records, where that is needed.
+    pub(crate) digests: Option<Prf>,
+    /// Records that are left out.
+    pub(crate) without: Option<PathBuf>,
 }
 
 /// The table that queries read.
@@ -77,7 +86,7 @@ impl Table {
     /// The same with the hidden columns at the end.
     pub(super) fn with_hidden(source: Arc<RowSource>) -> Self {
         let mut fields = visible_fields(&source);
-        for name in [SUBJECT, RECORD] {
+        for name in [SUBJECT, RECORD, DIGEST] {
             fields.push(Field::new(name, DataType::UInt64, false));
         }
         Self {
@@ -130,7 +139,7 @@ impl TableProvider for Table {
 struct RowStream {
     source: Arc<RowSource>,
     schema: SchemaRef,
-    /// Indices into the columns; behind them the subject and the record.
+    /// Indices into the columns; behind them the subject, the record and its digest.
     projection: Vec<usize>,
 }
 
@@ -167,6 +176,44 @@ impl PartitionStream for RowStream {
     }
 }
 
+/// Numbers of records in a file of big-endian numbers in order, met in that order.
+struct LeftOut {
+    from: BufReader<File>,
+    path: PathBuf,
+    next: Option<u64>,
+}
+
+impl LeftOut {
+    fn open(path: &Path) -> Result<Self, PrepareError> {
+        let file = File::open(path).map_err(|source| PrepareError::file("reading", path, source))?;
+        let mut left_out = Self {
+            from: BufReader::new(file),
+            path: path.to_path_buf(),
+            next: None,
+        };
+        left_out.advance()?;
+        Ok(left_out)
+    }
+
+    fn advance(&mut self) -> Result<(), PrepareError> {
+        let failed = |source| PrepareError::file("reading", &self.path, source);
+        self.next = None;
+        if !self.from.fill_buf().map_err(failed)?.is_empty() {
+            let mut number = [0; 8];
+            self.from.read_exact(&mut number).map_err(failed)?;
+            self.next = Some(u64::from_be_bytes(number));
+        }
+        Ok(())
+    }
+
+    fn holds(&mut self, record: u64) -> Result<bool, PrepareError> {
+        while self.next.is_some_and(|next| next < record) {
+            self.advance()?;
+        }
+        Ok(self.next == Some(record))
+    }
+}
+
 impl RowSource {
     /// Reads the chosen records batch by batch: the batch, the numbers of the chosen records in it and
     /// their subjects. `each` answers whether it wants more.
@@ -178,6 +225,7 @@ impl RowSource {
         if matches!(chosen, Chosen::Nothing) {
             return Ok(());
         }
+        let mut without = self.without.as_deref().map(LeftOut::open).transpose()?;
         let mut reader = RecordReader::open(self.files.clone(), &self.csv)?;
         let (mut records, mut rows, mut subjects) = (Records::default(), Vec::new(), Vec::new());
         while reader.next(&mut records)? {
@@ -193,7 +241,11 @@ impl RowSource {
                     }
                     Chosen::Part(part, assigner) => {
                         let assigned = assigner.assign(&records, record)?;
-                        if assigned.part == Some(*part) {
+                        let left_out = match &mut without {
+                            Some(without) => without.holds(records.first.saturating_add(record as u64))?,
+                            None => false,
+                        };
+                        if assigned.part == Some(*part) && !left_out {
                             rows.push(record);
                             subjects.push(self.subjects.number(assigned.subject.as_bytes()));
                         }
@@ -212,6 +264,17 @@ impl RowSource {
         Ok(())
     }
 
+    /// A digest of a whole record, also of the columns that the query does not read.
+    fn digest(&self, records: &Records, row: usize) -> u64 {
+        let Some(prf) = &self.digests else { return 0 };
+        let mut digest = prf.running();
+        for column in 0..records.width() {
+            digest.field(records.get(row, column));
+        }
+        let [a, b, c, d, e, f, g, h, ..] = digest.finish();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     fn batch(
         &self,
         schema: &SchemaRef,
@@ -228,8 +291,11 @@ impl RowSource {
                     None => new_null_array(&data_type(found.value_type), rows.len()),
                 },
                 None if index == self.columns.len() => Arc::new(UInt64Array::from(subjects.to_vec())),
-                None => Arc::new(UInt64Array::from_iter_values(
+                None if index == self.columns.len() + 1 => Arc::new(UInt64Array::from_iter_values(
                     rows.iter().map(|row| records.first.saturating_add(*row as u64)),
+                )),
+                None => Arc::new(UInt64Array::from_iter_values(
+                    rows.iter().map(|row| self.digest(records, *row)),
                 )),
             });
         }

@@ -2,7 +2,7 @@
 //! renamed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::PrepareError;
@@ -13,6 +13,17 @@ const TEMPORARY: &str = ".partial-";
 
 /// Writes `bytes` as `path`, whole or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
+    write_with(path, |file| {
+        file.write_all(bytes)
+            .map_err(|source| PrepareError::file("writing", path, source))
+    })
+}
+
+/// Writes as `path` what `fill` writes, whole or not at all.
+pub(crate) fn write_with(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), PrepareError>,
+) -> Result<(), PrepareError> {
     let folder = parent(path);
     let failed = |source| PrepareError::file("writing", path, source);
     fs::create_dir_all(folder).map_err(failed)?;
@@ -20,7 +31,10 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
         .prefix(TEMPORARY)
         .tempfile_in(folder)
         .map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
+    let mut buffered = BufWriter::with_capacity(1 << 16, file.as_file_mut());
+    fill(&mut buffered)?;
+    buffered.flush().map_err(failed)?;
+    drop(buffered);
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     sync_folder(folder)

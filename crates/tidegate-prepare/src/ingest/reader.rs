@@ -40,6 +40,11 @@ impl Records {
         self.lines.len()
     }
 
+    /// How many fields a record has.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
     pub(crate) fn get(&self, record: usize, column: usize) -> Option<&str> {
         let index = record * self.width + column;
         if *self.missing.get(index)? {

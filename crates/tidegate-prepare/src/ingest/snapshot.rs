@@ -31,6 +31,17 @@ struct Entry {
     digest: Digest,
 }
 
+impl Entry {
+    fn of(source: &InputFile, target: Option<&Path>) -> Result<Self, PrepareError> {
+        let (bytes, digest) = copy(&source.path, target)?;
+        Ok(Self {
+            name: source.shown.clone(),
+            bytes,
+            digest,
+        })
+    }
+}
+
 /// A copy of a source that nothing changes any more.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
@@ -45,21 +56,23 @@ impl Snapshot {
         durable::sweep(folder)?;
         let mut entries = Vec::with_capacity(sources.len());
         for source in sources {
-            entries.push(copy(source, None)?);
+            entries.push(Entry::of(source, None)?);
         }
         let known = folder.join(name_of(&listing(entries)?.1));
-        if known.is_dir() {
-            return Self::open(&known);
+        match Self::open(&known) {
+            Ok(found) => return Ok(found),
+            Err(PrepareError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!("the snapshot is taken again: {error}"),
         }
+        // The source still says what it should hold.
+        durable::set_aside(&known)?;
         // What counts is what was copied: a source that changed since it was first read gets the
         // name of its new content.
         let draft = Draft::new(&known)?;
         let mut entries = Vec::with_capacity(sources.len());
         for (number, source) in sources.iter().enumerate() {
-            entries.push(copy(
-                source,
-                Some(&draft.path().join(file_name(number, source.format))),
-            )?);
+            let target = draft.path().join(file_name(number, source.format));
+            entries.push(Entry::of(source, Some(&target))?);
         }
         let (bytes, digest) = listing(entries)?;
         let target = folder.join(name_of(&digest));
@@ -76,7 +89,8 @@ impl Snapshot {
         Self::open(&target)
     }
 
-    /// Opens a snapshot by its folder; a listing that does not fit the folder's name is refused.
+    /// Opens a snapshot by its folder; a listing that does not fit the folder's name, and a file that does
+    /// not have the digest in the listing, are refused.
     pub(crate) fn open(folder: &Path) -> Result<Self, PrepareError> {
         let path = folder.join("snapshot.json");
         let bytes = fs::read(&path).map_err(|source| PrepareError::file("reading", &path, source))?;
@@ -100,7 +114,7 @@ impl Snapshot {
                 Format::Csv
             };
             let path = folder.join(file_name(number, format));
-            if fs::metadata(&path).map_err(|_| damaged())?.len() != entry.bytes {
+            if copy(&path, None).map_err(|_| damaged())? != (entry.bytes, entry.digest) {
                 return Err(damaged());
             }
             files.push(InputFile {
@@ -137,6 +151,11 @@ fn listing(files: Vec<Entry>) -> Result<(Vec<u8>, Digest), PrepareError> {
     Ok((bytes, digest))
 }
 
+/// SHA-256 of a file.
+pub(crate) fn digest_of_file(path: &Path) -> Result<Digest, PrepareError> {
+    copy(path, None).map(|(_, digest)| digest)
+}
+
 /// SHA-256 of `bytes`.
 pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     finish(digest::digest(&digest::SHA256, bytes))
@@ -150,10 +169,10 @@ fn finish(found: digest::Digest) -> Digest {
     Digest::from_bytes(bytes)
 }
 
-/// Reads a file to its end, and writes what was read to `target`.
-fn copy(source: &InputFile, target: Option<&Path>) -> Result<Entry, PrepareError> {
-    let reading = |error: io::Error| PrepareError::file("reading", &source.path, error);
-    let mut from = File::open(&source.path).map_err(reading)?;
+/// Reads a file to its end, and writes what was read to `target`. Gives the length and the digest.
+fn copy(source: &Path, target: Option<&Path>) -> Result<(u64, Digest), PrepareError> {
+    let reading = |error: io::Error| PrepareError::file("reading", source, error);
+    let mut from = File::open(source).map_err(reading)?;
     let mut to = match target {
         Some(path) => Some((
             path,
@@ -188,11 +207,7 @@ fn copy(source: &InputFile, target: Option<&Path>) -> Result<Entry, PrepareError
         };
         protect().map_err(|error| PrepareError::file("writing", path, error))?;
     }
-    Ok(Entry {
-        name: source.shown.clone(),
-        bytes,
-        digest: finish(context.finish()),
-    })
+    Ok((bytes, finish(context.finish())))
 }
 
 #[cfg(test)]
@@ -213,6 +228,26 @@ mod tests {
         assert_ne!(first.digest, second.digest);
         assert_eq!(fs::read_to_string(&first.files[0].path).unwrap(), "x\n1\n");
         assert_eq!(fs::read_dir(&store).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_changed_file_of_the_same_length_is_refused_and_taken_again_from_the_source() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.csv"), "x\n1\n").unwrap();
+        let sources = source::find(folder.path(), "a.csv").unwrap();
+        let store = folder.path().join("snapshots");
+        let snapshot = Snapshot::take(&sources, &store).unwrap();
+        let path = &snapshot.files[0].path;
+        fs::remove_file(path).unwrap();
+        fs::write(path, "x\n2\n").unwrap();
+        let error = Snapshot::open(&Snapshot::path(&store, &snapshot.digest)).unwrap_err();
+        assert!(
+            error.to_string().contains("is not what it was when it was taken"),
+            "{error}"
+        );
+        let again = Snapshot::take(&sources, &store).unwrap();
+        assert_eq!(again.digest, snapshot.digest);
+        assert_eq!(fs::read_to_string(path).unwrap(), "x\n1\n");
     }
 
     #[test]

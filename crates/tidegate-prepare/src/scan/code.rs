@@ -9,6 +9,7 @@ use crate::error::PrepareError;
 use crate::execute::{Chosen, RowSource};
 use crate::home::Home;
 use crate::ingest::{RecordReader, Snapshot};
+use crate::sealed;
 use crate::split::{Keys, Prf};
 
 /// Bytes of a code file at the most.
@@ -29,6 +30,7 @@ pub async fn scan_code(home_or_snapshot: &Path, keys: &Keys, file: &str, content
         ));
     }
     let (files, csv, columns, names) = if Home::is_at(home_or_snapshot) {
+        sealed::check_home(home_or_snapshot, keys)?;
         let home = Home::read(home_or_snapshot)?;
         let snapshot = home.snapshot(home_or_snapshot)?;
         let names: Vec<String> = home.columns.iter().map(|column| column.name.clone()).collect();
@@ -46,6 +48,8 @@ pub async fn scan_code(home_or_snapshot: &Path, keys: &Keys, file: &str, content
         columns: Vec::new(),
         chosen: Chosen::All,
         subjects: Prf::derive(&keys.values, "subjects", b""),
+        digests: None,
+        without: None,
     };
     let text = String::from_utf8_lossy(content);
     let mut found = None;

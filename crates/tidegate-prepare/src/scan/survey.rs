@@ -1,7 +1,7 @@
 //! One pass over the source before any query: types, contradictions, and a digest of what may leave.
 //! Everything it finds depends on the records of train and validation alone.
 
-use std::collections::HashMap;
+use std::path::Path;
 
 use tidegate_types::Role;
 use tidegate_types::files::catalog::{CsvOptions, Dataset, ValueType};
@@ -11,6 +11,7 @@ use super::assign::Assigner;
 use super::look::Look;
 use crate::error::PrepareError;
 use crate::ingest::{InputFile, RecordReader, Records};
+use crate::sort::Sorter;
 use crate::split::{Keys, Prf};
 
 /// What the survey found.
@@ -22,8 +23,9 @@ pub(crate) struct Survey {
     pub(crate) levels: Vec<Option<u64>>,
     /// A keyed digest of the header and every record that may leave, in order.
     pub(crate) crossing: [u8; 32],
-    /// Records that no other subject's record equals on the raw quasi-identifiers.
-    pub(crate) raw_unique: u64,
+    /// Records that no other subject's record equals on the raw quasi-identifiers, where they were
+    /// counted.
+    pub(crate) raw_unique: Option<u64>,
 }
 
 /// The header alone, checked against the catalog.
@@ -47,13 +49,14 @@ pub(crate) fn header(
     Ok(reader)
 }
 
-/// Reads the source once.
+/// Reads the source once. Records that are unique are counted where there is a folder to sort them in.
 pub(crate) fn survey(
     files: &[InputFile],
     name: &DatasetName,
     dataset: &Dataset,
     assigner: &Assigner,
     keys: &Keys,
+    aside: Option<&Path>,
 ) -> Result<Survey, PrepareError> {
     let mut reader = header(files, &dataset.csv, name, dataset)?;
     let header = reader.header.clone();
@@ -74,7 +77,7 @@ pub(crate) fn survey(
         })
         .map(|(index, _)| index)
         .collect();
-    let mut combinations: HashMap<u64, bool> = HashMap::new();
+    let mut combinations = aside.map(Sorter::new);
     let mut records = Records::default();
     while reader.next(&mut records)? {
         for record in 0..records.len() {
@@ -90,16 +93,12 @@ pub(crate) fn survey(
                 crossing.field(field);
                 look.see(field, &records.file, records.line(record));
             }
-            if !quasi.is_empty() {
+            if let (Some(combinations), false) = (&mut combinations, quasi.is_empty()) {
                 let mut digest = quasi_prf.running();
                 for index in &quasi {
                     digest.field(records.get(record, *index));
                 }
-                let [a, b, c, d, e, f, g, h, ..] = digest.finish();
-                combinations
-                    .entry(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
-                    .and_modify(|alone| *alone = false)
-                    .or_insert(true);
+                combinations.push(&[&digest.finish()])?;
             }
         }
         if assigner.is_full() {
@@ -131,6 +130,23 @@ pub(crate) fn survey(
             .collect(),
         types,
         crossing: crossing.finish(),
-        raw_unique: combinations.values().filter(|alone| **alone).count() as u64,
+        raw_unique: combinations.map(alone).transpose()?,
     })
+}
+
+/// How many records equal no other.
+fn alone(records: Sorter) -> Result<u64, PrepareError> {
+    let mut sorted = records.finish()?;
+    let mut reader = sorted.read()?;
+    let (mut last, mut times, mut alone) = (Vec::new(), 0_u64, 0);
+    while let Some(record) = reader.next()? {
+        if last != record {
+            alone += u64::from(times == 1);
+            last.clear();
+            last.extend_from_slice(record);
+            times = 0;
+        }
+        times += 1;
+    }
+    Ok(alone + u64::from(times == 1))
 }

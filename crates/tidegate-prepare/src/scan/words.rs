@@ -13,8 +13,9 @@ use crate::execute::RowSource;
 const LEAST_CHARACTERS: usize = 6;
 /// Words of an identifier that are compared.
 const MOST_WORDS: usize = 8;
-/// Identifier values that are held at a time; more are looked for in further passes.
-const CHUNK: usize = 4 << 20;
+/// Identifier values that are held at a time, below what makes a table of 35 MB grow; more are looked for
+/// in further passes.
+const CHUNK: usize = 1_700_000;
 
 /// Hashes of identifier values, each with the column it is from.
 #[derive(Debug, Default)]

@@ -141,17 +141,18 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// The bytes of every input.
+/// The bytes of the rows of every input.
 pub(crate) fn inputs(prepared: &Prepared) -> BTreeMap<String, Vec<u8>> {
     prepared
         .inputs
         .iter()
         .map(|(name, folder)| {
-            let files: Vec<_> = fs::read_dir(folder)
+            let mut files: Vec<_> = fs::read_dir(folder)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect();
-            assert_eq!(files, ["part-00000.csv"]);
+            files.sort();
+            assert_eq!(files, ["csv-metadata.json", "part-00000.csv"]);
             (name.clone(), fs::read(folder.join("part-00000.csv")).unwrap())
         })
         .collect()

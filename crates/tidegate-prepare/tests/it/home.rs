@@ -25,7 +25,10 @@ fn parts(rows: u64) -> BTreeMap<Part, Vec<u64>> {
 
 /// Everything that may cross or is told about it.
 fn crossing(prepared: &Prepared) -> (BTreeMap<String, Vec<u8>>, String, String, Vec<String>) {
-    let recipe = std::fs::read_to_string(prepared.home.join("recipe.json")).unwrap();
+    let mut recipe = std::fs::read_to_string(prepared.home.join("recipe.json")).unwrap();
+    for folder in prepared.inputs.values() {
+        recipe += &std::fs::read_to_string(folder.join("csv-metadata.json")).unwrap();
+    }
     let told = serde_json::to_string(&(&prepared.labels, &prepared.risk, prepared.step_key)).unwrap();
     (inputs(prepared), recipe, told, prepared.columns.clone())
 }

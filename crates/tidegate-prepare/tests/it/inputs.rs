@@ -242,3 +242,37 @@ fn two_calls_at_once_do_it_once() {
     });
     assert_eq!(results.iter().filter(|reused| !**reused).count(), 1);
 }
+
+#[test]
+fn the_types_of_the_columns_travel_with_the_rows() {
+    let mut hospital = Hospital::new(2000);
+    hospital.sql(
+        "SELECT zip3(zip) AS zip, age_band(age, 30) AS age, diagnosis, pulse, pulse > 90 AS fast, died FROM admissions",
+    );
+    hospital.pipeline["prepare"]["disclosure"]["on_violation"] = json!("suppress");
+    hospital.pipeline["prepare"]["disclosure"]["max_suppressed"] = json!(0.9);
+    let prepared = hospital.prepare().unwrap();
+    for folder in prepared.inputs.values() {
+        let text = fs::read_to_string(folder.join("csv-metadata.json")).unwrap();
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&found["@context"], &found["url"]),
+            (&json!("http://www.w3.org/ns/csvw"), &json!("part-00000.csv"))
+        );
+        let columns: Vec<(&str, &str)> = found["tableSchema"]["columns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|column| (column["name"].as_str().unwrap(), column["datatype"].as_str().unwrap()))
+            .collect();
+        let expected = [
+            ("zip", "string"),
+            ("age", "integer"),
+            ("diagnosis", "string"),
+            ("pulse", "double"),
+            ("fast", "boolean"),
+            ("died", "integer"),
+        ];
+        assert_eq!(columns, expected);
+    }
+}

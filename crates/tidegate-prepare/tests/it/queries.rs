@@ -39,7 +39,44 @@ pub(crate) fn query(c: &mut Choices) -> String {
     writer.select(depth).0
 }
 
+/// A query whose every row comes from one record, with the target `died`.
+pub(crate) fn row_query(c: &mut Choices) -> String {
+    let mut writer = Writer { c, aliases: 0 };
+    let types = [
+        writer.c.pick(&[Type::Whole, Type::Text]),
+        writer.c.pick(&[Type::Whole, Type::Real, Type::Text]),
+    ];
+    let columns = people("people");
+    let mut branches = vec![writer.rows("people", types, &columns)];
+    while writer.c.percent(25) && branches.len() < 3 {
+        branches.push(writer.rows("people", types, &columns));
+    }
+    let union = branches.join(" UNION ALL ");
+    if writer.c.percent(70) {
+        return union;
+    }
+    let plain = |name: &str, of| Reach {
+        written: format!("w.{name}"),
+        of,
+        kind: None,
+        high: false,
+    };
+    let [first, second] = types;
+    let columns = [plain("c0", first), plain("c1", second), plain("died", Type::Whole)];
+    format!("WITH w AS ({union}) {}", writer.rows("w", types, &columns))
+}
+
 impl Writer<'_> {
+    fn rows(&mut self, from: &str, types: [Type; 2], columns: &[Reach]) -> String {
+        let [first, second] = types.map(|of| self.value(of, columns, 2));
+        let condition = if self.c.percent(50) {
+            format!(" WHERE {}", self.condition(columns, 2))
+        } else {
+            String::new()
+        };
+        format!("SELECT {first} AS c0, {second} AS c1, {from}.died AS died FROM {from}{condition}")
+    }
+
     fn alias(&mut self) -> String {
         self.aliases += 1;
         format!("t{}", self.aliases)
