@@ -48,6 +48,7 @@ impl Engine {
                 artifact: wanted.name.to_owned(),
                 to: wanted.to.clone(),
                 permit: permit.clone(),
+                bytes: wanted.bytes,
             });
             permits.push(permit);
         }
@@ -67,7 +68,7 @@ impl Engine {
             worker: wanted.worker,
             intent,
         };
-        let reply = self.ask(run, "sign-a-permit", body(self.proof(intent)?)).await?;
+        let reply = self.keeper.ask("sign-a-permit", body(self.proof(intent)?)).await?;
         let ReplyBody::Permit { permit, checkpoint, .. } = reply else {
             return Err(self.keeper.wrong_reply());
         };
@@ -139,7 +140,7 @@ impl Engine {
             return Ok(());
         }
         let body = RequestBody::Send { permit: permit.clone() };
-        let reply = self.ask(run, "send", body).await?;
+        let reply = self.keeper.ask("send", body).await?;
         let ReplyBody::Sent { bytes, .. } = reply else {
             return Err(self.keeper.wrong_reply());
         };

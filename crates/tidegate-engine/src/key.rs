@@ -6,8 +6,10 @@ use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 
 use crate::error::{EngineError, While};
+use crate::ledger::write_file;
 
-/// An Ed25519 key in a file of its own (mode 0600, 32 bytes in hexadecimal).
+/// An Ed25519 key in a file of its own (mode 0600, 32 bytes in hexadecimal), with the public key in
+/// another beside it (`.pub`, standard base64).
 #[derive(Debug)]
 pub struct ControlKey(SigningKey);
 
@@ -24,7 +26,23 @@ impl ControlKey {
         let text = std::fs::read_to_string(file).while_(opening)?;
         let mut seed = [0; 32];
         hex::decode_to_slice(text.trim(), &mut seed).while_(opening)?;
-        Ok(Self(SigningKey::from_seed(&seed).while_(opening)?))
+        let key = Self(SigningKey::from_seed(&seed).while_(opening)?);
+        let public = key.public().to_base64();
+        let beside = file.with_extension("pub");
+        if !std::fs::read(&beside).is_ok_and(|there| there == public.as_bytes()) {
+            write_file(&beside, public.as_bytes()).while_("writing the control plane's public key")?;
+        }
+        Ok(key)
+    }
+
+    /// The public key beside the key in `file`: for those who only verify.
+    ///
+    /// # Errors
+    /// When there is none, or it is no key.
+    pub fn read_public(file: &Path) -> Result<VerifyingKey, EngineError> {
+        let reading = "reading the control plane's public key";
+        let text = std::fs::read_to_string(file.with_extension("pub")).while_(reading)?;
+        VerifyingKey::from_base64(text.trim()).while_(reading)
     }
 
     /// The key that signs.

@@ -280,7 +280,7 @@ impl LeafSource for Leaves<'_> {
 }
 
 /// Replaces a file atomically.
-fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
 
     let folder = path.parent().unwrap_or_else(|| Path::new("."));

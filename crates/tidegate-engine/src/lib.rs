@@ -20,6 +20,7 @@
 //! - [`KeeperClient`]: requests and replies through a mailbox
 //! - [`Progress`], [`Summary`]: what a run tells
 
+mod accounts;
 mod client;
 mod crossings;
 mod error;

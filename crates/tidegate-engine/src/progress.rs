@@ -13,6 +13,17 @@ pub enum Progress {
         run: RunId,
         /// Whether it continues one that was interrupted.
         resumed: bool,
+        /// How many tasks it has.
+        tasks: u64,
+    },
+    /// Rows were prepared and their disclosure risk measured; nothing has left yet.
+    Prepared {
+        /// Rows that may leave.
+        rows: u64,
+        /// Rows that were removed to reach k.
+        suppressed: u64,
+        /// The smallest group of people that share all quasi-identifiers.
+        k: u64,
     },
     /// A task begins.
     TaskStarted {
@@ -38,6 +49,8 @@ pub enum Progress {
         to: SiteName,
         /// The permit.
         permit: PermitId,
+        /// Plaintext bytes that will be sealed.
+        bytes: u64,
     },
     /// Sealed bytes stand at the other site.
     Crossed {

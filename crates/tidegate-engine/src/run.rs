@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_contracts::store::Store;
-use tidegate_plan::{Plan, PlanInput, PlannedCrossing, Report, Step};
+use tidegate_plan::{Plan, PlanInput, PlannedCrossing, PlannedTask, Report, Step};
 use tidegate_policy::{Moment, PolicySet, Question};
 use tidegate_seal::digest::canonical_digest;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::files::{Catalog, Pipeline, Sites};
-use tidegate_types::ids::{RunId, SiteName, TaskName};
+use tidegate_types::ids::{RunId, SiteName};
 use tidegate_types::keeper::{PipelineText, ReplyBody, RequestBody};
+use tidegate_types::quantity::Money;
 use tidegate_types::refusal::Refusal;
 use tidegate_types::report::LabelReport;
 
@@ -28,7 +29,7 @@ use crate::progress::Progress;
 use crate::state::{RunRecord, RunStatus, TaskState, get, put, scan, value};
 use crate::summary::Summary;
 
-/// How often a run that waits for the keeper looks whether it was cancelled.
+/// How often a run that waits looks whether it may go on.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a cancelled run waits for the keeper's last words.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -290,21 +291,60 @@ impl Engine {
         (self.progress)(&Progress::Started {
             run: record.id.clone(),
             resumed,
+            tasks: planned.plan.tasks.len() as u64,
         });
+        if let Err(error) = self.abandon(None, "lost").await {
+            tracing::warn!(run = %record.id, %error, "attempts of earlier runs are fenced by the next run");
+        }
         let result = self.tasks(&mut record, &planned.plan, began).await;
-        let (status, why) = match &result {
-            Ok(_) => (RunStatus::Done, String::new()),
-            Err(EngineError::Refused(refusal)) => (RunStatus::Refused, refusal.to_string()),
-            Err(EngineError::Cancelled(_)) => (RunStatus::Cancelled, "cancelled".to_owned()),
-            Err(error) => (RunStatus::Failed, error.to_string()),
+        self.conclude(&mut record, &result).await?;
+        let mut summary = result?;
+        let head = self.ledger.render()?;
+        summary.ledger.size = head.checkpoint().size;
+        summary.ledger.root = head.checkpoint().root.to_hex();
+        summary.seconds = began.elapsed().as_secs_f64();
+        record.summary = Some(summary.clone());
+        put(&*self.journal, "runs", record.id.as_str(), &record)?;
+        Ok(summary)
+    }
+
+    /// Stops a run that was interrupted and that no process goes on with: its attempts are fenced, what
+    /// runs for it is ended, and its record says so.
+    ///
+    /// # Errors
+    /// When there is no such run, it has ended already, or the keeper is out of reach.
+    pub async fn cancel(&self, run: &RunId) -> Result<(), EngineError> {
+        let cancelling = "cancelling a run";
+        let record: Option<RunRecord> = get(&*self.journal, "runs", run.as_str())?;
+        let mut record = record.ok_or_else(|| EngineError::failed(cancelling, format!("there is no run `{run}`")))?;
+        if record.status != RunStatus::Running {
+            let why = format!("run `{run}` is {} already", record.status.as_str());
+            return Err(EngineError::failed(cancelling, why));
+        }
+        self.keeper.sweep().await?;
+        self.conclude(&mut record, &Err(EngineError::Cancelled(run.to_string())))
+            .await
+    }
+
+    /// Ends a run in journal and ledger; nothing runs for it afterwards.
+    async fn conclude(&self, record: &mut RunRecord, result: &Result<Summary, EngineError>) -> Result<(), EngineError> {
+        let (status, why, fence) = match result {
+            Ok(_) => (RunStatus::Done, String::new(), "done"),
+            Err(EngineError::Refused(refusal)) => (RunStatus::Refused, refusal.to_string(), "refused"),
+            Err(EngineError::Cancelled(_)) => (RunStatus::Cancelled, "cancelled".to_owned(), "cancelled"),
+            Err(error) => (RunStatus::Failed, error.to_string(), "failed"),
         };
+        if let Err(error) = self.close(status, self.abandon(Some(&record.id), fence)).await {
+            tracing::warn!(run = %record.id, %error, "attempts of this run are fenced by the next run");
+        }
         record.status = status;
         record.why = why;
-        if let Ok(summary) = &result {
+        record.cost = Some(self.cost(record)?);
+        if let Ok(summary) = result {
             record.summary = Some(summary.clone());
         }
         let mut fact = Fact::new(EventType::RunEnded, record.id.as_str()).name("status", status.as_str());
-        if let Err(EngineError::Refused(refusal)) = &result {
+        if let Err(EngineError::Refused(refusal)) = result {
             fact = fact.name("rule", &refusal.rule);
         }
         if let Err(error) = self.close(status, self.collect()).await {
@@ -315,15 +355,9 @@ impl Engine {
         self.journal.commit(&batch).while_("ending the run")?;
         if let Err(error) = self.close(status, self.cosign(&entry)).await {
             tracing::warn!(run = %record.id, %error, "the end of the run is not cosigned");
+            self.ledger.render()?;
         }
-        let head = self.ledger.render()?;
-        let mut summary = result?;
-        summary.ledger.size = head.checkpoint().size;
-        summary.ledger.root = head.checkpoint().root.to_hex();
-        summary.seconds = began.elapsed().as_secs_f64();
-        record.summary = Some(summary.clone());
-        put(&*self.journal, "runs", record.id.as_str(), &record)?;
-        Ok(summary)
+        Ok(())
     }
 
     /// The unfinished run of this plan, or a new one.
@@ -345,6 +379,7 @@ impl Engine {
             status: RunStatus::Running,
             why: String::new(),
             tasks: BTreeMap::new(),
+            cost: None,
             summary: None,
         };
         let fact = Fact::new(EventType::RunStarted, record.id.as_str())
@@ -368,25 +403,43 @@ impl Engine {
         RunId::new(format!("{name}-{stamp}-{}", hex::encode(random))).while_(naming)
     }
 
-    /// Does one task: tells that it begins and ends, and records how long it took.
+    /// Does one task: tells that it begins and ends, and records how long it took and what it cost.
+    /// Whatever stops the run is noticed while the task goes on; the work is then dropped where it is,
+    /// which is what being killed there would do.
     pub(crate) async fn task<T>(
         &self,
         record: &mut RunRecord,
-        task: &TaskName,
-        site: &SiteName,
+        planned: &PlannedTask,
         work: impl Future<Output = Result<(T, bool), EngineError>>,
     ) -> Result<T, EngineError> {
-        self.check_cancelled(record)?;
-        self.check_deadline(record)?;
+        let task = &planned.task;
+        self.may_go_on(record, Money::ZERO)?;
         let began = Instant::now();
         (self.progress)(&Progress::TaskStarted {
             task: task.clone(),
-            site: site.clone(),
+            site: planned.site.clone(),
         });
-        let (result, reused) = work.await?;
+        let mut work = std::pin::pin!(work);
+        let (result, reused) = loop {
+            tokio::select! {
+                done = &mut work => break done?,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let running = self.time_cost(planned, began.elapsed());
+            self.may_go_on(record, running.unwrap_or_default())?;
+        };
+        // A model that this run trained before it was interrupted was paid for all the same.
+        let cost = if planned.kind == Step::Train {
+            self.jobs_cost(&record.id, Some(task))?
+        } else if reused {
+            Some(Money::ZERO)
+        } else {
+            self.time_cost(planned, began.elapsed())
+        };
         let state = TaskState {
             reused,
             milliseconds: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            cost,
         };
         (self.progress)(&Progress::TaskDone {
             task: task.clone(),
@@ -396,24 +449,6 @@ impl Engine {
         record.tasks.entry(task.clone()).or_insert(state);
         put(&*self.journal, "runs", record.id.as_str(), record)?;
         Ok(result)
-    }
-
-    /// Asks the keeper, and waits for its answer unless the run is cancelled meanwhile. What the keeper
-    /// has begun then, it ends by itself; nobody hears of it, and the next run finds it done.
-    pub(crate) async fn ask(
-        &self,
-        record: &RunRecord,
-        label: &str,
-        body: RequestBody,
-    ) -> Result<ReplyBody, EngineError> {
-        let asked = self.keeper.ask(label, body);
-        tokio::pin!(asked);
-        loop {
-            tokio::select! {
-                reply = &mut asked => return reply,
-                () = tokio::time::sleep(LOOK_EVERY) => self.check_cancelled(record)?,
-            }
-        }
     }
 
     /// Something that closes a run. A run that was cancelled does not wait for it: whatever is missing
@@ -431,15 +466,18 @@ impl Engine {
             .unwrap_or_else(|_| Err(EngineError::failed("closing a cancelled run", "the keeper is at work")))
     }
 
-    pub(crate) fn check_cancelled(&self, record: &RunRecord) -> Result<(), EngineError> {
+    /// Whether a run may begin or go on with something: nobody cancelled it, and neither its deadline
+    /// nor its budget has passed. `running` is what the current task has cost that is in no account yet.
+    pub(crate) fn may_go_on(&self, record: &RunRecord, running: Money) -> Result<(), EngineError> {
         if (self.cancelled)(&record.id) {
             return Err(EngineError::Cancelled(record.id.to_string()));
         }
-        Ok(())
+        self.check_deadline(record)?;
+        self.check_budget(record, running)
     }
 
-    /// Refuses to begin something after the pipeline's deadline, counted from the run's start.
-    pub(crate) fn check_deadline(&self, record: &RunRecord) -> Result<(), EngineError> {
+    /// Refuses to go on after the pipeline's deadline, counted from the run's start.
+    fn check_deadline(&self, record: &RunRecord) -> Result<(), EngineError> {
         let Some(limit) = self.pipeline.deadline else {
             return Ok(());
         };

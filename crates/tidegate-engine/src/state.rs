@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
-use tidegate_types::keeper::{ArtifactSummary, GateResult, PipelineText, QualitySummary};
+use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, GateResult, PipelineText, QualitySummary};
+use tidegate_types::message::Attempt;
 use tidegate_types::quantity::Money;
 use tidegate_types::report::{LabelReport, RiskReport};
 use tidegate_types::to_canonical_json;
@@ -52,6 +53,19 @@ pub struct TaskState {
     pub reused: bool,
     /// Wall-clock milliseconds.
     pub milliseconds: u64,
+    /// What its machines cost, where they have a price.
+    pub cost: Option<Money>,
+}
+
+/// One attempt, from before its worker was asked for until it has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JobRecord {
+    pub(crate) attempt: Attempt,
+    pub(crate) site: SiteName,
+    /// When it began (Unix time).
+    pub(crate) began: u64,
+    /// When it ended (Unix time) and how.
+    pub(crate) ended: Option<(u64, AttemptOutcome)>,
 }
 
 /// One run.
@@ -73,6 +87,9 @@ pub struct RunRecord {
     pub why: String,
     /// Tasks that ended, by name.
     pub tasks: BTreeMap<TaskName, TaskState>,
+    /// What it has cost at its end, whichever way it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<String>,
     /// What it told at its end.
     pub summary: Option<Summary>,
 }

@@ -11,11 +11,11 @@ use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::ids::{SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, ReplyBody, RequestBody};
-use tidegate_types::quantity::Money;
 
 use crate::crossings::Wanted;
 use crate::error::{EngineError, While};
 use crate::ledger::Fact;
+use crate::progress::Progress;
 use crate::run::Engine;
 use crate::state::{JudgedStep, PreparedStep, ReleasedStep, RunRecord, RunStatus, TrainedStep, value};
 use crate::summary::{Summary, SummaryCrossing, SummaryLedger, SummaryMetrics, SummaryModel, SummaryRisk, points};
@@ -33,38 +33,38 @@ impl Engine {
             let run = record.clone();
             match planned.kind {
                 Step::Prepare => {
-                    let step = self.task(record, task, site, self.prepare(&run)).await?;
+                    let step = self.task(record, planned, self.prepare(&run)).await?;
                     done.prepared = Some(step);
                 }
                 Step::Train => {
                     let prepared = done.prepared()?;
                     let work = self.train(&run, task, site, &prepared);
-                    done.trained = Some(self.task(record, task, site, work).await?);
+                    done.trained = Some(self.task(record, planned, work).await?);
                 }
                 Step::Evaluate => {
                     let model = done.model()?;
                     let work = self.judge(&run, &model, false);
-                    done.evaluated = Some(self.task(record, task, site, work).await?);
+                    done.evaluated = Some(self.task(record, planned, work).await?);
                 }
                 Step::Refine => {
                     let model = done.model()?;
                     let work = self.judge(&run, &model, true);
-                    done.refined = Some(self.task(record, task, site, work).await?);
+                    done.refined = Some(self.task(record, planned, work).await?);
                 }
                 Step::Release => {
                     let model = done.model()?;
                     let work = self.release(&run, task, &model);
-                    done.released = Some(self.task(record, task, site, work).await?);
+                    done.released = Some(self.task(record, planned, work).await?);
                 }
                 Step::Deploy => {
                     let bundle = done.bundle()?;
                     let work = self.deploy(&run, task, site, &bundle);
-                    self.task(record, task, site, work).await?;
+                    self.task(record, planned, work).await?;
                     done.deployed.push(site.clone());
                 }
             }
         }
-        self.summary(record, plan, done, began)
+        self.summary(record, done, began)
     }
 
     async fn prepare(&self, run: &RunRecord) -> Result<(PreparedStep, bool), EngineError> {
@@ -77,7 +77,7 @@ impl Engine {
             labels,
             risk,
             reused,
-        } = self.ask(run, "prepare", body).await?
+        } = self.keeper.ask("prepare", body).await?
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -89,6 +89,11 @@ impl Engine {
             fact = fact.digest(name, input.artifact);
         }
         self.ledger.record(&[fact])?;
+        (self.progress)(&Progress::Prepared {
+            rows: risk.rows - risk.suppressed_rows.min(risk.rows),
+            suppressed: risk.suppressed_rows,
+            k: risk.k,
+        });
         Ok((PreparedStep { inputs, labels, risk }, reused))
     }
 
@@ -117,7 +122,7 @@ impl Engine {
                 model: artifact,
             }
         };
-        let step = match self.ask(run, word, body).await? {
+        let step = match self.keeper.ask(word, body).await? {
             ReplyBody::Evaluated { quality, raw, gates } => JudgedStep { quality, raw, gates },
             ReplyBody::Refined { quality } => JudgedStep {
                 quality,
@@ -159,7 +164,7 @@ impl Engine {
             version,
             gates,
             checkpoint,
-        } = self.ask(run, "release", body).await?
+        } = self.keeper.ask("release", body).await?
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -207,7 +212,7 @@ impl Engine {
             to: site.clone(),
             permit,
         };
-        let ReplyBody::Deployed { .. } = self.ask(run, "deploy", body).await? else {
+        let ReplyBody::Deployed { .. } = self.keeper.ask("deploy", body).await? else {
             return Err(self.keeper.wrong_reply());
         };
         let fact = Fact::new(EventType::Deployed, run.id.as_str())
@@ -231,40 +236,8 @@ impl Engine {
         self.journal.commit(&batch).while_("keeping a step's result")
     }
 
-    fn summary(&self, record: &RunRecord, plan: &Plan, done: Done, began: Instant) -> Result<Summary, EngineError> {
+    fn summary(&self, record: &RunRecord, done: Done, began: Instant) -> Result<Summary, EngineError> {
         let crossings = self.crossings(record)?;
-        let mut cost = Money::default();
-        let mut unpriced = false;
-        for entry in &crossings {
-            unpriced |= entry.cost.is_none();
-            cost = cost.saturating_add(entry.cost.unwrap_or_default());
-        }
-        for planned in &plan.tasks {
-            let Some(state) = record.tasks.get(&planned.task) else {
-                continue;
-            };
-            let offer = self
-                .sites
-                .sites
-                .get(&planned.site)
-                .and_then(|site| site.compute.as_ref());
-            let spot = planned.kind == Step::Train && self.pipeline.train.resources.use_spot;
-            let price = offer.and_then(|offer| {
-                if spot {
-                    offer.spot_price.or(offer.price)
-                } else {
-                    offer.price
-                }
-            });
-            // Deploying is copying: it takes no machine.
-            if state.reused || planned.kind == Step::Deploy {
-                continue;
-            }
-            unpriced |= price.is_none();
-            if let Some(price) = price {
-                cost = cost.saturating_add(price.for_seconds(state.milliseconds.div_ceil(1000)));
-            }
-        }
         let quality = |step: &Option<JudgedStep>| step.as_ref().map(|step| step.quality.clone());
         let metrics = |step: &Option<JudgedStep>| step.as_ref().map(|step| points(&step.quality)).unwrap_or_default();
         Ok(Summary {
@@ -309,11 +282,7 @@ impl Engine {
                     permit: entry.permit,
                 })
                 .collect(),
-            cost: if unpriced {
-                format!("{cost}, and what nobody has given a price")
-            } else {
-                cost.to_string()
-            },
+            cost: self.cost(record)?,
             ledger: SummaryLedger::default(),
             deployed: done.deployed,
             reused: record

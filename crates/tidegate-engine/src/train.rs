@@ -1,21 +1,23 @@
 //! Training: inputs cross, an attempt runs, its output comes home; a lost attempt is fenced before
 //! the next begins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tidegate_contracts::compute::{Compute, Handle, JobRequest, JobState};
+use tidegate_contracts::journal::Batch;
 use tidegate_types::event::EventType;
-use tidegate_types::ids::{PermitId, SiteName, TaskName};
+use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
 use tidegate_types::message::{Attempt, Ticket};
+use tidegate_types::quantity::Money;
 
 use crate::crossings::Wanted;
 use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{RunRecord, RunStatus, TrainedStep, get, put};
+use crate::state::{JobRecord, RunRecord, RunStatus, TrainedStep, get, put, scan, value};
 
 /// How often a driver is asked where a job is.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
@@ -71,6 +73,7 @@ impl Engine {
                 attempt: number,
                 rank: 0,
             };
+            self.may_go_on(run, Money::ZERO)?;
             match self.attempt(run, &attempt, site, &permits).await? {
                 AttemptOutcome::Accepted { model, seconds, bytes } => {
                     if let (Some(permit), true) = (permits.get("train"), *site != self.home) {
@@ -101,8 +104,6 @@ impl Engine {
                     });
                 }
             }
-            self.check_cancelled(run)?;
-            self.check_deadline(run)?;
         }
         Err(EngineError::failed(
             format!("training on site `{site}`"),
@@ -118,9 +119,25 @@ impl Engine {
         site: &SiteName,
         permits: &BTreeMap<String, PermitId>,
     ) -> Result<AttemptOutcome, EngineError> {
-        let job = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
-        if let Some(outcome) = get::<AttemptOutcome>(&*self.journal, "attempts", &job)? {
-            return Ok(outcome);
+        let job = job_id(attempt);
+        match get::<JobRecord>(&*self.journal, "jobs", &job)? {
+            Some(JobRecord {
+                ended: Some((_, outcome)),
+                ..
+            }) => return Ok(outcome),
+            Some(_) => {}
+            // Before anything is asked for: whoever finds this entry open has something to fence.
+            None => put(
+                &*self.journal,
+                "jobs",
+                &job,
+                &JobRecord {
+                    attempt: attempt.clone(),
+                    site: site.clone(),
+                    began: (self.clock)(),
+                    ended: None,
+                },
+            )?,
         }
         let compute = self
             .compute
@@ -133,14 +150,8 @@ impl Engine {
             worker: self.worker.digest,
             permits: permits.clone(),
         };
-        let ticket = match self.ask(run, "start-an-attempt", started).await {
-            Ok(ReplyBody::Ticket { ticket }) => ticket,
-            Ok(_) => return Err(self.keeper.wrong_reply()),
-            Err(cancelled @ EngineError::Cancelled(_)) => {
-                self.fence_cancelled(attempt).await;
-                return Err(cancelled);
-            }
-            Err(error) => return Err(error),
+        let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {
+            return Err(self.keeper.wrong_reply());
         };
         let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
             .name("task", attempt.task.as_str())
@@ -160,12 +171,12 @@ impl Engine {
             Err(error) => {
                 let outcome = self.fence(attempt, "not-started").await?;
                 tracing::warn!(run = %run.id, %site, %error, "worker not started");
-                return self.ended(run, attempt, &job, outcome);
+                return self.ended(attempt, outcome);
             }
         };
-        let outcome = self.follow(run, attempt, &**compute, &handle).await;
+        let outcome = self.follow(attempt, &**compute, &handle).await?;
         compute.delete(&handle).await.while_("removing a job")?;
-        self.ended(run, attempt, &job, outcome?)
+        self.ended(attempt, outcome)
     }
 
     fn job_request(
@@ -194,7 +205,6 @@ impl Engine {
     /// Waits for the keeper's word about an attempt, and watches the machine meanwhile.
     async fn follow(
         &self,
-        run: &RunRecord,
         attempt: &Attempt,
         compute: &dyn Compute,
         handle: &Handle,
@@ -217,10 +227,6 @@ impl Engine {
                 }
                 () = tokio::time::sleep(OBSERVE_EVERY) => {}
             }
-            if (self.cancelled)(&run.id) {
-                self.fence_cancelled(attempt).await;
-                return Err(EngineError::Cancelled(run.id.to_string()));
-            }
             (ended, gone) = match compute.observe(handle).await {
                 Ok(JobState::Ended(Some(_))) => (ended + 1, 0),
                 Ok(JobState::Ended(None) | JobState::Gone) => (0, gone + 1),
@@ -229,14 +235,6 @@ impl Engine {
             if ended >= ENDED_OBSERVATIONS || gone >= GONE_OBSERVATIONS {
                 return self.fence(attempt, "lost").await;
             }
-        }
-    }
-
-    /// A cancelled run begins no other attempt, so a keeper that does not answer now is not waited for.
-    async fn fence_cancelled(&self, attempt: &Attempt) {
-        let fence = async { self.fence(attempt, "cancelled").await.map(drop) };
-        if let Err(error) = self.close(RunStatus::Cancelled, fence).await {
-            tracing::warn!(run = %attempt.run, %error, "the attempt of a cancelled run is not fenced");
         }
     }
 
@@ -252,30 +250,62 @@ impl Engine {
     }
 
     /// Records how an attempt ended; also after a restart it ended that way.
-    fn ended(
-        &self,
-        run: &RunRecord,
-        attempt: &Attempt,
-        job: &str,
-        outcome: AttemptOutcome,
-    ) -> Result<AttemptOutcome, EngineError> {
+    fn ended(&self, attempt: &Attempt, outcome: AttemptOutcome) -> Result<AttemptOutcome, EngineError> {
         let (word, model) = match &outcome {
             AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
             AttemptOutcome::Failed { .. } => ("failed", None),
             AttemptOutcome::Refused { .. } => ("refused", None),
             AttemptOutcome::Fenced { .. } => ("fenced", None),
         };
-        let mut fact = Fact::new(EventType::AttemptEnded, run.id.as_str())
+        let mut fact = Fact::new(EventType::AttemptEnded, attempt.run.as_str())
             .name("task", attempt.task.as_str())
             .name("outcome", word)
             .number("attempt", u64::from(attempt.attempt));
         if let Some(model) = model {
             fact = fact.digest("model", model);
         }
-        self.ledger.record(&[fact])?;
-        put(&*self.journal, "attempts", job, &outcome)?;
+        let job = job_id(attempt);
+        let mut batch = Batch::default();
+        if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
+            record.ended = Some(((self.clock)(), outcome.clone()));
+            batch = batch.set("jobs", &job, value(&record)?);
+        }
+        let (batch, _) = self.ledger.add(batch, &fact)?;
+        self.journal.commit(&batch).while_("recording how an attempt ended")?;
         Ok(outcome)
     }
+
+    /// Fences every open attempt of runs that have ended, of `ending` too, and ends what runs for them.
+    pub(crate) async fn abandon(&self, ending: Option<&RunId>, why: &str) -> Result<(), EngineError> {
+        let runs: Vec<RunRecord> = scan(&*self.journal, "runs", "")?;
+        let goes_on = |run: &RunId| {
+            Some(run) != ending
+                && runs
+                    .iter()
+                    .any(|record| record.id == *run && record.status == RunStatus::Running)
+        };
+        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
+        let open = jobs.into_iter().filter(|job| job.ended.is_none());
+        let (keep, lost): (Vec<_>, Vec<_>) = open.partition(|job| goes_on(&job.attempt.run));
+        let keep: Vec<String> = keep.iter().map(|job| job_id(&job.attempt)).collect();
+        // What runs is ended first: that needs nobody else. Swept and not deleted, for a job may run whose
+        // handle was never seen.
+        let sites: BTreeSet<&SiteName> = lost.iter().map(|job| &job.site).collect();
+        for compute in sites.into_iter().filter_map(|site| self.compute.get(site)) {
+            let swept = compute.sweep(&self.sites.organisation, &keep).await;
+            swept.while_("ending what runs for a run that has ended")?;
+        }
+        for job in &lost {
+            let outcome = self.fence(&job.attempt, why).await?;
+            self.ended(&job.attempt, outcome)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the driver calls an attempt.
+fn job_id(attempt: &Attempt) -> String {
+    format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank)
 }
 
 /// A command that failed by itself will fail again; a machine or a mailbox that failed may not.

@@ -143,6 +143,12 @@ impl Keeper {
         }))
     }
 
+    /// What others verify this keeper's signatures with.
+    #[must_use]
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.keys.signing.public()
+    }
+
     /// Answers requests until `stop` is ready.
     ///
     /// # Errors

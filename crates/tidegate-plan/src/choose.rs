@@ -114,7 +114,7 @@ pub(crate) fn egress_within(budget: Option<ByteSize>, bytes: u64, what: &str) ->
     match budget.filter(|budget| bytes > budget.0) {
         None => Ok(()),
         Some(budget) => Err(refusal(
-            "budget",
+            "egress-budget",
             what.to_owned(),
             format!("about {bytes} bytes would leave the private site, and the budget is {budget}"),
             "raise `budget: {egress: …}`, or send fewer columns",

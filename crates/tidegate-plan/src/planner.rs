@@ -306,7 +306,7 @@ fn progress(rule: &str) -> u8 {
         "no-compute" => 1,
         "capacity" | "network" => 2,
         "label-above-clearance" | "tag-not-cleared" | "residency" => 3,
-        "budget" | "deadline" => 5,
+        "budget" | "egress-budget" | "deadline" => 5,
         _ => 4,
     }
 }

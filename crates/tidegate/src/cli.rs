@@ -16,7 +16,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
   tidegate run examples/hospital/tidegate.yaml --yes
   tidegate serve examples/hospital/tidegate.yaml --site ward
 
-State lies in `.tidegate/` beside the pipeline file; TIDEGATE_HOME moves it.
+State lies in `.tidegate/` beside the pipeline file; TIDEGATE_HOME moves it. TIDEGATE_LOG sets what is
+logged on standard error (off, error, warn, info, debug, trace).
 Exit codes: 0 done, 1 failed, 2 wrong usage or file, 3 refused by a rule.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -31,8 +32,18 @@ pub(crate) struct Cli {
 pub(crate) enum Format {
     /// For people.
     Text,
-    /// One JSON value on standard output.
+    /// One JSON value on standard output; progress, logs and errors as JSON lines on standard error.
     Json,
+}
+
+impl Format {
+    /// As the command line takes it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 /// Where a pipeline is.
@@ -106,14 +117,15 @@ pub(crate) enum Command {
         /// How far to go.
         #[arg(long, value_enum)]
         until: Option<Until>,
-        /// Read at most so many rows; nothing is released from such a run.
-        #[arg(long)]
+        /// Read at most so many rows, and go up to the refined figures; nothing is released from such a run.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         sample: Option<u64>,
         /// Use a keeper that runs elsewhere instead of starting one.
         #[arg(long)]
         no_keeper: bool,
     },
     /// Show runs and where they are.
+    #[command(after_help = "Example:\n  tidegate status examples/hospital/tidegate.yaml --format json")]
     Status(PipelineArgument),
     /// Show what a run's command wrote; where the private site is, for logs carry the data's label.
     #[command(after_help = "Example:\n  tidegate logs heart-20260101-120000-abcdef")]
@@ -125,14 +137,23 @@ pub(crate) enum Command {
         pipeline: PathBuf,
     },
     /// Stop a run: its attempts are fenced, and no output of them will be accepted.
+    ///
+    /// The same `tidegate run` afterwards begins another run, which uses the steps that were finished.
+    #[command(
+        after_help = "Example:\n  tidegate cancel heart-20260101-120000-abcdef --pipeline examples/hospital/tidegate.yaml"
+    )]
     Cancel {
         /// The run.
         run: String,
         /// The pipeline file.
         #[arg(long, default_value = "tidegate.yaml")]
         pipeline: PathBuf,
+        /// Use a keeper that runs elsewhere instead of starting one, when no process goes on with the run.
+        #[arg(long)]
+        no_keeper: bool,
     },
     /// Show released models and where they are served.
+    #[command(after_help = "Example:\n  tidegate models examples/hospital/tidegate.yaml")]
     Models(PipelineArgument),
     /// Predict for raw rows with the bundle of a site.
     #[command(
@@ -152,6 +173,7 @@ pub(crate) enum Command {
         out: Option<PathBuf>,
     },
     /// Work with prepared data.
+    #[command(after_help = "Example:\n  tidegate data pull train --to train/")]
     Data {
         #[command(subcommand)]
         command: DataCommand,
@@ -171,13 +193,20 @@ pub(crate) enum Command {
         listen: std::net::SocketAddr,
     },
     /// Read and verify the ledger.
+    #[command(after_help = "Examples:
+  tidegate audit show examples/hospital/tidegate.yaml
+  tidegate audit verify examples/hospital/tidegate.yaml")]
     Audit {
         #[command(subcommand)]
         command: AuditCommand,
     },
     /// Show what runs cost and what left.
+    #[command(after_help = "Example:\n  tidegate cost examples/hospital/tidegate.yaml --format json")]
     Cost(PipelineArgument),
     /// Run the keeper of a private site until its standard input ends.
+    #[command(after_help = "Example:
+  tidegate keeper examples/hospital/tidegate.yaml --site hospital --stay
+  tidegate run examples/hospital/tidegate.yaml --no-keeper --yes     # elsewhere, over the same mailbox")]
     Keeper {
         #[command(flatten)]
         pipeline: PipelineArgument,
@@ -243,6 +272,9 @@ pub(crate) enum DataCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
     /// Print the ledger's entries.
+    #[command(
+        after_help = "Example:\n  tidegate audit show examples/hospital/tidegate.yaml --run heart-20260101-120000-abcdef"
+    )]
     Show {
         #[command(flatten)]
         pipeline: PipelineArgument,
@@ -258,8 +290,15 @@ pub(crate) enum AuditCommand {
         /// A file with a checkpoint from earlier, which the ledger must continue.
         #[arg(long)]
         since: Option<PathBuf>,
+        /// A file with the keys to believe, as `audit keys` prints them; those of this folder otherwise.
+        #[arg(long)]
+        keys: Option<PathBuf>,
     },
+    /// Print the keys that verify the ledger, one on a line, as Go's `sumdb/note` reads them.
+    #[command(after_help = "Example:\n  tidegate audit keys examples/hospital/tidegate.yaml > keys.txt")]
+    Keys(PipelineArgument),
     /// Print a proof (C2SP tlog-proof) that the ledger holds one entry.
+    #[command(after_help = "Example:\n  tidegate audit proof examples/hospital/tidegate.yaml --entry 7")]
     Proof {
         #[command(flatten)]
         pipeline: PipelineArgument,

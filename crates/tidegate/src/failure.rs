@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Stopped(String),
     /// It went wrong.
     Failed(String),
+    /// Nobody reads the answer any more, as in `tidegate audit show | head -1`.
+    ReaderGone,
 }
 
 impl Failure {
@@ -30,7 +32,46 @@ impl Failure {
             Self::File(_) | Self::Usage(_) => ExitCode::Usage,
             Self::Refused(_) => ExitCode::Refused,
             Self::Stopped(_) | Self::Failed(_) => ExitCode::Failed,
+            Self::ReaderGone => ExitCode::Done,
         }
+    }
+
+    /// The one object that `--format json` writes on standard error.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let mut object = serde_json::json!({
+            "event": "error",
+            "status": match self {
+                Self::Refused(_) => "refused",
+                Self::Stopped(_) => "cancelled",
+                Self::File(_) | Self::Usage(_) | Self::Failed(_) | Self::ReaderGone => "failed",
+            },
+            "exit_code": self.exit_code() as u8,
+            "error": self.to_string(),
+        });
+        match self {
+            Self::Refused(refusal) => {
+                object["rule"] = refusal.rule.as_str().into();
+                object["what"] = refusal.what.as_str().into();
+                object["why"] = refusal.why.as_str().into();
+                object["fix"] = refusal.fix.as_str().into();
+            }
+            Self::File(errors) => {
+                object["places"] = errors
+                    .iter()
+                    .map(|error| {
+                        serde_json::json!({
+                            "file": error.file,
+                            "line": error.line,
+                            "column": error.column,
+                            "message": error.message,
+                            "help": error.help,
+                        })
+                    })
+                    .collect();
+            }
+            Self::Usage(_) | Self::Stopped(_) | Self::Failed(_) | Self::ReaderGone => {}
+        }
+        object
     }
 }
 
@@ -48,6 +89,7 @@ impl std::fmt::Display for Failure {
             }
             Self::Usage(text) | Self::Stopped(text) | Self::Failed(text) => f.write_str(text),
             Self::Refused(refusal) => refusal.fmt(f),
+            Self::ReaderGone => f.write_str("nobody reads the answer any more"),
         }
     }
 }

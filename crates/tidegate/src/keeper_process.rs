@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use tidegate_local::{FileCustody, FolderStore, SqliteJournal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::SiteName;
 
+use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::{Project, now};
 use crate::stages::Rows;
@@ -46,13 +47,31 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
         stores,
         mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),
-        folder,
+        folder: folder.clone(),
         workers: BTreeSet::from([program_digest()?]),
         clock: now,
     })
     .await
     .while_(starting)?;
+    let public = keeper.verifying_key().to_base64();
+    replace(&public_key_file(&folder), public.as_bytes()).while_("writing the keeper's public key")?;
     keeper.run(ended(stay)).await.while_("keeping")
+}
+
+/// Where a private site keeps its keeper's public key, for those who only verify.
+pub(crate) fn public_key_file(folder: &Path) -> PathBuf {
+    folder.join("keys").join("keeper.pub")
+}
+
+/// Replaces a file whole or not at all.
+fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if std::fs::read(file).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    let temporary = file.with_extension(format!("new-{}", std::process::id()));
+    std::fs::write(&temporary, bytes)?;
+    std::fs::File::open(&temporary)?.sync_all()?;
+    std::fs::rename(&temporary, file)
 }
 
 /// SHA-256 of this program's file: the keeper, the control plane and the worker are one program.
@@ -92,26 +111,34 @@ async fn ended(stay: bool) {
 }
 
 /// Takes a lock file, waiting for a process that is just ending.
-pub(crate) async fn lock(file: &std::path::Path) -> Result<std::fs::File, Failure> {
-    let taking = "taking the state folder's lock";
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).while_(taking)?;
-    }
-    let handle = std::fs::File::create(file).while_(taking)?;
+pub(crate) async fn lock(file: &Path) -> Result<std::fs::File, Failure> {
     let began = std::time::Instant::now();
     loop {
-        match handle.try_lock() {
-            Ok(()) => return Ok(handle),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(Failure::failed(taking, error)),
+        if let Some(handle) = try_lock(file)? {
+            return Ok(handle);
         }
         if began.elapsed() > LOCK_PATIENCE {
             return Err(Failure::failed(
-                taking,
+                LOCKING,
                 format!("another process holds {}; wait for it, or end it", file.display()),
             ));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+const LOCKING: &str = "taking the state folder's lock";
+
+/// Takes a lock file, unless another process holds it.
+pub(crate) fn try_lock(file: &Path) -> Result<Option<std::fs::File>, Failure> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).while_(LOCKING)?;
+    }
+    let handle = std::fs::File::create(file).while_(LOCKING)?;
+    match handle.try_lock() {
+        Ok(()) => Ok(Some(handle)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(Failure::failed(LOCKING, error)),
     }
 }
 
@@ -125,13 +152,15 @@ pub(crate) struct EmbeddedKeeper {
 }
 
 impl EmbeddedKeeper {
-    pub(crate) fn start(project: &Project, site: &SiteName) -> Result<Self, Failure> {
+    pub(crate) fn start(project: &Project, site: &SiteName, format: Format) -> Result<Self, Failure> {
         let program = std::env::current_exe().while_("finding this program")?;
         let arguments = vec![
             "keeper".to_owned(),
             project.file.display().to_string(),
             "--site".to_owned(),
             site.to_string(),
+            "--format".to_owned(),
+            format.as_str().to_owned(),
         ];
         let home = project.layout.root().to_path_buf();
         let lost = Arc::new(Mutex::new(None));

@@ -48,6 +48,11 @@ impl Layout {
         self.control().join("control.key")
     }
 
+    /// Held by the process that runs something.
+    pub(crate) fn control_lock(&self) -> PathBuf {
+        self.control().join("control.lock")
+    }
+
     /// The mailbox between the control plane and the keeper of a site.
     pub(crate) fn mailbox(&self, site: &SiteName) -> PathBuf {
         self.control().join("mailbox").join(site.as_str())

@@ -8,7 +8,8 @@
 //! - [`stages`]: what a keeper does with rows, wired from preparation, learning and bundles
 //! - [`keeper_process`]: the keeper as a process of its own
 //! - [`commands`]: what the user asks for
-//! - [`show`]: what the user sees
+//! - [`screen`]: progress while it goes on
+//! - [`show`]: what the user sees at the end
 
 mod cli;
 mod commands;
@@ -17,6 +18,7 @@ mod infer;
 mod keeper_process;
 mod layout;
 mod project;
+mod screen;
 mod show;
 mod stages;
 
@@ -36,21 +38,13 @@ fn main() -> ExitCode {
     if arguments.nth(1).is_some_and(|argument| argument == "sandbox-exec") {
         return tidegate_worker::sandbox::sandbox_exec_main(arguments);
     }
-    let cli = Cli::parse();
-    // A server tells which releases it refuses; everything else has an end at which it says what happened.
-    let usual = if matches!(cli.command, Command::Serve { .. }) {
-        "warn"
-    } else {
-        "error"
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEGATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
     let format = cli.format;
-    match dispatch(cli) {
+    let result = log(&cli).and_then(|()| dispatch(cli));
+    match result {
         Ok(()) => ExitCode::from(Code::Done as u8),
         Err(failure) => {
             report(&failure, format);
@@ -59,25 +53,57 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says on standard error what stopped a command; for machines also as one object on standard output.
-fn report(failure: &Failure, format: Format) {
-    match failure {
-        Failure::Refused(_) => eprintln!("{failure}"),
-        Failure::File(_) | Failure::Usage(_) | Failure::Stopped(_) | Failure::Failed(_) => {
-            eprintln!("error: {failure}")
-        }
+/// Says what is wrong with a command line, or the help that was asked for.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    let json = words.iter().any(|word| word == "--format=json")
+        || words.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let text = text.trim().trim_start_matches("error: ").to_owned();
+        report(&Failure::Usage(text), Format::Json);
+    } else {
+        // A reader that is gone has seen enough.
+        let _ = error.print();
     }
-    if format == Format::Json {
-        let status = match failure {
-            Failure::Refused(_) => "refused",
-            Failure::Stopped(_) => "cancelled",
-            Failure::File(_) | Failure::Usage(_) | Failure::Failed(_) => "failed",
-        };
-        let rule = match failure {
-            Failure::Refused(refusal) => Some(refusal.rule.as_str()),
-            _ => None,
-        };
-        show::json(&serde_json::json!({"status": status, "rule": rule, "error": failure.to_string()}));
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage as u8))
+}
+
+/// Starts logging on standard error, in the format that was asked for: what `TIDEGATE_LOG` says.
+fn log(cli: &Cli) -> Result<(), Failure> {
+    // A server tells which releases it refuses; everything else has an end at which it says what happened.
+    let usual = if matches!(cli.command, Command::Serve { .. }) {
+        "warn"
+    } else {
+        "error"
+    };
+    let filter = match std::env::var("TIDEGATE_LOG") {
+        Ok(filter) if !filter.is_empty() => tracing_subscriber::EnvFilter::try_new(&filter).map_err(|error| {
+            Failure::Usage(format!(
+                "TIDEGATE_LOG: {error}; write a level (off, error, warn, info, debug, trace) or a filter such as `warn,tidegate_keeper=debug`"
+            ))
+        })?,
+        Err(std::env::VarError::NotUnicode(_)) => return Err(Failure::Usage("TIDEGATE_LOG: it is not UTF-8".to_owned())),
+        Ok(_) | Err(std::env::VarError::NotPresent) => tracing_subscriber::EnvFilter::new(usual),
+    };
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if cli.format == Format::Json {
+        logs.json().init();
+    } else {
+        logs.init();
+    }
+    Ok(())
+}
+
+/// Says on standard error what stopped a command: a paragraph for people, one object for machines.
+fn report(failure: &Failure, format: Format) {
+    match (failure, format) {
+        (Failure::ReaderGone, _) => {}
+        (_, Format::Json) => show::tell(&failure.to_json().to_string()),
+        (Failure::Refused(_), Format::Text) => show::tell(&failure.to_string()),
+        (_, Format::Text) => show::tell(&format!("error: {failure}")),
     }
 }
 
@@ -102,6 +128,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let options = Options {
                 yes: false,
                 until,
+                sample: None,
                 embedded_keeper: true,
                 format,
             };
@@ -117,6 +144,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let options = Options {
                 yes,
                 until,
+                sample,
                 embedded_keeper: !no_keeper,
                 format,
             };
@@ -124,7 +152,20 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Status(at) => status::status(&Project::open(&at.pipeline, None)?, format),
         Command::Logs { run, pipeline } => status::logs(&Project::open(&pipeline, None)?, &run),
-        Command::Cancel { run, pipeline } => status::cancel(&Project::open(&pipeline, None)?, &run),
+        Command::Cancel {
+            run,
+            pipeline,
+            no_keeper,
+        } => {
+            let options = Options {
+                yes: false,
+                until: None,
+                sample: None,
+                embedded_keeper: !no_keeper,
+                format,
+            };
+            runtime()?.block_on(run::cancel(&Project::open(&pipeline, None)?, &run, &options))
+        }
         Command::Models(at) => status::models(&Project::open(&at.pipeline, None)?, format),
         Command::Cost(at) => status::cost(&Project::open(&at.pipeline, None)?, format),
         Command::Predict {
@@ -140,7 +181,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             command: DataCommand::Pull { name, to, pipeline },
         } => data::pull(&Project::open(&pipeline, None)?, &name, &to),
         Command::Serve { pipeline, site, listen } => {
-            runtime()?.block_on(serve::serve(&Project::open(&pipeline.pipeline, None)?, &site, listen))
+            let project = Project::open(&pipeline.pipeline, None)?;
+            runtime()?.block_on(serve::serve(&project, &site, listen, format))
         }
         Command::Enrol { pipeline, site, owner } => {
             runtime()?.block_on(serve::enrol(&Project::open(&pipeline.pipeline, None)?, &site, &owner))
@@ -149,9 +191,13 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             AuditCommand::Show { pipeline, run } => {
                 audit::show(&Project::open(&pipeline.pipeline, None)?, run.as_deref(), format)
             }
-            AuditCommand::Verify { pipeline, since } => {
-                audit::verify(&Project::open(&pipeline.pipeline, None)?, since.as_deref(), format)
-            }
+            AuditCommand::Verify { pipeline, since, keys } => audit::verify(
+                &Project::open(&pipeline.pipeline, None)?,
+                since.as_deref(),
+                keys.as_deref(),
+                format,
+            ),
+            AuditCommand::Keys(at) => audit::keys(&Project::open(&at.pipeline, None)?, format),
             AuditCommand::Proof { pipeline, entry } => audit::proof(&Project::open(&pipeline.pipeline, None)?, entry),
         },
         Command::Keeper { pipeline, site, stay } => {

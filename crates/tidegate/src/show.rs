@@ -1,111 +1,51 @@
-//! What a person sees: progress while it goes on, and the summary.
+//! What a person sees at the end: text or JSON on standard output, and the summary of a run.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::io::Write as _;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tidegate_engine::{Progress, Summary};
+use tidegate_engine::Summary;
 use tidegate_types::ids::SiteName;
 use tidegate_types::keeper::QualitySummary;
 
-use crate::cli::Format;
+use crate::failure::Failure;
+
+/// Writes to standard output.
+///
+/// # Errors
+/// When it is full, or when nobody reads it any more.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    written(std::io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// What came of writing to standard output.
+pub(crate) fn written<T>(result: std::io::Result<T>) -> Result<T, Failure> {
+    result.map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::ReaderGone,
+        _ => Failure::failed("writing the answer", error),
+    })
+}
 
 /// Prints one JSON value on standard output.
-pub(crate) fn json<T: Serialize>(value: &T) {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("failed while writing JSON: {error}"),
-    }
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed("writing JSON", error))?;
+    line(&text)
 }
 
-/// Writes a line of progress. A reader that is gone does not stop a run.
-fn tell(line: &str) {
+/// Writes a line on standard error. A reader that is gone stops nothing.
+pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Shows progress: a live line on a terminal, a line for each step elsewhere, JSON lines for machines.
-#[derive(Debug)]
-pub(crate) struct Screen {
-    format: Format,
-    bar: Option<Mutex<ProgressBar>>,
-}
-
-impl Screen {
-    pub(crate) fn new(format: Format) -> Self {
-        let live = format == Format::Text && std::io::stderr().is_terminal();
-        let bar = live.then(|| {
-            let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
-                bar.set_style(style);
-            }
-            Mutex::new(bar)
-        });
-        Self { format, bar }
-    }
-
-    pub(crate) fn show(&self, progress: &Progress) {
-        if self.format == Format::Json {
-            if let Ok(line) = serde_json::to_string(progress) {
-                tell(&line);
-            }
-            return;
-        }
-        let (line, live) = match progress {
-            Progress::Started { run, resumed: false } => (Some(format!("Run {run}")), None),
-            Progress::Started { run, resumed: true } => {
-                (Some(format!("Run {run} goes on where it was interrupted")), None)
-            }
-            Progress::TaskStarted { task, site } => (None, Some(format!("{task} on {site}"))),
-            Progress::TaskDone { task, reused: true, .. } => (Some(format!("  = {task}: unchanged, reused")), None),
-            Progress::TaskDone { task, seconds, .. } => (Some(format!("  ✓ {task} ({seconds:.1} s)")), None),
-            Progress::Permitted { artifact, to, permit } => {
-                (Some(format!("    permit {permit}: {artifact} to {to}")), None)
-            }
-            Progress::Crossed {
-                artifact,
-                from,
-                to,
-                bytes,
-            } => (
-                Some(format!("    {artifact}: {bytes} bytes sealed, {from} to {to}")),
-                None,
-            ),
-            Progress::AttemptStarted { task, attempt, site } => {
-                (None, Some(format!("{task}, attempt {attempt} on {site}")))
-            }
-            Progress::AttemptLost { task, attempt, reason } => (
-                Some(format!("    {task}: attempt {attempt} ended without a model: {reason}")),
-                None,
-            ),
-        };
-        match &self.bar {
-            None => {
-                if let Some(line) = line {
-                    tell(&line);
-                }
-            }
-            Some(bar) => {
-                let bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(line) = line {
-                    bar.println(line);
-                }
-                if let Some(live) = live {
-                    bar.set_message(live);
-                    bar.reset_elapsed();
-                    bar.enable_steady_tick(Duration::from_millis(120));
-                }
-            }
-        }
-    }
-
-    pub(crate) fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.lock().unwrap_or_else(PoisonError::into_inner).finish_and_clear();
-        }
-    }
 }
 
 const SHOWN: [(&str, &str); 7] = [

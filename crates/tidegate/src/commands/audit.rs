@@ -1,11 +1,11 @@
-//! `audit show`, `audit verify`, `audit proof`: the ledger, offline.
+//! `audit show`, `audit verify`, `audit proof`, `audit keys`: the ledger, offline.
 
 use std::path::Path;
 
 use tidegate_contracts::journal::Journal;
 use tidegate_engine::{COSIGNED_PATH, ControlKey};
 use tidegate_ledger::merkle::leaf_hash;
-use tidegate_ledger::{LeafProof, SignedCheckpoint, Tree, TrustedKeys, VerifierKey, verify_tiles};
+use tidegate_ledger::{LeafProof, LedgerError, SignedCheckpoint, Tree, TrustedKeys, VerifierKey, verify_tiles};
 use tidegate_local::SqliteJournal;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::event::Event;
@@ -28,11 +28,12 @@ fn journal(project: &Project) -> Result<SqliteJournal, Failure> {
     SqliteJournal::open(&file).while_(READING)
 }
 
-/// The keys that must have signed: the log's own, and the home keeper's once it has cosigned.
+/// The keys that must have signed: the log's own, and the home keeper's once it has cosigned. All of
+/// them are public: an auditor opens no secret.
 fn trusted(project: &Project, journal: &SqliteJournal) -> Result<TrustedKeys, Failure> {
     let organisation = &project.sites.organisation;
-    let key = ControlKey::open(&project.layout.control_key())?;
-    let log = VerifierKey::new(tidegate_keeper::log_origin(organisation), *key.public().as_bytes()).while_(READING)?;
+    let key = ControlKey::read_public(&project.layout.control_key())?;
+    let log = VerifierKey::new(tidegate_keeper::log_origin(organisation), *key.as_bytes()).while_(READING)?;
     let mut cosigners = Vec::new();
     let home = project.home()?;
     if let Some(bytes) = journal.get("keepers", home.as_str()).while_(READING)? {
@@ -43,6 +44,34 @@ fn trusted(project: &Project, journal: &SqliteJournal) -> Result<TrustedKeys, Fa
         );
     }
     Ok(TrustedKeys { log, cosigners })
+}
+
+/// Keys that an auditor brought along: one on a line, as [`keys`] prints them.
+fn brought(project: &Project, file: &Path) -> Result<TrustedKeys, Failure> {
+    let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    let origin = tidegate_keeper::log_origin(&project.sites.organisation);
+    let (mut log, mut cosigners) = (None, Vec::new());
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let key: VerifierKey = line.parse().map_err(|error: LedgerError| wrong(error.to_string()))?;
+        if key.name() == origin {
+            log = Some(key);
+        } else {
+            cosigners.push(key);
+        }
+    }
+    let log = log.ok_or_else(|| wrong(format!("no key in it is named `{origin}`, which is the log's name")))?;
+    Ok(TrustedKeys { log, cosigners })
+}
+
+/// Prints the keys that verify the ledger, as Go's `sumdb/note` reads them.
+pub(crate) fn keys(project: &Project, format: Format) -> Result<(), Failure> {
+    let keys = trusted(project, &journal(project)?)?;
+    let cosigners: Vec<String> = keys.cosigners.iter().map(VerifierKey::to_string).collect();
+    match format {
+        Format::Json => show::json(&serde_json::json!({"log": keys.log.to_string(), "cosigners": cosigners})),
+        Format::Text => show::line(&[vec![keys.log.to_string()], cosigners].concat().join("\n")),
+    }
 }
 
 /// Prints the entries.
@@ -57,7 +86,7 @@ pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Resu
             continue;
         }
         match format {
-            Format::Json => println!("{}", String::from_utf8_lossy(&leaf)),
+            Format::Json => show::line(&String::from_utf8_lossy(&leaf))?,
             Format::Text => {
                 let names: Vec<String> = event
                     .data
@@ -78,13 +107,13 @@ pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Resu
                     .map(|(key, digest)| format!("{key}={}", digest.short()))
                     .collect();
                 let what = event.event_type.trim_start_matches("dev.tidegate.");
-                println!(
+                show::line(&format!(
                     "{index:>5}  {}  {:<10} {what:<17} {}  {}",
                     event.time,
                     event.source.trim_start_matches('/'),
                     event.subject,
                     [names, numbers, digests].concat().join(" ")
-                );
+                ))?;
             }
         }
     }
@@ -98,7 +127,7 @@ fn only_log(keys: &TrustedKeys) -> TrustedKeys {
     }
 }
 
-fn tampered(error: &tidegate_ledger::LedgerError) -> Failure {
+fn tampered(error: &LedgerError) -> Failure {
     Failure::Refused(tidegate_types::Refusal {
         rule: "ledger-tampered".to_owned(),
         what: "verifying the ledger".to_owned(),
@@ -108,9 +137,16 @@ fn tampered(error: &tidegate_ledger::LedgerError) -> Failure {
 }
 
 /// Verifies everything that lies in the ledger's folder.
-pub(crate) fn verify(project: &Project, since: Option<&Path>, format: Format) -> Result<(), Failure> {
-    let journal = journal(project)?;
-    let mut keys = trusted(project, &journal)?;
+pub(crate) fn verify(
+    project: &Project,
+    since: Option<&Path>,
+    keys: Option<&Path>,
+    format: Format,
+) -> Result<(), Failure> {
+    let mut keys = match keys {
+        Some(file) => brought(project, file)?,
+        None => trusted(project, &journal(project)?)?,
+    };
     let folder = project.layout.ledger();
     let read = |path: &str| match std::fs::read(folder.join(path)) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -138,25 +174,25 @@ pub(crate) fn verify(project: &Project, since: Option<&Path>, format: Format) ->
         keys.cosigners.clear();
     }
     let report = verify_tiles(&read, &keys, since.as_deref()).map_err(|error| tampered(&error))?;
-    match format {
-        Format::Json => show::json(&report),
-        Format::Text => {
-            println!(
-                "Ledger {} verifies: {} entries, root {}.",
-                report.origin,
-                report.size,
-                report.root.to_hex()
-            );
-            println!("Signed by {}.", report.signed_by.join(" and "));
-            if let Some(size) = report.continues {
-                println!("It continues the checkpoint of {size} entries: nothing before was changed or cut.");
-            }
-            for sentence in &report.not_proven {
-                println!("Not proven: {sentence}");
-            }
-        }
+    if format == Format::Json {
+        return show::json(&report);
     }
-    Ok(())
+    let mut text = format!(
+        "Ledger {} verifies: {} entries, root {}.\nSigned by {}.\n",
+        report.origin,
+        report.size,
+        report.root.to_hex(),
+        report.signed_by.join(" and ")
+    );
+    if let Some(size) = report.continues {
+        text.push_str(&format!(
+            "It continues the checkpoint of {size} entries: nothing before was changed or cut.\n"
+        ));
+    }
+    for sentence in &report.not_proven {
+        text.push_str(&format!("Not proven: {sentence}\n"));
+    }
+    show::print(&text)
 }
 
 /// Prints a proof that the ledger holds one entry.
@@ -178,6 +214,5 @@ pub(crate) fn proof(project: &Project, entry: u64) -> Result<(), Failure> {
         }
     }
     let proof = LeafProof::new(&tree, entry, signed).while_("making a proof")?;
-    print!("{proof}");
-    Ok(())
+    show::print(&proof.to_string())
 }

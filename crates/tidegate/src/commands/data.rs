@@ -7,6 +7,7 @@ use tidegate_local::SqliteJournal;
 
 use crate::failure::{Failure, While};
 use crate::project::Project;
+use crate::show;
 
 /// Copies what would cross under `name` into a new folder. Nothing leaves the site by this.
 pub(crate) fn pull(project: &Project, name: &str, to: &Path) -> Result<(), Failure> {
@@ -46,6 +47,5 @@ pub(crate) fn pull(project: &Project, name: &str, to: &Path) -> Result<(), Failu
         }
     }
     std::fs::rename(&temporary, to).while_(pulling)?;
-    println!("Copied `{name}` to {}.", to.display());
-    Ok(())
+    show::line(&format!("Copied `{name}` to {}.", to.display()))
 }

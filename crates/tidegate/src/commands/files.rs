@@ -59,23 +59,21 @@ pub(crate) async fn init(from: &Path, site: &str, out: &Path) -> Result<(), Fail
     let linked = std::fs::hard_link(&temporary, out);
     std::fs::remove_file(&temporary).while_(writing)?;
     linked.while_(writing)?;
-    println!(
+    show::line(&format!(
         "Wrote {}. Read every role in it: what is unsure is called an identifier, and only you know better.",
         out.display()
-    );
-    Ok(())
+    ))
 }
 
 /// Says that the three files fit each other; opening the project has checked them.
 pub(crate) fn check(project: &Project) -> Result<(), Failure> {
-    println!(
+    show::line(&format!(
         "{}: the pipeline, {} dataset(s), {} site(s) and {} policies are sound.",
         project.file.display(),
         project.catalog.datasets.len(),
         project.sites.sites.len(),
         project.policies.names().len()
-    );
-    Ok(())
+    ))
 }
 
 /// Describes the source of the pipeline's dataset, without showing a value.
@@ -91,15 +89,14 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
         .await
         .map_err(prepare_failure)?;
     if format == Format::Json {
-        show::json(&report);
-        return Ok(());
+        return show::json(&report);
     }
-    println!(
+    show::line(&format!(
         "{} rows, {} bytes in {}",
         report.rows,
         report.bytes,
         report.files.join(", ")
-    );
+    ))?;
     for column in &report.columns {
         let catalog = dataset.column(&column.name);
         let role = catalog.map_or_else(
@@ -108,7 +105,7 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
         );
         let differs = catalog.is_none_or(|catalog| catalog.role != column.suggested.role);
         let more = if column.more_distinct { "+" } else { "" };
-        println!(
+        show::line(&format!(
             "  {:<16} {:<12} {:>6} missing {:>7}{more} distinct{}",
             column.name,
             role,
@@ -119,9 +116,9 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
             } else {
                 String::new()
             }
-        );
+        ))?;
         if let Some(problem) = &column.problem {
-            println!("      {problem}");
+            show::line(&format!("      {problem}"))?;
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use tidegate_types::release::BUNDLE_PAYLOAD;
 use crate::commands::files::prepare_failure;
 use crate::failure::{Failure, While};
 use crate::project::Project;
+use crate::show;
 
 /// Opens a bundle folder signed by `owner`.
 pub(crate) fn open_bundle(folder: &Path, owner: &VerifyingKey) -> Result<Bundle, Failure> {
@@ -67,6 +68,15 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
             fix: "predict on the private site, or send features to `tidegate serve` there".to_owned(),
         }));
     }
+    let home = project.home()?;
+    if site != home {
+        return Err(Failure::Refused(Refusal {
+            rule: "raw-rows-stay-home".to_owned(),
+            what: format!("predicting for raw rows on site `{site}`"),
+            why: format!("the bundle's recipe needs keys that only site `{home}` has, and they never leave it"),
+            fix: format!("predict on site `{home}`, or send features to `tidegate serve` on site `{site}`"),
+        }));
+    }
     let folder = project.layout.site(&site);
     let custody = FileCustody::open(folder.join("keys").join("custody.key")).while_(predicting)?;
     let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &custody, &site)
@@ -110,9 +120,6 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
     }
     match out {
         Some(file) => std::fs::write(file, text).while_("writing the predictions"),
-        None => {
-            print!("{text}");
-            Ok(())
-        }
+        None => show::print(&text),
     }
 }

@@ -10,11 +10,13 @@ use tidegate_local::{FolderStore, ProcessDriver, SqliteJournal};
 use tidegate_plan::Step;
 use tidegate_types::files::sites::SiteKind;
 use tidegate_types::ids::SiteName;
+use tidegate_types::refusal::Refusal;
 
 use crate::cli::{Format, Until};
 use crate::failure::{Failure, While};
-use crate::keeper_process::{EmbeddedKeeper, lock, program_digest};
+use crate::keeper_process::{EmbeddedKeeper, lock, program_digest, try_lock};
 use crate::project::{Project, now};
+use crate::screen::Screen;
 use crate::show;
 
 impl From<Until> for Step {
@@ -35,35 +37,95 @@ impl From<Until> for Step {
 pub(crate) struct Options {
     pub(crate) yes: bool,
     pub(crate) until: Option<Until>,
+    /// At most so many rows are read.
+    pub(crate) sample: Option<u64>,
     pub(crate) embedded_keeper: bool,
     pub(crate) format: Format,
 }
 
+impl Options {
+    /// How far to go. A model of a sample is judged, and goes nowhere.
+    fn last_step(&self) -> Result<Option<Step>, Failure> {
+        let last = self.until.map(Step::from);
+        match (self.sample, last) {
+            (None, last) => Ok(last),
+            (Some(_), None) => Ok(Some(Step::Refine)),
+            (Some(_), Some(last)) if last <= Step::Refine => Ok(Some(last)),
+            (Some(rows), Some(last)) => Err(Failure::Refused(Refusal {
+                rule: "sample".to_owned(),
+                what: format!("running up to `{}` with a sample of {rows} rows", last.as_str()),
+                why: "what a sample taught is for trying things out, and its figures hold for nobody else".to_owned(),
+                fix: "leave out `--sample`, or stop at `--until refine`".to_owned(),
+            })),
+        }
+    }
+}
+
 /// Plans, and prints the plan or its SQL.
 pub(crate) async fn plan(project: &Project, sql: bool, options: &Options) -> Result<(), Failure> {
+    let last = options.last_step()?;
     let session = Session::open(project, options).await?;
-    let planned = session.engine.plan(options.until.map(Step::from)).await;
-    let result = planned.map(|planned| match (sql, options.format) {
-        (true, _) => println!("{}", planned.labels.sql),
-        (false, Format::Text) => print!("{}", planned.report.render(&planned.plan)),
-        (false, Format::Json) => show::json(&serde_json::json!({"plan": planned.plan, "report": planned.report})),
-    });
+    let planned = session.engine.plan(last).await;
     session.close().await;
-    Ok(result?)
+    let planned = planned?;
+    match (sql, options.format) {
+        (true, _) => show::line(&planned.labels.sql),
+        (false, Format::Text) => show::print(&planned.report.render(&planned.plan)),
+        (false, Format::Json) => show::json(&serde_json::json!({"plan": planned.plan, "report": planned.report})),
+    }
 }
 
 /// Plans, asks, runs, and prints the summary.
 pub(crate) async fn run(project: &Project, options: &Options) -> Result<(), Failure> {
+    let last = options.last_step()?;
     let session = Session::open(project, options).await?;
-    let result = run_in(&session, options).await;
+    let result = run_in(&session, last, options).await;
     session.close().await;
     result
 }
 
-async fn run_in(session: &Session, options: &Options) -> Result<(), Failure> {
-    let planned = session.engine.plan(options.until.map(Step::from)).await?;
+/// Asks a run to stop. The process that goes on with it notices; where there is none, the run is stopped
+/// here.
+pub(crate) async fn cancel(project: &Project, name: &str, options: &Options) -> Result<(), Failure> {
+    let asking = "asking the run to stop";
+    let run = super::status::running(project, name)?;
+    let file = project.layout.cancel(&run);
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).while_(asking)?;
+    }
+    std::fs::write(&file, b"").while_(asking)?;
+    let Some(lock) = try_lock(&project.layout.control_lock())? else {
+        return show::line(&format!(
+            "Run {name} was asked to stop: the process that runs it says when it has."
+        ));
+    };
+    // It may have ended in the meantime.
+    if super::status::running(project, name).is_err() {
+        return show::line(&format!("Run {name} has ended."));
+    }
+    let session = Session::with(project, options, lock)?;
+    let cancelled = session.engine.cancel(&run).await;
+    session.close().await;
+    cancelled?;
+    show::line(&format!(
+        "Run {name} is cancelled: its attempts are fenced, and no output of them will be accepted."
+    ))
+}
+
+async fn run_in(session: &Session, last: Option<Step>, options: &Options) -> Result<(), Failure> {
+    let planned = session.engine.plan(last).await?;
     if options.format == Format::Text {
-        print!("{}", planned.report.render(&planned.plan));
+        let mut text = planned.report.render(&planned.plan);
+        if let Some(rows) = options.sample {
+            text.push_str(&format!(
+                "A sample of at most {rows} rows: nothing is released from this run.\n"
+            ));
+        }
+        match show::print(&text) {
+            // Whoever does not read the plan may still want the run.
+            Ok(()) | Err(Failure::ReaderGone) => {}
+            Err(failure) => return Err(failure),
+        }
     }
     if !options.yes {
         confirm()?;
@@ -71,13 +133,13 @@ async fn run_in(session: &Session, options: &Options) -> Result<(), Failure> {
     let summary = session.engine.run(&planned).await?;
     session.screen.finish();
     match options.format {
-        Format::Text => print!(
-            "{}",
-            show::summary(&summary, session.project_file.as_str(), Some(&session.home))
-        ),
+        Format::Text => show::print(&show::summary(
+            &summary,
+            session.project_file.as_str(),
+            Some(&session.home),
+        )),
         Format::Json => show::json(&summary),
     }
-    Ok(())
 }
 
 fn confirm() -> Result<(), Failure> {
@@ -87,8 +149,11 @@ fn confirm() -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
-    eprint!("Run this plan? [y/N] ");
-    std::io::stderr().flush().while_("asking")?;
+    let mut asked = std::io::stderr();
+    asked
+        .write_all(b"Run this plan? [y/N] ")
+        .and_then(|()| asked.flush())
+        .while_("asking")?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).while_("asking")?;
     if matches!(answer.trim(), "y" | "Y" | "yes") {
@@ -102,7 +167,7 @@ fn confirm() -> Result<(), Failure> {
 struct Session {
     engine: Engine,
     keeper: Option<EmbeddedKeeper>,
-    screen: Arc<show::Screen>,
+    screen: Arc<Screen>,
     project_file: String,
     home: SiteName,
     _lock: std::fs::File,
@@ -110,19 +175,24 @@ struct Session {
 
 impl Session {
     async fn open(project: &Project, options: &Options) -> Result<Self, Failure> {
+        let lock = lock(&project.layout.control_lock()).await?;
+        Self::with(project, options, lock)
+    }
+
+    fn with(project: &Project, options: &Options, lock: std::fs::File) -> Result<Self, Failure> {
         let opening = "opening the control plane";
         let layout = &project.layout;
-        let lock = lock(&layout.control().join("control.lock")).await?;
         let home = project.home()?;
+        let format = options.format;
         let keeper = if options.embedded_keeper {
-            Some(EmbeddedKeeper::start(project, &home)?)
+            Some(EmbeddedKeeper::start(project, &home, format)?)
         } else {
             None
         };
         let lost = keeper.as_ref().map(EmbeddedKeeper::watch);
         let program = std::env::current_exe().while_(opening)?;
         let digest = program_digest()?;
-        let screen = Arc::new(show::Screen::new(options.format));
+        let screen = Arc::new(Screen::new(format));
         let shown = Arc::clone(&screen);
         let cancel = layout.clone();
         let (enrolling, enrol_program) = (project.file.clone(), program.clone());
@@ -154,6 +224,7 @@ impl Session {
                     .arg("enrol")
                     .arg(&enrolling)
                     .args(["--site", site.as_str(), "--owner", owner])
+                    .args(["--format", format.as_str()])
                     .env("TIDEGATE_HOME", &enrol_home)
                     .status()
                     .map_err(|error| error.to_string())?;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidegate_bundle::bundle;
 use tidegate_contracts::store::{ObjectName, Store, StoreExt};
-use tidegate_keeper::keys::{SiteKeys, create_private_file};
-use tidegate_local::{FileCustody, FolderStore};
+use tidegate_keeper::keys::create_private_file;
+use tidegate_local::FolderStore;
 use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::envelope::{self, Identity};
 use tidegate_seal::key::DataKey;
@@ -18,19 +18,22 @@ use tidegate_seal::sign::VerifyingKey;
 use tidegate_seal::{dsse, permit};
 use tidegate_serve::{ReleaseSource, ServeOptions};
 use tidegate_transfer::{Expected, receive};
-use tidegate_types::files::sites::SiteKind;
 use tidegate_types::ids::SiteName;
 use tidegate_types::release::{ENROLMENT_OBJECT, Enrolment, RELEASE_FORMAT, RELEASE_PAYLOAD, ReleaseRecord};
 use zeroize::Zeroizing;
 
+use crate::cli::Format;
 use crate::commands::predict::verify;
 use crate::failure::{Failure, While};
+use crate::keeper_process::public_key_file;
 use crate::project::Project;
+use crate::show;
 
 /// How often the site's store is looked at for new releases.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The largest bundle that is taken.
 const BUNDLE_BYTES: u64 = 256 << 20;
+const READING_KEY: &str = "reading the owner's key";
 
 /// What a serving site trusts: pinned when it enrolled.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,7 +61,7 @@ pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<
     })
     .while_(enrolling)?;
     create_private_file(&trust_file(&folder), &trust).while_(enrolling)?;
-    if pinned_owner(&folder)?.to_base64() != owner {
+    if pinned_owner(&folder)?.is_none_or(|pinned| pinned.to_base64() != owner) {
         return Err(Failure::failed(enrolling, "the site trusts the key of another owner"));
     }
     if !identity_file(&folder).exists() {
@@ -80,38 +83,58 @@ fn identity(folder: &Path) -> Result<Identity, Failure> {
     Identity::from_secret(text.trim()).while_("reading the site's identity")
 }
 
-fn pinned_owner(folder: &Path) -> Result<VerifyingKey, Failure> {
-    let bytes = std::fs::read(trust_file(folder)).while_("reading the owner's key")?;
-    let trust: Trust = serde_json::from_slice(&bytes).while_("reading the owner's key")?;
-    VerifyingKey::from_base64(&trust.owner).while_("reading the owner's key")
+/// A small file, if it is there.
+fn read(file: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    match std::fs::read(file) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::failed(READING_KEY, error)),
+    }
+}
+
+/// The key of the owner that this site enrolled with, if it has.
+fn pinned_owner(folder: &Path) -> Result<Option<VerifyingKey>, Failure> {
+    let Some(bytes) = read(&trust_file(folder))? else {
+        return Ok(None);
+    };
+    let trust: Trust = serde_json::from_slice(&bytes).while_(READING_KEY)?;
+    VerifyingKey::from_base64(&trust.owner).while_(READING_KEY).map(Some)
+}
+
+/// The public key of this site's own keeper, if it ever ran. Serving needs none of its secrets.
+fn own_key(folder: &Path) -> Result<Option<VerifyingKey>, Failure> {
+    let Some(bytes) = read(&public_key_file(folder))? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes).while_(READING_KEY)?;
+    VerifyingKey::from_base64(text.trim()).while_(READING_KEY).map(Some)
 }
 
 /// Serves until the process is ended.
-pub(crate) async fn serve(project: &Project, site: &str, listen: std::net::SocketAddr) -> Result<(), Failure> {
+pub(crate) async fn serve(
+    project: &Project,
+    site: &str,
+    listen: std::net::SocketAddr,
+    format: Format,
+) -> Result<(), Failure> {
     let site = project.site(site)?;
     let folder = project.layout.site(&site);
-    let private = project
-        .sites
-        .sites
-        .get(&site)
-        .is_some_and(|site| site.kind == SiteKind::Private);
-    let owner = if private {
-        let custody = FileCustody::open(folder.join("keys").join("custody.key")).while_("serving")?;
-        let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &custody, &site)
-            .await
-            .while_("serving")?;
-        keys.signing.public()
+    // The home site serves what its keeper put there; every other one, private or not, opens what was
+    // sealed to it.
+    let home = project.home()? == site;
+    let owner = if home {
+        own_key(&folder)?
     } else {
-        if !trust_file(&folder).exists() {
-            return Err(Failure::Usage(format!(
-                "nothing was deployed to site `{site}` yet: name it under `deploy:` and run the pipeline"
-            )));
-        }
         pinned_owner(&folder)?
-    };
+    }
+    .ok_or_else(|| {
+        Failure::Usage(format!(
+            "nothing was deployed to site `{site}` yet: name it under `deploy:` and run the pipeline"
+        ))
+    })?;
     let serving = folder.join("serve");
     std::fs::create_dir_all(serving.join("models")).while_("serving")?;
-    if !private {
+    if !home {
         let inbox = Inbox {
             site: site.clone(),
             organisation: project.sites.organisation.clone(),
@@ -137,10 +160,18 @@ pub(crate) async fn serve(project: &Project, site: &str, listen: std::net::Socke
     options.address = listen;
     options.state = Some(serving.join("versions.json"));
     let server = tidegate_serve::Server::bind(options).await.while_("serving")?;
-    eprintln!(
-        "Serving the models of site `{site}` on http://{}/v2 (Open Inference Protocol v2).",
-        server.local_addr()
-    );
+    let address = server.local_addr();
+    show::tell(&match format {
+        Format::Text => {
+            format!("Serving the models of site `{site}` on http://{address}/v2 (Open Inference Protocol v2).")
+        }
+        Format::Json => serde_json::json!({
+            "event": "serving",
+            "site": site,
+            "url": format!("http://{address}/v2"),
+        })
+        .to_string(),
+    });
     server.run(interrupted()).await.while_("serving")
 }
 

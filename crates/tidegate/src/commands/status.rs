@@ -1,4 +1,4 @@
-//! `status`, `logs`, `cancel`, `models`, `cost`: what the journals say.
+//! `status`, `logs`, `models`, `cost`: what the journals say.
 
 use std::collections::BTreeMap;
 
@@ -51,20 +51,24 @@ fn run_named(project: &Project, name: &str) -> Result<RunRecord, Failure> {
 pub(crate) fn status(project: &Project, format: Format) -> Result<(), Failure> {
     let runs = runs(project)?;
     if format == Format::Json {
-        show::json(&runs);
-        return Ok(());
+        return show::json(&runs);
     }
     if runs.is_empty() {
-        println!("No run yet.");
+        show::line("No run yet.")?;
     }
     for run in runs {
         let done: Vec<&str> = run.tasks.keys().map(tidegate_types::TaskName::as_str).collect();
-        println!("{:<48} {:<10} {}", run.id, run.status.as_str(), done.join(" "));
+        show::line(&format!(
+            "{:<48} {:<10} {}",
+            run.id,
+            run.status.as_str(),
+            done.join(" ")
+        ))?;
         if !run.why.is_empty() {
-            println!("    {}", run.why);
+            show::line(&format!("    {}", run.why))?;
         }
         if run.status == RunStatus::Running {
-            println!("    if it was interrupted, the same `tidegate run` goes on with it");
+            show::line("    if it was interrupted, the same `tidegate run` goes on with it")?;
         }
     }
     Ok(())
@@ -85,22 +89,22 @@ pub(crate) fn logs(project: &Project, name: &str) -> Result<(), Failure> {
         .filter(|file| file.extension().is_some_and(|extension| extension == "log"))
         .collect();
     if logs.is_empty() {
-        eprintln!("The run wrote no log.");
+        show::tell("The run wrote no log.");
     }
     for file in logs {
         let title = file
             .file_stem()
             .map(|stem| stem.to_string_lossy().into_owned())
             .unwrap_or_default();
-        eprintln!("--- {title}");
+        show::tell(&format!("--- {title}"));
         let mut from = std::fs::File::open(&file).while_("reading a log")?;
-        std::io::copy(&mut from, &mut std::io::stdout().lock()).while_("writing a log")?;
+        show::written(std::io::copy(&mut from, &mut std::io::stdout().lock()))?;
     }
     Ok(())
 }
 
-/// Asks a run to stop.
-pub(crate) fn cancel(project: &Project, name: &str) -> Result<(), Failure> {
+/// The run of this name, which must not have ended.
+pub(crate) fn running(project: &Project, name: &str) -> Result<RunId, Failure> {
     let run = run_named(project, name)?;
     if run.status != RunStatus::Running {
         return Err(Failure::Usage(format!(
@@ -108,14 +112,7 @@ pub(crate) fn cancel(project: &Project, name: &str) -> Result<(), Failure> {
             run.status.as_str()
         )));
     }
-    let id = RunId::new(name).while_("naming the run")?;
-    let file = project.layout.cancel(&id);
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).while_("asking the run to stop")?;
-    }
-    std::fs::write(&file, b"").while_("asking the run to stop")?;
-    println!("Run {name} was asked to stop.");
-    Ok(())
+    Ok(run.id)
 }
 
 /// Released models and where they are served.
@@ -138,25 +135,24 @@ pub(crate) fn models(project: &Project, format: Format) -> Result<(), Failure> {
     }
     let models: Vec<_> = models.into_values().collect();
     if format == Format::Json {
-        show::json(&models);
-        return Ok(());
+        return show::json(&models);
     }
     if models.is_empty() {
-        println!("No model was released yet.");
+        show::line("No model was released yet.")?;
     }
     for model in models {
         let sites: Vec<&str> = model["sites"]
             .as_array()
             .map(|sites| sites.iter().filter_map(serde_json::Value::as_str).collect())
             .unwrap_or_default();
-        println!(
+        show::line(&format!(
             "{} version {}  ROC-AUC {}  on {}  ({})",
             model["name"].as_str().unwrap_or_default(),
             model["version"],
             model["roc_auc"],
             sites.join(", "),
             model["digest"].as_str().unwrap_or_default(),
-        );
+        ))?;
     }
     Ok(())
 }
@@ -167,7 +163,7 @@ pub(crate) fn cost(project: &Project, format: Format) -> Result<(), Failure> {
     for run in runs(project)? {
         let crossings: Vec<CrossingEntry> = entries(project, "crossings", &format!("{}/", run.id))?;
         let bytes: u64 = crossings.iter().map(|entry| entry.bytes).sum();
-        let cost = run.summary.as_ref().map(|summary| summary.cost.clone());
+        let cost = run.cost.clone();
         lines.push((run.id.to_string(), run.status, crossings.len(), bytes, cost, crossings));
     }
     if format == Format::Json {
@@ -177,15 +173,14 @@ pub(crate) fn cost(project: &Project, format: Format) -> Result<(), Failure> {
                 serde_json::json!({"run": run, "status": status, "bytes": bytes, "cost": cost, "crossings": crossings})
             })
             .collect();
-        show::json(&runs);
-        return Ok(());
+        return show::json(&runs);
     }
     for (run, status, crossings, bytes, cost, _) in lines {
-        println!(
+        show::line(&format!(
             "{run:<48} {:<10} {crossings:>3} crossings {bytes:>12} bytes  {}",
             status.as_str(),
             cost.unwrap_or_else(|| "not ended".to_owned())
-        );
+        ))?;
     }
     Ok(())
 }

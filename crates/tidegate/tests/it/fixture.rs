@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -160,18 +161,47 @@ impl Hospital {
 
     /// Runs the pipeline, which a rule must refuse; gives the rule and the message.
     pub(crate) fn refused(&self) -> (String, String) {
-        let output = self.tidegate(&["run", "--yes", "--format", "json"]);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{text}\n{message}");
-        let answer: Value = serde_json::from_str(&text).unwrap();
-        let rule = answer["rule"].as_str().unwrap_or_default().to_owned();
-        (rule, answer["error"].as_str().unwrap_or_default().to_owned())
+        self.refuses(&["run", "--yes"])
+    }
+
+    /// Runs a command that a rule must refuse, in a paragraph that says what was about to happen, why it
+    /// does not, which rule says so and what would make it pass. Gives the rule and the paragraph.
+    pub(crate) fn refuses(&self, arguments: &[&str]) -> (String, String) {
+        let mut words = arguments.to_vec();
+        words.extend(["--format", "json"]);
+        let output = self.tidegate(&words);
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(answer, "", "a refusal is no answer");
+        let told = told(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{told:?}");
+        let error = told.last().unwrap();
+        assert_eq!(error["event"], "error", "{error}");
+        assert_eq!(error["status"], "refused", "{error}");
+        assert_eq!(error["exit_code"], 3, "{error}");
+        let word = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        let message = word("error");
+        for part in ["what", "why", "rule", "fix"] {
+            assert!(
+                !word(part).is_empty() && message.contains(&word(part)),
+                "{part}: {error}"
+            );
+        }
+        assert!(message.starts_with("refused: "), "{message}");
+        assert!(message.contains("To make it pass: "), "{message}");
+        (word("rule"), message)
     }
 
     pub(crate) fn state(&self) -> PathBuf {
         self.path(".tidegate")
     }
+}
+
+/// What `--format json` wrote on standard error: JSON, line by line, whatever happened.
+pub(crate) fn told(stderr: &[u8]) -> Vec<Value> {
+    String::from_utf8_lossy(stderr)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 /// Processes of this hospital whose command line has `word` as its first argument.
@@ -193,6 +223,20 @@ pub(crate) fn processes(hospital: &Hospital, word: &str) -> Vec<u32> {
             ours && (environment.contains(&state) || here.starts_with(hospital.folder.path()))
         })
         .collect()
+}
+
+/// Whether nobody works for this hospital any more, after at most ten seconds.
+pub(crate) fn nobody_works(hospital: &Hospital) -> bool {
+    let until = Instant::now() + Duration::from_secs(10);
+    let left = || {
+        ["keeper", "worker", "trainer", "sandbox-exec"]
+            .iter()
+            .any(|word| !processes(hospital, word).is_empty())
+    };
+    while left() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    !left()
 }
 
 /// Every regular file below a folder.

@@ -2,29 +2,79 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Hospital, PEOPLE, files};
+use crate::fixture::{Hospital, PEOPLE, files, told};
+
+fn keys(object: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn is_digest(text: &Value, prefix: &str) -> bool {
+    text.as_str()
+        .and_then(|text| text.strip_prefix(prefix))
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
 
 #[test]
 fn a_pipeline_ends_with_a_served_model_and_an_account_of_every_byte() {
     let hospital = Hospital::new();
-    let summary = hospital.run();
+    let output = hospital
+        .command(&["run", "--yes", "--format", "json"])
+        .env("TIDEGATE_LOG", "info")
+        .output()
+        .unwrap();
+    let told = told(&output.stderr);
+    assert!(output.status.success(), "{told:?}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let run = summary["run"].as_str().unwrap();
+    assert!(run.starts_with("readmission-"), "{run}");
     assert_eq!(summary["status"], "done");
+    assert_eq!(keys(&summary["model"]), ["digest", "name", "version"]);
     assert_eq!(summary["model"]["name"], "readmission");
     assert_eq!(summary["model"]["version"], 1);
-    assert!(
-        summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.6,
-        "{summary}"
-    );
-    assert!(summary["metrics"]["refined"]["brier"].as_f64().is_some());
-    assert!(summary["metrics"]["raw"]["roc_auc"].as_f64().is_some());
-    assert!(summary["risk"]["k"].as_u64().unwrap() >= 5);
+    assert!(is_digest(&summary["model"]["digest"], "sha256:"), "{summary}");
+
+    for part in ["home", "refined", "raw"] {
+        let figures = &summary["metrics"][part];
+        let shares = [
+            "roc_auc",
+            "pr_auc",
+            "accuracy",
+            "f1",
+            "brier",
+            "expected_calibration_error",
+        ];
+        for metric in shares {
+            let figure = figures[metric].as_f64().unwrap_or(-1.0);
+            assert!((0.0..=1.0).contains(&figure), "{part} {metric}: {figures}");
+        }
+        assert!(figures["log_loss"].as_f64().unwrap() > 0.0);
+        assert!(figures["roc_auc"].as_f64().unwrap() > 0.6, "{part}: {figures}");
+    }
+    // Platt scaling keeps the order, and makes better probabilities of it.
+    let figure = |part: &str, metric: &str| summary["metrics"][part][metric].as_f64().unwrap();
+    assert!((figure("home", "roc_auc") - figure("refined", "roc_auc")).abs() < 0.01);
+    assert!(figure("refined", "brier") < figure("home", "brier"));
+
+    let risk = &summary["risk"];
+    assert_eq!(keys(risk), ["k", "l", "raw_unique", "rows", "suppressed"]);
+    assert!(risk["k"].as_u64().unwrap() >= 5);
+    assert!(risk["l"].is_null() || risk["l"].as_u64().unwrap() >= 1);
+    assert!(risk["suppressed"].as_u64().unwrap() <= risk["rows"].as_u64().unwrap() / 10);
     assert_eq!(summary["reused"], serde_json::json!([]));
+    assert_eq!(summary["deployed"], serde_json::json!(["hospital", "ward"]));
+    assert!(summary["cost"].as_str().unwrap().contains(" USD"));
+    assert!(summary["ledger"]["size"].as_u64().unwrap() > 20);
+    assert!(is_digest(&summary["ledger"]["root"], ""));
 
     // Code and both inputs to the cloud, the model back, the bundle to the ward; nothing else.
     let crossings = summary["crossings"].as_array().unwrap();
     let mut ways: Vec<String> = crossings
         .iter()
         .map(|crossing| {
+            assert_eq!(keys(crossing), ["artifact", "bytes", "from", "permit", "to"]);
+            assert!(crossing["permit"].as_str().unwrap().starts_with("p-"));
             let text = |key: &str| crossing[key].as_str().unwrap().to_owned();
             format!("{} {}>{}", text("artifact"), text("from"), text("to"))
         })
@@ -54,6 +104,19 @@ fn a_pipeline_ends_with_a_served_model_and_an_account_of_every_byte() {
         .map(|crossing| crossing["bytes"].as_u64().unwrap())
         .sum();
     assert_eq!(stored, accounted);
+
+    // Progress told the same: every task ended, everything that crossed was permitted before.
+    let events = |name: &str| -> Vec<&Value> { told.iter().filter(|line| line["event"] == name).collect() };
+    assert_eq!(events("started").len(), 1);
+    assert_eq!(events("started")[0]["run"], summary["run"]);
+    assert_eq!(events("started")[0]["tasks"], 7);
+    assert_eq!(events("task_started").len(), 7);
+    assert_eq!(events("task_done").len(), 7);
+    assert_eq!(events("prepared")[0]["k"], risk["k"]);
+    assert_eq!(events("attempt_started")[0]["site"], "cloud");
+    assert_eq!(events("crossed").len(), 5);
+    assert_eq!(events("permitted").len(), 4);
+    assert_eq!(events("error").len(), 0);
 
     let verified: Value = serde_json::from_str(&hospital.succeed(&["audit", "verify", "--format", "json"])).unwrap();
     assert_eq!(verified["size"], summary["ledger"]["size"]);
@@ -153,14 +216,4 @@ fn a_wrong_file_is_shown_at_its_line() {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.contains("tidegate.yaml:16:1"), "{message}");
     assert!(message.contains("`refine`"), "{message}");
-}
-
-#[test]
-fn a_run_can_stop_early() {
-    let hospital = Hospital::new();
-    let text = hospital.succeed(&["run", "--yes", "--until", "prepare", "--format", "json"]);
-    let summary: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(summary["crossings"], serde_json::json!([]));
-    assert!(summary["model"].is_null());
-    assert!(summary["risk"]["k"].as_u64().unwrap() >= 5);
 }

@@ -156,3 +156,56 @@ fn the_private_site_serves_too_and_a_changed_bundle_is_refused() {
     let (status, _) = server.ask("GET", "/v2/models/readmission/ready", "");
     assert_ne!(status, 200);
 }
+
+/// The same with another private site, which is home of nothing.
+fn with_clinic() -> Hospital {
+    let hospital = Hospital::new();
+    hospital.edit(
+        "sites.yaml",
+        "  ward:\n",
+        "  clinic:\n    kind: private\n    jurisdiction: US\n    clearance: {level: restricted, tags: [phi]}\n    \
+         store: \"folder:\"\n    custody: \"file:\"\n  ward:\n",
+    );
+    hospital.edit("tidegate.yaml", "deploy: [hospital, ward]", "deploy: [clinic]");
+    hospital
+}
+
+#[test]
+fn another_private_site_serves_what_was_sealed_to_it() {
+    let hospital = with_clinic();
+    let summary = hospital.run();
+    assert_eq!(summary["deployed"], json!(["clinic"]));
+    let server = Server::start(&hospital, "clinic");
+    assert_eq!(server.version("1"), "1");
+    let body = two_patients(&server);
+    assert_eq!(server.ask("POST", "/v2/models/readmission/infer", &body).0, 200);
+    // The recipe's keys never left the home site, so raw rows are not predicted there.
+    hospital.write("new.csv", &crate::fixture::rows(5));
+    let (rule, message) = hospital.refuses(&["predict", "--site", "clinic", "new.csv"]);
+    assert_eq!(rule, "raw-rows-stay-home", "{message}");
+    assert!(message.contains("`hospital`"), "{message}");
+}
+
+#[test]
+fn the_private_site_serves_without_its_keepers_secrets() {
+    let hospital = Hospital::new();
+    hospital.run();
+    let keys = hospital.state().join("sites/hospital/keys");
+    for secret in ["custody.key", "site-keys.json"] {
+        std::fs::remove_file(keys.join(secret)).unwrap();
+    }
+    let server = Server::start(&hospital, "hospital");
+    assert_eq!(server.version("1"), "1");
+    assert!(!keys.join("custody.key").exists());
+}
+
+#[test]
+fn a_site_that_nothing_was_deployed_to_says_so() {
+    let hospital = Hospital::new();
+    for site in ["hospital", "ward"] {
+        let output = hospital.tidegate(&["serve", "--site", site, "--listen", "127.0.0.1:0"]);
+        assert_eq!(output.status.code(), Some(2));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains("nothing was deployed"), "{message}");
+    }
+}

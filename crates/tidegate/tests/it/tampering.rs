@@ -29,10 +29,8 @@ fn a_changed_ledger_does_not_verify() {
         let whole = std::fs::read(&file).unwrap();
         hospital.succeed(&["audit", "verify"]);
         flip(&file);
-        let output = hospital.tidegate(&["audit", "verify"]);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{tile}: {message}");
-        assert!(message.contains("ledger-tampered"), "{message}");
+        let (rule, message) = hospital.refuses(&["audit", "verify"]);
+        assert_eq!(rule, "ledger-tampered", "{tile}: {message}");
         std::fs::write(&file, whole).unwrap();
     }
     hospital.succeed(&["audit", "verify"]);
@@ -52,17 +50,11 @@ fn a_cut_ledger_does_not_continue_an_older_checkpoint() {
         let _ = std::fs::remove_file(hospital.state().join(format!("control/journal.sqlite{suffix}")));
     }
     hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 13");
-    let output = hospital.tidegate(&["run", "--yes"]);
     // The keeper remembers the ledger that it cosigned.
-    assert_eq!(
-        output.status.code(),
-        Some(3),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(String::from_utf8_lossy(&output.stderr).contains("ledger-tampered"));
-    let output = hospital.tidegate(&["audit", "verify", "--since", "earlier.txt"]);
-    assert_eq!(output.status.code(), Some(3));
+    let (rule, message) = hospital.refused();
+    assert_eq!(rule, "ledger-tampered", "{message}");
+    let (rule, message) = hospital.refuses(&["audit", "verify", "--since", "earlier.txt"]);
+    assert_eq!(rule, "ledger-tampered", "{message}");
 }
 
 #[test]
@@ -75,13 +67,8 @@ fn a_changed_bundle_is_not_used() {
             .join("sites/hospital/serve/models/readmission/1/calibration.json"),
     );
     hospital.write("new.csv", &crate::fixture::rows(5));
-    let output = hospital.tidegate(&["predict", "--site", "hospital", "new.csv"]);
-    assert_eq!(
-        output.status.code(),
-        Some(3),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let (rule, message) = hospital.refuses(&["predict", "--site", "hospital", "new.csv"]);
+    assert_eq!(rule, "bundle-tampered", "{message}");
 }
 
 #[test]

@@ -1,0 +1,201 @@
+//! Runs that go well, go on after a crash, and use what is there.
+
+use std::time::Duration;
+
+use tidegate_engine::{EngineError, Progress, RunStatus};
+use tidegate_types::keeper::AttemptOutcome;
+
+use crate::world::{PIPELINE, World, accepted};
+
+#[test]
+fn every_step_is_asked_for_once_and_in_order() {
+    let world = World::new("order");
+    let summary = world.run(PIPELINE).unwrap();
+    assert_eq!(summary.status, RunStatus::Done);
+    assert_eq!(
+        world.asked(),
+        [
+            "prepare",
+            "sign_permit",
+            "sign_permit",
+            "sign_permit",
+            "send",
+            "send",
+            "send",
+            "start_attempt",
+            "await_attempt",
+            "evaluate",
+            "refine",
+            "release",
+            "deploy",
+            "sign_permit",
+            "send",
+            "deploy",
+        ]
+    );
+    assert_eq!(summary.crossings.len(), 5);
+    assert_eq!(summary.reused, Vec::<String>::new());
+    assert_eq!(summary.deployed.len(), 2);
+    assert_eq!(summary.model.unwrap().version, 1);
+    // Nothing is left in the mailbox, and nothing runs.
+    assert_eq!(world.compute.started().len(), 1);
+}
+
+#[test]
+fn an_intent_stands_in_the_ledger_before_a_permit_or_a_release_is_signed() {
+    let world = World::new("intent");
+    world.run(PIPELINE).unwrap();
+    let intents = world.keeper.intents.lock().unwrap().clone();
+    assert_eq!(intents.len(), 5);
+    assert!(
+        intents.iter().all(|intent| intent == "dev.tidegate.permit-requested"),
+        "{intents:?}"
+    );
+    let words: Vec<String> = world.ledger().into_iter().map(|event| event.event_type).collect();
+    let first = |word: &str| words.iter().position(|it| it.ends_with(word)).unwrap();
+    assert!(first("permit-requested") < first("permit-signed"));
+    assert!(first("permit-signed") < first("crossed"));
+    assert!(first("crossed") < first("attempt-started"));
+    assert!(words.last().unwrap().ends_with("run-ended"), "{words:?}");
+}
+
+#[test]
+fn the_same_again_asks_for_nothing_that_is_there() {
+    let world = World::new("again");
+    world.run(PIPELINE).unwrap();
+    let before = world.asked().len();
+    let summary = world.run(PIPELINE).unwrap();
+    // Preparation is the keeper's to reuse.
+    assert_eq!(world.asked().split_off(before), ["prepare"]);
+    assert_eq!(summary.crossings, Vec::new());
+    assert_eq!(
+        summary.reused,
+        [
+            "deploy-hospital",
+            "deploy-ward",
+            "evaluate",
+            "refine",
+            "release",
+            "train"
+        ]
+    );
+}
+
+#[test]
+fn what_only_evaluation_depends_on_trains_nothing_anew() {
+    let world = World::new("partial");
+    world.run(PIPELINE).unwrap();
+    let before = world.asked().len();
+    let changed = format!("{PIPELINE}evaluate: {{gates: {{roc_auc: \">= 0.5\"}}}}\n");
+    let summary = world.run(&changed).unwrap();
+    assert!(summary.reused.contains(&"train".to_owned()), "{:?}", summary.reused);
+    let asked = world.asked().split_off(before);
+    assert!(asked.contains(&"evaluate".to_owned()), "{asked:?}");
+    assert!(!asked.contains(&"start_attempt".to_owned()), "{asked:?}");
+}
+
+#[test]
+fn an_interrupted_run_goes_on_with_the_attempt_that_it_began() {
+    let world = World::new("interrupted");
+    world.ends(|_| None);
+    world.with(PIPELINE, async |engine| {
+        let planned = engine.plan(None).await.unwrap();
+        // The process dies while the attempt goes on: nothing after this point is executed.
+        let run = tokio::time::timeout(Duration::from_millis(600), engine.run(&planned));
+        assert!(run.await.is_err());
+    });
+    world.ends(|_| Some(accepted()));
+    let summary = world.run(PIPELINE).unwrap();
+    assert_eq!(summary.status, RunStatus::Done);
+    assert_eq!(summary.crossings.len(), 5);
+    assert_eq!(world.compute.started().len(), 1);
+    let told = world.told.lock().unwrap().clone();
+    let started: Vec<bool> = told
+        .iter()
+        .filter_map(|progress| match progress {
+            Progress::Started { resumed, .. } => Some(*resumed),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(started, [false, true]);
+    let ids: std::collections::BTreeSet<String> = world.ledger().into_iter().map(|event| event.id).collect();
+    assert_eq!(ids.len(), world.ledger().len(), "a fact stands in the ledger twice");
+}
+
+#[test]
+fn a_lost_attempt_is_followed_by_another_and_a_failing_command_is_not() {
+    let retries = PIPELINE.replace("train:\n", "train:\n  retries: 2\n");
+    let world = World::new("lost");
+    world.ends(|attempt| {
+        Some(if attempt.attempt < 3 {
+            AttemptOutcome::Fenced { why: "lost".to_owned() }
+        } else {
+            accepted()
+        })
+    });
+    assert_eq!(world.run(&retries).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 3);
+
+    let world = World::new("fails");
+    world.ends(|_| {
+        Some(AttemptOutcome::Failed {
+            stage: "command".to_owned(),
+            reason: "exit code 7".to_owned(),
+        })
+    });
+    let error = world.run(&retries).unwrap_err();
+    assert!(matches!(error, EngineError::Failed { .. }), "{error}");
+    assert!(error.to_string().contains("exit code 7"), "{error}");
+    assert_eq!(world.compute.started().len(), 1);
+}
+
+#[test]
+fn a_job_that_is_gone_is_fenced_before_the_next_attempt() {
+    let retries = PIPELINE.replace("train:\n", "train:\n  retries: 1\n");
+    let world = World::new("gone");
+    let compute = world.compute.clone();
+    // The keeper never hears of the first one, whose machine the platform took away.
+    world.ends(move |attempt| {
+        if attempt.attempt == 1 {
+            let job = format!("{}-train-1-0", attempt.run);
+            let handle = tidegate_contracts::compute::Handle {
+                id: job.clone(),
+                platform: job,
+            };
+            let compute = compute.clone();
+            tokio::spawn(async move { tidegate_contracts::compute::Compute::delete(&compute, &handle).await });
+            return None;
+        }
+        Some(accepted())
+    });
+    assert_eq!(world.run(&retries).unwrap().status, RunStatus::Done);
+    let fenced = world.keeper.fenced.lock().unwrap().clone();
+    assert_eq!(fenced.len(), 1);
+    assert_eq!((fenced[0].0.attempt, fenced[0].1.as_str()), (1, "lost"));
+}
+
+#[test]
+fn another_keeper_than_the_first_is_not_believed() {
+    let world = World::new("pinned");
+    world.run(PIPELINE).unwrap();
+    let stranger = World::new("stranger");
+    let impostor = World {
+        journal: world.journal.clone(),
+        folder: world.folder.clone(),
+        ..stranger
+    };
+    let error = impostor.run(PIPELINE).unwrap_err();
+    assert!(matches!(error, EngineError::Failed { .. }), "{error}");
+    assert_eq!(impostor.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn the_public_key_lies_beside_the_secret_one() {
+    let world = World::new("key");
+    let file = world.folder.join("control.key");
+    let key = tidegate_engine::ControlKey::open(&file).unwrap();
+    let public = tidegate_engine::ControlKey::read_public(&file).unwrap();
+    assert_eq!(public.to_base64(), key.public().to_base64());
+    let text = std::fs::read_to_string(file.with_extension("pub")).unwrap();
+    assert!(!text.contains(std::fs::read_to_string(&file).unwrap().trim()));
+}
