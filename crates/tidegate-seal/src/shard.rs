@@ -2,7 +2,7 @@
 //!
 //! The ciphertext is Tink's streaming AEAD `AES256_GCM_HKDF_1MB`. Its associated data is canonical JSON
 //! of a type, the organisation and the shard's id, so that a shard opens as itself and as nothing else.
-//! Where the first MiB shrinks by a tenth, the plaintext is one zstd frame (level 1).
+//! Where the first 128 KiB shrink by a tenth, the plaintext is one zstd frame (level 1).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -20,6 +20,8 @@ pub const MAX_PLAINTEXT_BYTES: usize = SHARD_PLAINTEXT_BYTES as usize;
 /// The most bytes of one sealed shard.
 pub const MAX_SEALED_BYTES: usize = stream::sealed_bytes(MAX_PLAINTEXT_BYTES);
 
+/// How much of a shard is tried before the whole is compressed: trying a MiB takes as long as sealing ten.
+const PROBE_BYTES: usize = 128 << 10;
 /// Below this, compression saves nothing worth a frame.
 const MIN_COMPRESSED_BYTES: usize = 4 << 10;
 const ZSTD_LEVEL: i32 = 1;
@@ -123,8 +125,10 @@ impl PlainShard {
         if self.bytes < MIN_COMPRESSED_BYTES {
             return Ok(None);
         }
-        let probe = self.pieces().next().unwrap_or_default();
-        if frame_of([probe].into_iter(), probe.len())?.is_none_or(|frame| frame.len() > probe.len() / 10 * 9) {
+        let first = self.pieces().next().unwrap_or_default();
+        let probe = first.get(..PROBE_BYTES).unwrap_or(first);
+        let tried = zstd::bulk::compress(probe, ZSTD_LEVEL).map_err(|_| SealError::Library("compressing a shard"))?;
+        if Zeroizing::new(tried).len() > probe.len() / 10 * 9 {
             return Ok(None);
         }
         frame_of(self.pieces(), self.bytes)
