@@ -65,7 +65,13 @@ fn project() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut rows = String::from("patient,days,back\n");
     for person in 0..PEOPLE {
-        writeln!(rows, "P{person},{},{}", person * 7 % 30, u32::from(person * 13 % 31 < 9)).unwrap();
+        writeln!(
+            rows,
+            "P{person},{},{}",
+            person * 7 % 30,
+            u32::from(person * 13 % 31 < 9)
+        )
+        .unwrap();
     }
     let files = [
         ("visits.csv", rows.as_str()),
