@@ -58,20 +58,16 @@ refine: {calibrate: platt}
 deploy: [cloud]
 ";
 
-/// As many people as calibration needs.
-const PEOPLE: u32 = 400;
+/// As many people as the intervals of calibration and leak test need.
+const PEOPLE: u32 = 2_000;
 
 fn project() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut rows = String::from("patient,days,back\n");
     for person in 0..PEOPLE {
-        writeln!(
-            rows,
-            "P{person},{},{}",
-            person * 7 % 30,
-            u32::from(person * 13 % 31 < 9)
-        )
-        .unwrap();
+        let days = person * 7 % 30;
+        let back = (days >= 15) != (person % 9 == 0);
+        writeln!(rows, "P{person},{days},{}", u32::from(back)).unwrap();
     }
     let files = [
         ("visits.csv", rows.as_str()),
