@@ -4,6 +4,7 @@
 //! of a type, the organisation and the shard's id, so that a shard opens as itself and as nothing else.
 //! Where the first 128 KiB shrink by a tenth, the plaintext is one zstd frame (level 1).
 
+use std::convert::Infallible;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use serde::Serialize;
@@ -103,35 +104,61 @@ impl PlainShard {
     /// # Errors
     /// [`SealError::Random`] without random bytes.
     pub fn seal(self, organisation: &str) -> Result<(Vec<u8>, ShardKey), SealError> {
+        let Ok(sealed) = self.seal_filling(organisation, |_| Ok::<_, Infallible>(()))?;
+        Ok(sealed)
+    }
+
+    /// As [`Self::seal`], with the pieces filled by `fill`, in order and each once, before they are
+    /// sealed: a piece that was just filled is still near to the processor, and sealing it then takes half
+    /// as long. What `fill` fails with ends the sealing, and is given back inside.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_filling<E>(
+        mut self,
+        organisation: &str,
+        mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<(Vec<u8>, ShardKey), E>, SealError> {
         let id = hex::encode(random_bytes::<16>()?);
         let key = Zeroizing::new(random_bytes::<32>()?);
         let aad = associated_data(organisation, &id)?;
-        let plaintext_bytes = self.bytes as u64;
-        let (inner, zstd) = match self.compress()? {
-            Some(frame) => (Plain::copy_of(&frame, self.plain.into_room()), true),
-            None => (self.plain, false),
-        };
-        let key = ShardKey {
+        if let Some(Err(error)) = self.plain.pieces_mut().next().map(&mut fill) {
+            return Ok(Err(error));
+        }
+        let mut frame = None;
+        let shrinks = self.shrinks()?;
+        if shrinks {
+            if let Err(error) = self.plain.pieces_mut().skip(1).try_for_each(&mut fill) {
+                return Ok(Err(error));
+            }
+            frame = frame_of(self.pieces(), self.bytes)?;
+        }
+        let shard_key = ShardKey {
             id,
-            plaintext_bytes,
-            zstd,
+            plaintext_bytes: self.bytes as u64,
+            zstd: frame.is_some(),
             key: hex::encode(*key),
         };
-        Ok((inner.seal(&*secret_of(&key)?, &aad)?, key))
+        let sealed = match frame {
+            Some(frame) => Ok(Plain::copy_of(&frame, self.plain.into_room()).seal(&key, &aad)?),
+            None => self.plain.seal_filling(&key, &aad, |number, piece| match number {
+                0 => Ok(()),
+                _ if shrinks => Ok(()),
+                _ => fill(piece),
+            })?,
+        };
+        Ok(sealed.map(|sealed| (sealed, shard_key)))
     }
 
-    /// The zstd frame of the plaintext, where that is worth it.
-    fn compress(&self) -> Result<Option<Zeroizing<Vec<u8>>>, SealError> {
+    /// Whether compressing is worth a try, by the first piece.
+    fn shrinks(&self) -> Result<bool, SealError> {
         if self.bytes < MIN_COMPRESSED_BYTES {
-            return Ok(None);
+            return Ok(false);
         }
         let first = self.pieces().next().unwrap_or_default();
         let probe = first.get(..PROBE_BYTES).unwrap_or(first);
         let tried = zstd::bulk::compress(probe, ZSTD_LEVEL).map_err(|_| SealError::Library("compressing a shard"))?;
-        if Zeroizing::new(tried).len() > probe.len() / 10 * 9 {
-            return Ok(None);
-        }
-        frame_of(self.pieces(), self.bytes)
+        Ok(Zeroizing::new(tried).len() <= probe.len() / 10 * 9)
     }
 
     /// Opens one shard where it lies. After an error what had been opened is wiped.

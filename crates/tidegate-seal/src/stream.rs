@@ -12,6 +12,8 @@
 //! buffer would cost more than the cipher: [`Plain`] is plaintext with the gaps that header and tags
 //! need, to be filled straight from a file.
 
+use std::convert::Infallible;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 
@@ -191,18 +193,31 @@ impl Plain {
 
     /// Seals the plaintext where it lies.
     pub(crate) fn seal(self, key: &[u8; 32], aad: &[u8]) -> Result<Vec<u8>, SealError> {
-        self.seal_with(key, aad, random_bytes()?, random_bytes()?)
+        let Ok(sealed) = self.seal_filling(key, aad, |_, _| Ok::<_, Infallible>(()))?;
+        Ok(sealed)
+    }
+
+    /// As [`Self::seal`], with each piece filled just before it is sealed, while it is near to the
+    /// processor. `fill` gets the number of the piece with it; what it fails with ends the sealing.
+    pub(crate) fn seal_filling<E>(
+        self,
+        key: &[u8; 32],
+        aad: &[u8],
+        fill: impl FnMut(u32, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<Vec<u8>, E>, SealError> {
+        self.seal_with(key, aad, random_bytes()?, random_bytes()?, fill)
             .map_err(|_| SealError::Library("sealing a stream"))
     }
 
-    /// As [`Self::seal`], with the salt and nonce prefix given: for test vectors, and for nothing else.
-    pub(crate) fn seal_with(
+    /// As [`Self::seal_filling`], with the salt and nonce prefix given: otherwise for test vectors only.
+    pub(crate) fn seal_with<E>(
         self,
         key: &[u8; 32],
         aad: &[u8],
         salt: [u8; SALT_BYTES],
         prefix: [u8; PREFIX_BYTES],
-    ) -> Result<Vec<u8>, StreamError> {
+        mut fill: impl FnMut(u32, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<Vec<u8>, E>, StreamError> {
         let mut stream = self.stream;
         let cipher = Segments::new(key, aad, &salt, prefix).ok_or(StreamError::Library)?;
         let (header, _) = stream
@@ -214,9 +229,16 @@ impl Plain {
         let count = stream.len().div_ceil(SEGMENT_BYTES);
         for segment in segments(&mut stream) {
             let (number, segment) = segment?;
+            let (text, _) = segment
+                .split_last_chunk_mut::<TAG_BYTES>()
+                .ok_or(StreamError::Library)?;
+            if let Err(error) = fill(number, text) {
+                text.zeroize();
+                return Ok(Err(error));
+            }
             cipher.seal(number, number as usize + 1 == count, segment)?;
         }
-        Ok(stream)
+        Ok(Ok(stream))
     }
 
     /// Opens a ciphertext where it lies. On failure everything that had been opened is wiped.

@@ -19,8 +19,10 @@ fn counted(length: usize) -> Vec<u8> {
 
 fn stream_vector(name: &str, associated_data: &str, length: usize) -> Value {
     let (key, salt, prefix) = ([0x11; 32], [0x22; 32], [0x33; 7]);
+    let filled = |_, _: &mut [u8]| Ok::<_, ()>(());
     let ciphertext = Plain::copy_of(&counted(length), Vec::new())
-        .seal_with(&key, associated_data.as_bytes(), salt, prefix)
+        .seal_with(&key, associated_data.as_bytes(), salt, prefix, filled)
+        .unwrap()
         .unwrap();
     let mut vector = json!({
         "name": name,

@@ -185,10 +185,7 @@ impl Sender<'_> {
         let resume = Arc::clone(&self.resume);
         let organisation = self.permitted.manifest().organisation.clone();
         let (name, body) = blocking(move || {
-            let plaintext = source.shard(number, Vec::new())?;
-            let (sealed, key) = plaintext
-                .seal(&organisation)
-                .map_err(TransferError::seal("sealing a shard"))?;
+            let (sealed, key) = source.seal(number, &organisation)?;
             let object = object_of(&sealed);
             let name = sealed_name(&object.digest);
             resume.shard(at, key, object)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tidegate_seal::digest::{Sha256, constant_time_eq, hmac_reader};
 use tidegate_seal::shard::PlainShard;
-use tidegate_types::artifact::SHARD_PLAINTEXT_BYTES;
+use tidegate_types::artifact::{SHARD_PLAINTEXT_BYTES, ShardKey};
 use tidegate_types::{Digest, FileEntry};
 
 use crate::error::TransferError;
@@ -70,13 +70,14 @@ impl Source {
         self.shards.len()
     }
 
-    /// Reads one shard's plaintext into `room`, as far as that goes, and proves that it is what was
-    /// verified. Blocks.
-    pub(crate) fn shard(&self, number: usize, room: Vec<u8>) -> Result<PlainShard, TransferError> {
+    /// Reads one shard's plaintext and seals it, piece by piece, and proves at the end that it was what
+    /// was verified. Blocks.
+    pub(crate) fn seal(&self, number: usize, organisation: &str) -> Result<(Vec<u8>, ShardKey), TransferError> {
         let start = SHARD_PLAINTEXT_BYTES.saturating_mul(number as u64);
         let length = self.total.saturating_sub(start).min(SHARD_PLAINTEXT_BYTES);
         let length = usize::try_from(length).unwrap_or(SHARD);
-        let mut shard = PlainShard::new(length, room).map_err(TransferError::seal("making room for a shard"))?;
+        let sealing = || TransferError::seal("sealing a shard");
+        let shard = PlainShard::new(length, Vec::new()).map_err(sealing())?;
         // The last file that begins at or before the shard; empty files before it do not matter.
         let first = self.starts.partition_point(|begin| *begin <= start).saturating_sub(1);
         let mut files = Files {
@@ -86,13 +87,14 @@ impl Source {
             open: None,
         };
         let mut digest = Sha256::default();
-        for piece in shard.pieces_mut() {
+        let sealed = shard.seal_filling(organisation, |piece| {
             files.fill(piece)?;
-            // While the piece is still near to the processor.
             digest.update(piece);
-        }
+            Ok::<_, TransferError>(())
+        });
+        let sealed = sealed.map_err(sealing())??;
         if self.shards.get(number) == Some(&digest.finish()) {
-            Ok(shard)
+            Ok(sealed)
         } else {
             Err(files.changed())
         }
