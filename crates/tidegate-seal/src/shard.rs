@@ -142,6 +142,7 @@ impl PlainShard {
         let sealed = match frame {
             Some(frame) => Ok(Plain::copy_of(&frame, self.plain.into_room()).seal(&key, &aad)?),
             None => self.plain.seal_filling(&key, &aad, |number, piece| match number {
+                // The first was filled to be tried, and all of them to be compressed.
                 0 => Ok(()),
                 _ if shrinks => Ok(()),
                 _ => fill(piece),

@@ -450,7 +450,8 @@ pub async fn contest(attempt: &Attempt, store: &dyn Store, hello: &Letter) -> Re
 /// without the secret, or repeats the accepted hello, does not count.
 ///
 /// # Errors
-/// [`MailboxError::Store`] when the store fails.
+/// [`MailboxError::Store`] when the store fails; [`MailboxError::Misplaced`] when so much lies there that
+/// not everything can be looked at.
 pub async fn is_contested(
     attempt: &Attempt,
     store: &dyn Store,
@@ -458,7 +459,15 @@ pub async fn is_contested(
     accepted: &Digest,
 ) -> Result<bool, MailboxError> {
     let inbox = Inbox::new(attempt.clone(), Side::Keeper);
-    for object in store.list_all(&contests(attempt), CONTESTS).await? {
+    let objects = store.list_all(&contests(attempt), CONTESTS + 1).await?;
+    // A real one may lie behind what is not looked at.
+    if let Some(more) = objects.get(CONTESTS) {
+        return Err(MailboxError::Misplaced {
+            object: more.name.clone(),
+            why: "more lies beside it than can be looked through",
+        });
+    }
+    for object in objects {
         let body = match store.get(&object.name, CONTEST_BYTES).await {
             Ok(body) => body,
             Err(StoreError::NotFound(_) | StoreError::TooLarge { .. }) => continue,

@@ -225,6 +225,25 @@ async fn only_another_hello_by_the_same_secret_contests() {
     assert!(!is_contested(&attempt(2), &other, &SECRET, &first.digest).await.unwrap());
 }
 
+#[tokio::test]
+async fn a_contest_is_not_hidden_behind_rubbish() {
+    let store = MemoryStore::default();
+    let key = SigningKey::generate().unwrap();
+    let out = Outbox::new(attempt(1), Side::Worker);
+    let first = out.seal(&key, hello(&key, &SECRET)).unwrap();
+    let put = async |number: usize| {
+        let object = ObjectName::new(format!("{}{number:04}.json", contests(&attempt(1)))).unwrap();
+        store.put_new(&object, Bytes::from_static(b"{}")).await.unwrap();
+    };
+    for number in 0..CONTESTS {
+        put(number).await;
+    }
+    assert!(!is_contested(&attempt(1), &store, &SECRET, &first.digest).await.unwrap());
+    put(CONTESTS).await;
+    let found = is_contested(&attempt(1), &store, &SECRET, &first.digest).await;
+    assert!(matches!(&found, Err(MailboxError::Misplaced { .. })), "{found:?}");
+}
+
 #[test]
 fn the_mac_covers_every_field() {
     let key = SigningKey::generate().unwrap();
