@@ -167,12 +167,28 @@ impl PlainShard {
     /// # Errors
     /// As [`open_shard`].
     pub fn open(sealed: Vec<u8>, key: &ShardKey, organisation: &str) -> Result<Self, SealError> {
+        Self::open_watching(sealed, key, organisation, |_| ())
+    }
+
+    /// As [`Self::open`], with `watch` shown every byte of the sealed shard, in order and in pieces, each
+    /// just before it is opened: whoever takes a digest of the shard so reads it once for both. It is shown
+    /// all of it also when the shard does not open, unless it, or its key, is no shard's at all.
+    ///
+    /// # Errors
+    /// As [`open_shard`].
+    pub fn open_watching(
+        sealed: Vec<u8>,
+        key: &ShardKey,
+        organisation: &str,
+        watch: impl FnMut(&[u8]),
+    ) -> Result<Self, SealError> {
         SealError::check_size(WHAT, sealed.len(), MAX_SEALED_BYTES)?;
         let bytes = usize::try_from(key.plaintext_bytes).unwrap_or(usize::MAX);
         SealError::check_size("the plaintext of a shard", bytes, MAX_PLAINTEXT_BYTES)?;
         let aad = associated_data(organisation, &key.id)?;
         let length = sealed.len();
-        let plain = Plain::open(sealed, &*secret_of(key)?, &aad).map_err(|error| explain(error, length))?;
+        let plain =
+            Plain::open_watching(sealed, &*secret_of(key)?, &aad, watch).map_err(|error| explain(error, length))?;
         if key.zstd {
             let opened = decompress(&plain, bytes);
             plain.wipe();

@@ -109,14 +109,17 @@ impl Segments {
 /// The segments of a stream without the header, with their numbers.
 fn segments(stream: &mut [u8]) -> impl Iterator<Item = Result<(u32, &mut [u8]), StreamError>> {
     let pieces = stream.chunks_mut(SEGMENT_BYTES).enumerate();
-    pieces.map(|(number, piece)| {
-        let piece = match number {
-            0 => piece.get_mut(HEADER_BYTES..),
-            _ => Some(piece),
-        };
-        let number = u32::try_from(number).map_err(|_| StreamError::NotAStream)?;
-        Ok((number, piece.ok_or(StreamError::NotAStream)?))
-    })
+    pieces.map(|(number, piece)| segment_of(number, piece))
+}
+
+/// A piece of a stream without the header, and its number as ciphers count.
+fn segment_of(number: usize, piece: &mut [u8]) -> Result<(u32, &mut [u8]), StreamError> {
+    let piece = match number {
+        0 => piece.get_mut(HEADER_BYTES..),
+        _ => Some(piece),
+    };
+    let number = u32::try_from(number).map_err(|_| StreamError::NotAStream)?;
+    Ok((number, piece.ok_or(StreamError::NotAStream)?))
 }
 
 /// Plaintext laid out as the stream that it becomes, or was: in pieces, with room for header and tags
@@ -243,8 +246,20 @@ impl Plain {
 
     /// Opens a ciphertext where it lies. On failure everything that had been opened is wiped.
     pub(crate) fn open(ciphertext: Vec<u8>, key: &[u8; 32], aad: &[u8]) -> Result<Self, StreamError> {
+        Self::open_watching(ciphertext, key, aad, |_| ())
+    }
+
+    /// As [`Self::open`], with `watch` shown the whole ciphertext, in order and in pieces, each just before
+    /// it is opened, while it is near to the processor; also what is not opened any more because something
+    /// before it failed.
+    pub(crate) fn open_watching(
+        ciphertext: Vec<u8>,
+        key: &[u8; 32],
+        aad: &[u8],
+        watch: impl FnMut(&[u8]),
+    ) -> Result<Self, StreamError> {
         let mut plain = Self { stream: ciphertext };
-        match open_segments(&mut plain.stream, key, aad) {
+        match open_segments(&mut plain.stream, key, aad, watch) {
             Ok(()) => Ok(plain),
             Err(error) => {
                 plain.wipe();
@@ -254,7 +269,26 @@ impl Plain {
     }
 }
 
-fn open_segments(stream: &mut [u8], key: &[u8; 32], aad: &[u8]) -> Result<(), StreamError> {
+fn open_segments(
+    stream: &mut [u8],
+    key: &[u8; 32],
+    aad: &[u8],
+    mut watch: impl FnMut(&[u8]),
+) -> Result<(), StreamError> {
+    let cipher = cipher_of(stream, key, aad);
+    let count = stream.len().div_ceil(SEGMENT_BYTES);
+    let mut result = cipher.as_ref().map(|_| ()).map_err(|error| *error);
+    for (number, piece) in stream.chunks_mut(SEGMENT_BYTES).enumerate() {
+        watch(piece);
+        if let (Ok(cipher), Ok(())) = (&cipher, &result) {
+            result = open_segment(cipher, number, number + 1 == count, piece);
+        }
+    }
+    result
+}
+
+/// The cipher of a stream, once its header and its length are those of one.
+fn cipher_of(stream: &[u8], key: &[u8; 32], aad: &[u8]) -> Result<Segments, StreamError> {
     let (header, _) = stream
         .split_first_chunk::<HEADER_BYTES>()
         .ok_or(StreamError::NotAStream)?;
@@ -272,24 +306,23 @@ fn open_segments(stream: &mut [u8], key: &[u8; 32], aad: &[u8]) -> Result<(), St
             StreamError::Truncated
         });
     }
-    let cipher = Segments::new(key, aad, salt, prefix).ok_or(StreamError::Library)?;
-    let count = stream.len().div_ceil(SEGMENT_BYTES);
-    for segment in segments(stream) {
-        let (number, segment) = segment?;
-        let last = number as usize + 1 == count;
-        // A failed try destroys a segment, and the last one may be tried twice.
-        let mut again = if last { segment.to_vec() } else { Vec::new() };
-        if !cipher.open(number, last, segment) {
-            let truncated = last && cipher.open(number, false, &mut again);
-            again.zeroize();
-            return Err(match number {
-                _ if truncated => StreamError::Truncated,
-                0 => StreamError::First,
-                number => StreamError::Segment(number),
-            });
-        }
+    Segments::new(key, aad, salt, prefix).ok_or(StreamError::Library)
+}
+
+fn open_segment(cipher: &Segments, number: usize, last: bool, piece: &mut [u8]) -> Result<(), StreamError> {
+    let (number, segment) = segment_of(number, piece)?;
+    // A failed try destroys a segment, and the last one may be tried twice.
+    let mut again = if last { segment.to_vec() } else { Vec::new() };
+    if cipher.open(number, last, segment) {
+        return Ok(());
     }
-    Ok(())
+    let truncated = last && cipher.open(number, false, &mut again);
+    again.zeroize();
+    Err(match number {
+        _ if truncated => StreamError::Truncated,
+        0 => StreamError::First,
+        number => StreamError::Segment(number),
+    })
 }
 
 #[cfg(test)]
@@ -312,7 +345,12 @@ mod tests {
     }
 
     fn opened(ciphertext: &[u8]) -> Result<Vec<u8>, StreamError> {
-        Plain::open(ciphertext.to_vec(), &KEY, b"aad").map(|plain| plain.to_vec())
+        let mut watched = Vec::new();
+        let opened = Plain::open_watching(ciphertext.to_vec(), &KEY, b"aad", |piece| {
+            watched.extend_from_slice(piece)
+        });
+        assert!(watched == ciphertext, "the ciphertext was not shown as it was");
+        opened.map(|plain| plain.to_vec())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tidegate_contracts::{ObjectName, Store, StoreError};
-use tidegate_seal::digest::sha256;
+use tidegate_seal::digest::{Sha256, sha256};
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{open_index, open_packing_list};
 use tidegate_seal::random::random_bytes;
@@ -85,6 +85,9 @@ pub async fn receive(
 ) -> Result<Received, TransferError> {
     let (list, list_bytes) = packing_list(expected, store, data_key).await?;
     let sealed = fetch(store, &list.index).await?;
+    if sha256(&sealed) != list.index.digest {
+        return Err(another(&list.index));
+    }
     let index = open_index(&sealed, data_key, expected.organisation, &list.artifact)
         .map_err(TransferError::seal("opening the sealed index"))?;
     let unexpected = |why: &str| TransferError::Unexpected {
@@ -202,27 +205,24 @@ async fn packing_list(
     Ok((list, bytes))
 }
 
-/// Fetches one sealed object and proves that it is the one that was named.
+/// Fetches one sealed object of the length that was named.
 async fn fetch(store: &dyn Store, object: &SealedObject) -> Result<Bytes, TransferError> {
     let name = sealed_name(&object.digest);
-    let unexpected = |why: &str| TransferError::Unexpected {
-        name: name.clone(),
-        why: why.to_owned(),
-    };
-    let bytes = match retry::reading(|| store.get(&name, object.bytes)).await {
-        Err(StoreError::TooLarge { .. }) => return Err(unexpected("it is longer than the packing list says")),
-        other => other.map_err(TransferError::store("fetching a sealed object"))?,
-    };
-    let object = object.clone();
-    let (bytes, same) = blocking(move || {
-        let same = bytes.len() as u64 == object.bytes && sha256(&bytes) == object.digest;
-        Ok((bytes, same))
-    })
-    .await?;
-    if same {
-        Ok(bytes)
-    } else {
-        Err(unexpected("it is not the object that the packing list names"))
+    match retry::reading(|| store.get(&name, object.bytes)).await {
+        Ok(bytes) if bytes.len() as u64 == object.bytes => Ok(bytes),
+        Ok(_) => Err(another(object)),
+        Err(StoreError::TooLarge { .. }) => Err(TransferError::Unexpected {
+            name,
+            why: "it is longer than the packing list says".to_owned(),
+        }),
+        Err(error) => Err(TransferError::store("fetching a sealed object")(error)),
+    }
+}
+
+fn another(object: &SealedObject) -> TransferError {
+    TransferError::Unexpected {
+        name: sealed_name(&object.digest),
+        why: "it is not the object that the packing list names".to_owned(),
     }
 }
 
@@ -236,7 +236,21 @@ async fn open(
     let sealed = Vec::from(fetch(store, &object).await?);
     let organisation = organisation.to_owned();
     let opening = TransferError::seal("opening a shard");
-    blocking(move || PlainShard::open(sealed, &key, &organisation).map_err(opening)).await
+    blocking(move || {
+        let (mut digest, mut seen) = (Sha256::default(), false);
+        let opened = PlainShard::open_watching(sealed, &key, &organisation, |piece| {
+            digest.update(piece);
+            seen = true;
+        });
+        match opened {
+            // Its key is none, so that nobody looked at it.
+            Err(error) if !seen => Err(opening(error)),
+            // Another object is told as that, whether or not it opens.
+            _ if digest.finish() != object.digest => Err(another(&object)),
+            opened => opened.map_err(opening),
+        }
+    })
+    .await
 }
 
 /// A folder that is being filled beside its destination. Dropped unfinished, it is removed; left behind

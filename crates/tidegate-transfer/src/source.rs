@@ -70,14 +70,19 @@ impl Source {
         self.shards.len()
     }
 
-    /// Reads one shard's plaintext and seals it, piece by piece, and proves at the end that it was what
-    /// was verified. Blocks.
-    pub(crate) fn seal(&self, number: usize, organisation: &str) -> Result<(Vec<u8>, ShardKey), TransferError> {
+    /// Reads one shard's plaintext and seals it, piece by piece, in `room` if that is large enough, and
+    /// proves at the end that it was what was verified. Blocks.
+    pub(crate) fn seal(
+        &self,
+        number: usize,
+        organisation: &str,
+        room: Vec<u8>,
+    ) -> Result<(Vec<u8>, ShardKey), TransferError> {
         let start = SHARD_PLAINTEXT_BYTES.saturating_mul(number as u64);
         let length = self.total.saturating_sub(start).min(SHARD_PLAINTEXT_BYTES);
         let length = usize::try_from(length).unwrap_or(SHARD);
         let sealing = || TransferError::seal("sealing a shard");
-        let shard = PlainShard::new(length, Vec::new()).map_err(sealing())?;
+        let shard = PlainShard::new(length, room).map_err(sealing())?;
         // The last file that begins at or before the shard; empty files before it do not matter.
         let first = self.starts.partition_point(|begin| *begin <= start).saturating_sub(1);
         let mut files = Files {
