@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -201,3 +202,45 @@ pub trait StoreExt: Store {
 }
 
 impl<S: Store + ?Sized> StoreExt for S {}
+
+/// How long somebody who waits for an object pauses between two looks: an eighth of the time that was
+/// waited already, so that waiting adds an eighth at the most to what is short, and what takes long costs
+/// few requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    since: Instant,
+}
+
+impl Patience {
+    /// The shortest pause.
+    pub const LEAST: Duration = Duration::from_millis(2);
+    /// The longest pause.
+    pub const MOST: Duration = Duration::from_millis(50);
+
+    /// Begins to wait.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self { since: Instant::now() }
+    }
+
+    /// How long to pause before the next look.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        Self::after(self.since.elapsed())
+    }
+
+    fn after(waited: Duration) -> Duration {
+        (waited / 8).clamp(Self::LEAST, Self::MOST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_the_wait_and_have_bounds() {
+        let after = |milliseconds| Patience::after(Duration::from_millis(milliseconds)).as_millis();
+        assert_eq!([0, 16, 80, 400, 60_000].map(after), [2, 2, 10, 50, 50]);
+    }
+}

@@ -1,11 +1,10 @@
 //! Requests to a keeper through a mailbox.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_contracts::journal::Journal;
-use tidegate_contracts::store::{ObjectName, Store, StoreError, StoreExt};
+use tidegate_contracts::store::{ObjectName, Patience, Store, StoreError, StoreExt};
 use tidegate_seal::digest::sha256;
 use tidegate_seal::dsse;
 use tidegate_seal::sign::VerifyingKey;
@@ -20,8 +19,6 @@ use crate::state::{get, put};
 const REPLY_BYTES: u64 = 64 << 20;
 /// Objects that are looked at when a mailbox is swept.
 const LEFTOVERS: usize = 100_000;
-const POLL_LEAST: Duration = Duration::from_millis(3);
-const POLL_MOST: Duration = Duration::from_millis(50);
 
 /// Says whether waiting still makes sense: an error ends the wait.
 pub type Watchdog = Arc<dyn Fn() -> Result<(), EngineError> + Send + Sync>;
@@ -136,7 +133,7 @@ impl KeeperClient {
             self.forget(&object, &answer).await?;
         }
         self.mailbox.put_same(&object, bytes).await.while_(&asking)?;
-        let mut pause = POLL_LEAST;
+        let patience = Patience::begin();
         let reply = loop {
             match self.mailbox.get(&answer, REPLY_BYTES).await {
                 Ok(bytes) => break bytes,
@@ -145,8 +142,7 @@ impl KeeperClient {
                 Err(error) => return Err(EngineError::failed(asking, error)),
             }
             (self.watchdog)()?;
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MOST);
+            tokio::time::sleep(patience.pause()).await;
         };
         let reply = self.open(&reply, &payload, &asking);
         self.forget(&object, &answer).await?;
@@ -169,7 +165,7 @@ impl KeeperClient {
         let pinned: Option<String> = get(&*self.journal, "keepers", self.site.as_str())?;
         let text = match &pinned {
             Some(key) => key.clone(),
-            None => introduced(&dsse::peek(&envelope).while_(asking)?).while_(asking)?,
+            None => introduced(&dsse::peek(&envelope).while_(asking)?, asking)?,
         };
         let key = VerifyingKey::from_base64(&text).while_(asking)?;
         let payload = dsse::open(&envelope, REPLY_PAYLOAD, &key).while_(asking)?;
@@ -185,15 +181,16 @@ impl KeeperClient {
 }
 
 /// The key in an identity reply that nobody has verified yet.
-fn introduced(payload: &[u8]) -> Result<String, String> {
-    let reply: Reply = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+fn introduced(payload: &[u8], asking: &str) -> Result<String, EngineError> {
+    let reply: Reply = serde_json::from_slice(payload).while_(asking)?;
     match reply.outcome {
         Outcome::Done(body) => match *body {
             ReplyBody::Identity { signing_key, .. } => Ok(signing_key),
-            _ => Err("the keeper did not introduce itself first".to_owned()),
+            _ => Err(EngineError::failed(asking, "the keeper did not introduce itself first")),
         },
-        Outcome::Refused(refusal) => Err(refusal.to_string()),
-        Outcome::Failed(why) => Err(why),
+        // Nobody vouches for it yet, but it moves nothing.
+        Outcome::Refused(refusal) => Err(EngineError::Refused(refusal)),
+        Outcome::Failed(why) => Err(EngineError::failed(asking, why)),
     }
 }
 

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_contracts::custody::Custody;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_contracts::stage::HomeStages;
-use tidegate_contracts::store::{ObjectName, Store, StoreError, StoreExt};
+use tidegate_contracts::store::{ObjectName, Patience, Store, StoreError, StoreExt};
 use tidegate_policy::PolicySet;
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_seal::dsse;
@@ -37,8 +36,6 @@ const REQUEST_BYTES: u64 = 32 << 20;
 const LEAVES_AT_ONCE: u64 = 500;
 /// Requests that are answered at the same time.
 const REQUESTS_AT_ONCE: usize = 64;
-const POLL_LEAST: Duration = Duration::from_millis(3);
-const POLL_MOST: Duration = Duration::from_millis(50);
 
 /// What a keeper is made of.
 #[derive(Debug)]
@@ -160,7 +157,7 @@ impl Keeper {
         tokio::pin!(stop);
         let mut answering: BTreeSet<ObjectName> = BTreeSet::new();
         let mut tasks = tokio::task::JoinSet::new();
-        let mut pause = POLL_LEAST;
+        let mut patience = Patience::begin();
         loop {
             let listed = match self.mailbox.list_all("in/", REQUESTS_AT_ONCE * 4).await {
                 Ok(listed) => listed,
@@ -170,7 +167,7 @@ impl Keeper {
             for object in listed {
                 let room = answering.len() < REQUESTS_AT_ONCE && !answering.contains(&object.name);
                 if room && !self.is_answered(&object.name).await {
-                    pause = POLL_LEAST;
+                    patience = Patience::begin();
                     answering.insert(object.name.clone());
                     let keeper = Arc::clone(self);
                     tasks.spawn(async move {
@@ -193,7 +190,7 @@ impl Keeper {
                         answering.remove(&name);
                     }
                 }
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(POLL_MOST),
+                () = tokio::time::sleep(patience.pause()) => {}
             }
         }
     }
@@ -221,7 +218,7 @@ impl Keeper {
                 let outcome = self.answer(&request).await;
                 (request.id, outcome, digest)
             }
-            Err(error) => (String::new(), outcome_of(error), sha256(&bytes)),
+            Err(error) => (String::new(), outcome_of(error), asked(&bytes)),
         };
         if let Outcome::Refused(refusal) = &outcome {
             tracing::warn!(request = %object, rule = %refusal.rule, "refused");
@@ -413,7 +410,7 @@ impl Keeper {
         })?;
         if !dataset.purposes.contains(&pipeline.purpose) {
             return Err(refuse(
-                "purpose-not-allowed",
+                "purpose-not-in-catalog",
                 format!("using dataset `{name}` for `{}`", pipeline.purpose),
                 "the catalog does not list this purpose",
                 "use one of the dataset's purposes, or let its owner add this one to the catalog",
@@ -495,6 +492,13 @@ impl Keeper {
             tracing::error!(%run, rule, %error, "refusal not recorded");
         }
     }
+}
+
+/// What a reply to a request that cannot be trusted names it by: whoever sent it waits for an answer to
+/// what is in the envelope.
+fn asked(envelope: &[u8]) -> Digest {
+    let payload = dsse::from_bytes(envelope).and_then(|envelope| dsse::peek(&envelope));
+    payload.map_or_else(|_| sha256(envelope), |payload| sha256(&payload))
 }
 
 fn outcome_of(error: KeeperError) -> Outcome {

@@ -62,16 +62,19 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
         return Err(WorkerError::Ticket("it has expired"));
     }
     let executable = options.executable;
-    let found = digest_of(executable.clone()).await?;
+    let scratch = Scratch::create(&options.work, &ticket.attempt)?;
+    let (tested, within) = (executable.clone(), scratch.temporary());
+    // Both take about a tenth of a second: the program is large.
+    let (found, evidence) = tokio::try_join!(
+        digest_of(executable.clone()),
+        blocking("testing the sandbox", move || sandbox::self_test(&tested, &within))
+    )?;
     if found != ticket.worker {
         return Err(WorkerError::OtherProgram {
             expected: ticket.worker,
             found,
         });
     }
-    let scratch = Scratch::create(&options.work, &ticket.attempt)?;
-    let (tested, within) = (executable.clone(), scratch.temporary());
-    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested, &within)).await?;
 
     let identity = Identity::generate();
     let signer = SigningKey::generate()?;

@@ -1,13 +1,13 @@
 //! The state machine: one journal transaction for each step, its letter delivered afterwards.
 
 use bytes::Bytes;
-use tidegate_contracts::store::ObjectName;
+use tidegate_contracts::store::{ObjectName, Patience};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side, is_contested};
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 
-use super::{LEASE_EVERY, LEASE_SECONDS, POLL_LEAST, POLL_MOST};
+use super::{LEASE_EVERY, LEASE_SECONDS};
 use crate::admission::{Admitted, Requirements, Worker, admit, second_hello};
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{AttemptRecord, Pending, Phase, Position};
@@ -116,7 +116,7 @@ impl Keeper {
         }
         let secret = self.ticket_secret(&self.attempt_record(attempt)?).await?;
         let mut admitted: Option<Admitted<Worker>> = None;
-        let mut pause = POLL_LEAST;
+        let mut patience = Patience::begin();
         let mut lease = tokio::time::Instant::now() + LEASE_EVERY;
         loop {
             let mut record = match self.attempt_record(attempt)? {
@@ -148,16 +148,13 @@ impl Keeper {
             };
             match next {
                 Some((new, message)) => {
-                    pause = POLL_LEAST;
+                    patience = Patience::begin();
                     let Some(stepped) = self.step(&record, new, message).await? else {
                         continue;
                     };
                     record = stepped;
                 }
-                None => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(POLL_MOST);
-                }
+                None => tokio::time::sleep(patience.pause()).await,
             }
             if let Some(worker) = &admitted
                 && record.outcome.is_none()

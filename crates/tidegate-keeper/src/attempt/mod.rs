@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_contracts::journal::Batch;
+use tidegate_contracts::store::Patience;
 use tidegate_seal::random::random_bytes;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
@@ -42,9 +43,6 @@ const TICKET_SECONDS: u64 = 600;
 /// How long a lease lasts, and how often it is renewed.
 const LEASE_SECONDS: u64 = 30;
 const LEASE_EVERY: Duration = Duration::from_secs(5);
-/// Between two looks into a mailbox.
-const POLL_LEAST: Duration = Duration::from_millis(4);
-const POLL_MOST: Duration = Duration::from_millis(64);
 
 impl Keeper {
     pub(crate) async fn start_attempt(
@@ -238,14 +236,13 @@ impl Keeper {
     /// How the attempt ended, once it has.
     pub(crate) async fn await_attempt(self: &Arc<Self>, attempt: &Attempt) -> Result<ReplyBody, KeeperError> {
         self.watch(attempt.clone());
-        let mut pause = POLL_LEAST;
+        let patience = Patience::begin();
         loop {
             let record = self.attempt_record(attempt)?;
             if let Some(outcome) = record.outcome {
                 return Ok(ReplyBody::AttemptEnded { outcome });
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MOST);
+            tokio::time::sleep(patience.pause()).await;
         }
     }
 
@@ -324,7 +321,7 @@ impl Keeper {
                     }
                 }
             }
-            tokio::time::sleep(POLL_MOST * failures.clamp(1, 20)).await;
+            tokio::time::sleep(Patience::MOST * failures.clamp(1, 20)).await;
         }
         if let Ok(mut watched) = self.watched.lock() {
             watched.remove(attempt);
