@@ -26,6 +26,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate_types::refusal::ExitCode as Code;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::prelude::*;
 
 use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format};
 use crate::commands::run::Options;
@@ -69,7 +71,8 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage as u8))
 }
 
-/// Starts logging on standard error, in the format that was asked for: what `TIDEGATE_LOG` says.
+/// Starts logging on standard error, in the format that was asked for: what `TIDEGATE_LOG` says, and of
+/// that what Tidegate itself says. Libraries log queries, rows and requests when they are asked to.
 fn log(cli: &Cli) -> Result<(), Failure> {
     // A server tells which releases it refuses; everything else has an end at which it says what happened.
     let usual = if matches!(cli.command, Command::Serve { .. }) {
@@ -86,14 +89,16 @@ fn log(cli: &Cli) -> Result<(), Failure> {
         Err(std::env::VarError::NotUnicode(_)) => return Err(Failure::Usage("TIDEGATE_LOG: it is not UTF-8".to_owned())),
         Ok(_) | Err(std::env::VarError::NotPresent) => tracing_subscriber::EnvFilter::new(usual),
     };
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if cli.format == Format::Json {
-        logs.json().init();
-    } else {
-        logs.init();
-    }
+    let ours = filter_fn(|metadata| metadata.target().starts_with("tidegate"));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match cli.format {
+        Format::Json => lines.json().boxed(),
+        Format::Text => lines.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines.with_filter(ours))
+        .init();
     Ok(())
 }
 

@@ -27,6 +27,18 @@ fn a_planted_name_is_found_nowhere_outside_the_private_site() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Libraries would log whole queries and rows.
+    let lines = String::from_utf8(output.stderr.clone()).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let targets: BTreeSet<String> = lines
+        .filter_map(|line| line["target"].as_str().map(str::to_owned))
+        .collect();
+    assert!(targets.contains("tidegate_keeper::crossing"), "{targets:?}");
+    let others: Vec<_> = targets
+        .iter()
+        .filter(|target| !target.starts_with("tidegate"))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
     for planted in [PLANTED_NAME, "MRN4100021", "Invented17"] {
         assert!(!holds(&output.stdout, planted));
         assert!(!holds(&output.stderr, planted), "{planted} in a log");
