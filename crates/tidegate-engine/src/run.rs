@@ -281,7 +281,8 @@ impl Engine {
     }
 
     /// Runs a plan, or continues the run of the same plan that was interrupted. A run that ended, well
-    /// or not, is never continued: a new one begins, and uses every step's result that is there.
+    /// or not, is never continued: a new one begins, and uses every step's result that is there. A run of
+    /// this pipeline that was interrupted under another plan ends with that: nobody can continue it.
     ///
     /// # Errors
     /// What stopped it. The run's record says so too.
@@ -296,6 +297,7 @@ impl Engine {
         if let Err(error) = self.abandon(None, "lost").await {
             tracing::warn!(run = %record.id, %error, "attempts of earlier runs are fenced by the next run");
         }
+        self.supersede(&record).await?;
         let result = self.tasks(&mut record, &planned.plan, began).await;
         self.conclude(&mut record, &result).await?;
         let mut summary = result?;
@@ -324,6 +326,24 @@ impl Engine {
         self.keeper.sweep().await?;
         self.conclude(&mut record, &Err(EngineError::Cancelled(run.to_string())))
             .await
+    }
+
+    /// Ends the interrupted runs whose place `record` takes. Whoever runs holds the state folder alone, so
+    /// that no process goes on with any of them.
+    async fn supersede(&self, record: &RunRecord) -> Result<(), EngineError> {
+        let runs: Vec<RunRecord> = scan(&*self.journal, "runs", "")?;
+        let open = runs
+            .into_iter()
+            .filter(|run| run.status == RunStatus::Running && run.pipeline == record.pipeline && run.id != record.id);
+        for mut run in open {
+            let why = format!(
+                "it was interrupted, then its files were changed; run `{}` took its place",
+                record.id
+            );
+            let ended = EngineError::failed(format!("continuing run `{}`", run.id), why);
+            self.conclude(&mut run, &Err(ended)).await?;
+        }
+        Ok(())
     }
 
     /// Ends a run in journal and ledger; nothing runs for it afterwards.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tidegate_engine::{EngineError, Progress, RunStatus};
+use tidegate_contracts::Journal;
+use tidegate_engine::{EngineError, Progress, RunRecord, RunStatus};
 use tidegate_types::keeper::AttemptOutcome;
 
 use crate::world::{PIPELINE, World, accepted};
@@ -120,6 +121,38 @@ fn an_interrupted_run_goes_on_with_the_attempt_that_it_began() {
     assert_eq!(started, [false, true]);
     let ids: std::collections::BTreeSet<String> = world.ledger().into_iter().map(|event| event.id).collect();
     assert_eq!(ids.len(), world.ledger().len(), "a fact stands in the ledger twice");
+}
+
+#[test]
+fn an_interrupted_run_whose_files_were_changed_ends_when_the_next_begins() {
+    let world = World::new("superseded");
+    world.ends(|_| None);
+    world.with(PIPELINE, async |engine| {
+        let planned = engine.plan(None).await.unwrap();
+        let run = tokio::time::timeout(Duration::from_millis(600), engine.run(&planned));
+        assert!(run.await.is_err());
+    });
+    world.ends(|_| Some(accepted()));
+    let changed = PIPELINE.replace("train:\n", "train:\n  retries: 2\n");
+    world.run(&changed).unwrap();
+    let runs = world.journal.scan("runs", "").unwrap();
+    let mut runs: Vec<RunRecord> = runs
+        .iter()
+        .map(|(_, run)| serde_json::from_slice(run).unwrap())
+        .collect();
+    runs.sort_by_key(|run| run.status == RunStatus::Done);
+    let statuses: Vec<_> = runs.iter().map(|run| run.status).collect();
+    assert_eq!(statuses, [RunStatus::Failed, RunStatus::Done]);
+    assert!(runs[0].why.contains(runs[1].id.as_str()), "{}", runs[0].why);
+    // The attempt that was under way is no longer anybody's.
+    let fenced = world.keeper.fenced.lock().unwrap().clone();
+    assert_eq!(fenced.len(), 1);
+    assert_eq!(fenced[0].0.run, runs[0].id);
+    let ended = world
+        .ledger()
+        .into_iter()
+        .filter(|event| event.event_type.ends_with("run-ended"));
+    assert_eq!(ended.count(), 2);
 }
 
 #[test]
