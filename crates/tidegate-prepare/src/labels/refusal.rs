@@ -234,7 +234,7 @@ fn supplied_rows() -> Refusal {
         rule: "supplied-rows".to_owned(),
         what: "releasing rows that the query brings along (VALUES, or a SELECT without FROM)".to_owned(),
         why: "rows that are nobody's could make a group of people look larger than it is".to_owned(),
-        fix: "use VALUES only as the inner side of a join with the dataset".to_owned(),
+        fix: "select from the dataset alone".to_owned(),
     }
 }
 

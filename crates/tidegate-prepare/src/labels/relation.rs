@@ -139,7 +139,10 @@ impl Analysis<'_> {
         let mut right = self.relation(&join.right);
         let left_keys = self.values(join.on.iter().map(|(left, _)| left), &join.left, &mut left);
         let right_keys = self.values(join.on.iter().map(|(_, right)| right), &join.right, &mut right);
-        let mut rows: Taint = left.rows.union(&right.rows).cloned().collect();
+        let mut rows = Taint::new();
+        if self.on(Rule::JoinCarriesRows) {
+            rows.extend(left.rows.union(&right.rows).cloned());
+        }
         let mut keys = Taint::new();
         self.decide_all(&mut keys, &left_keys, "a join key");
         self.decide_all(&mut keys, &right_keys, "a join key");
@@ -231,7 +234,9 @@ impl Analysis<'_> {
             if input.columns.len() != width {
                 return self.unknown_relation(width, "a union of an unexpected shape");
             }
-            relation.rows.extend(input.rows);
+            if self.on(Rule::UnionCarriesRows) {
+                relation.rows.extend(input.rows);
+            }
             relation.order.extend(input.order);
             relation.supplied |= input.supplied;
             if number == 0 {
@@ -239,7 +244,7 @@ impl Analysis<'_> {
             } else if self.on(Rule::UnionJoinsBranches) {
                 for (column, branch) in relation.columns.iter_mut().zip(input.columns) {
                     column.taint.extend(branch.taint);
-                    if column.direct != branch.direct {
+                    if column.direct != branch.direct && self.on(Rule::UnionOfOneColumn) {
                         column.direct = None;
                     }
                 }

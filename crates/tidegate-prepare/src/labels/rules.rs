@@ -17,6 +17,8 @@ pub enum Rule {
     JoinKeysDecideRows,
     /// The further condition of a join decides over rows.
     JoinFilterDecidesRows,
+    /// What decides over the rows of either side decides over the rows of a join.
+    JoinCarriesRows,
     /// The keys of groups decide over rows.
     GroupKeysDecideRows,
     /// All columns of a DISTINCT decide over rows.
@@ -35,8 +37,12 @@ pub enum Rule {
     AggregateFilterJoins,
     /// An aggregate that depends on the order of rows joins everything.
     OrderedAggregateJoinsEverything,
-    /// Every branch of a union joins: its columns, and what decides over its rows.
+    /// Every branch of a union joins: its columns, and where they differ what decides over its rows.
     UnionJoinsBranches,
+    /// What decides over the rows of any branch decides over the rows of a union.
+    UnionCarriesRows,
+    /// A column of a union is a source column only if it is the same in every branch.
+    UnionOfOneColumn,
     /// Subqueries in expressions join everything.
     SubqueryJoinsEverything,
     /// Windows join everything.
@@ -79,7 +85,7 @@ pub enum Rule {
 
 impl Rule {
     /// All rules.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::UnnamedIsIdentifier,
         Self::TemporalIsDate,
         Self::KindRestricts,
@@ -87,6 +93,7 @@ impl Rule {
         Self::FilterDecidesRows,
         Self::JoinKeysDecideRows,
         Self::JoinFilterDecidesRows,
+        Self::JoinCarriesRows,
         Self::GroupKeysDecideRows,
         Self::DistinctDecidesRows,
         Self::LimitJoinsEverything,
@@ -97,6 +104,8 @@ impl Rule {
         Self::AggregateFilterJoins,
         Self::OrderedAggregateJoinsEverything,
         Self::UnionJoinsBranches,
+        Self::UnionCarriesRows,
+        Self::UnionOfOneColumn,
         Self::SubqueryJoinsEverything,
         Self::WindowJoinsEverything,
         Self::GroupingSetJoinsEverything,

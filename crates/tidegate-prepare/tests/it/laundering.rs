@@ -330,17 +330,17 @@ const ATTEMPTS: &[(&str, &str, &str)] = &[
         "select from",
     ),
     // Other tables and rows that nobody has.
-    ("VALUES (1), (2)", "supplied-rows", "inner side of a join"),
-    ("SELECT 1 AS x", "supplied-rows", "inner side of a join"),
+    ("VALUES (1), (2)", "supplied-rows", "from the dataset alone"),
+    ("SELECT 1 AS x", "supplied-rows", "from the dataset alone"),
     (
         "SELECT hrt FROM people UNION ALL VALUES (1.5)",
         "supplied-rows",
-        "inner side of a join",
+        "from the dataset alone",
     ),
     (
         "SELECT v.x FROM people RIGHT JOIN (VALUES (1), (2)) AS v(x) ON days = v.x",
         "supplied-rows",
-        "inner side of a join",
+        "from the dataset alone",
     ),
     // Another result each time.
     ("SELECT random() AS x FROM people", "volatile-function", "random"),

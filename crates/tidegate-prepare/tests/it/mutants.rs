@@ -30,6 +30,10 @@ fn witness(rule: Rule) -> (&'static str, Leak) {
             "SELECT a.hrt FROM people AS a JOIN people AS b ON a.name < b.notes",
             Shown,
         ),
+        Rule::JoinCarriesRows => (
+            "SELECT a.hrt FROM people AS a CROSS JOIN (SELECT hrt FROM people WHERE name = 'name1') AS b",
+            Shown,
+        ),
         Rule::GroupKeysDecideRows => ("SELECT count(*) AS n FROM people GROUP BY name", Shown),
         Rule::DistinctDecidesRows => ("SELECT sex FROM (SELECT DISTINCT sex, name FROM people) AS t", Shown),
         Rule::LimitJoinsEverything => ("SELECT hrt FROM people ORDER BY name LIMIT 2", Shown),
@@ -50,6 +54,15 @@ fn witness(rule: Rule) -> (&'static str, Leak) {
         Rule::OrderedAggregateJoinsEverything => ("SELECT first_value(hrt) AS x FROM people", Otherwise),
         Rule::UnionJoinsBranches => (
             "SELECT hrt FROM people UNION ALL SELECT CAST(patient_id AS DOUBLE) FROM people",
+            Shown,
+        ),
+        Rule::UnionCarriesRows => (
+            "SELECT hrt FROM people WHERE name = 'name1' UNION ALL SELECT hrt FROM people WHERE name = 'name2'",
+            Shown,
+        ),
+        Rule::UnionOfOneColumn => (
+            "SELECT zip3(x) AS x FROM (SELECT zip AS x FROM people UNION ALL \
+             SELECT CASE WHEN name = 'name1' THEN '02139' ELSE '90210' END FROM people) AS t",
             Shown,
         ),
         Rule::SubqueryJoinsEverything => ("SELECT (SELECT max(name) FROM people) AS x FROM people", Shown),
