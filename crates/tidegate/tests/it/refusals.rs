@@ -192,3 +192,16 @@ fn raw_rows_are_predicted_on_their_home_site_alone() {
     let (rule, message) = hospital.refuses(&["predict", "--site", "ward", "new.csv"]);
     assert_eq!(rule, "raw-rows-stay-home", "{message}");
 }
+
+#[test]
+fn a_control_plane_that_the_site_does_not_know_is_refused() {
+    let hospital = Hospital::new();
+    hospital.run();
+    std::fs::remove_file(hospital.state().join("control/control.key")).unwrap();
+    let (rule, message) = hospital.refused();
+    assert_eq!(rule, "control-key", "{message}");
+    // Neither when it has lost everything that it knew.
+    std::fs::remove_dir_all(hospital.state().join("control")).unwrap();
+    let (rule, message) = hospital.refused();
+    assert_eq!(rule, "control-key", "{message}");
+}

@@ -249,6 +249,14 @@ fn what_the_product_does_every_day_is_permitted() {
                 .offering_network(),
         ),
         (
+            "a bundle to a site whose commands have network",
+            Case::bundle().offering_network().with(|case| case.run_network = true),
+        ),
+        (
+            "a model home, where commands have network",
+            Case::model().offering_network().with(|case| case.run_network = true),
+        ),
+        (
             "public data with network",
             Case::dataset()
                 .with(public)
