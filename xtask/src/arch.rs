@@ -8,6 +8,8 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
+use crate::refusals;
+
 /// Which crates a crate may use, beyond those of others: every arrow that there may be.
 const ARROWS: [(&str, &[&str]); 17] = [
     ("tidegate-types", &[]),
@@ -130,6 +132,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let graph = Graph::read(root)?;
     let mut faults = graph.faults();
     faults.extend(sizes(root)?);
+    faults.extend(refusals::faults(root, &product(root)?)?);
     for fault in &faults {
         println!("{fault}");
     }
@@ -277,6 +280,19 @@ fn sizes(root: &Path) -> anyhow::Result<Vec<String>> {
         faults.push(format!("tidegate-types: {types} lines; it stays below {TYPES_LINES}"));
     }
     Ok(faults)
+}
+
+/// The source of the product, without its tests.
+fn product(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    rust_files(&root.join("crates"), &mut files)?;
+    let is_test = |path: &Path| path.components().any(|part| part.as_os_str() == "tests");
+    files.retain(|path| !is_test(path.strip_prefix(root).unwrap_or(path)));
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.split("#[cfg(test)]").next().unwrap_or_default().to_owned())
+    };
+    files.iter().map(read).collect()
 }
 
 fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {

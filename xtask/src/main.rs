@@ -3,6 +3,7 @@
 mod arch;
 mod compare;
 mod data;
+mod refusals;
 mod schemas;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Checks who depends on whom, and how large crates and files are
+    /// Checks who depends on whom, how large crates and files are, and that every refusal is documented
     Arch,
     /// Writes the JSON Schemas of the three files into `schemas/`
     Schemas {

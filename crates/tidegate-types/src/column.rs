@@ -1,5 +1,7 @@
 //! Roles of columns: what a value says about the person behind the row.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,18 @@ pub enum Role {
     Attribute,
     /// Free text, which may hold anything.
     Text,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Identifier => "identifier",
+            Self::QuasiIdentifier => "quasi_identifier",
+            Self::Sensitive => "sensitive",
+            Self::Attribute => "attribute",
+            Self::Text => "text",
+        })
+    }
 }
 
 /// What kind of value a column holds. A de-identifying function accepts only the kinds it was made

@@ -40,8 +40,6 @@ pub const IN_TOTO_PAYLOAD: &str = "application/vnd.in-toto+json";
 pub const IN_TOTO_STATEMENT: &str = "https://in-toto.io/Statement/v1";
 /// `predicateType` of a permit.
 pub const PERMIT_PREDICATE: &str = "https://tidegate.dev/permit/v1";
-/// `predicateType` of a bundle's provenance.
-pub const BUNDLE_PREDICATE: &str = "https://tidegate.dev/bundle/v1";
 
 /// An in-toto Statement v1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -401,7 +401,7 @@ fn card(
         ],
         deidentification: vec![
             format!(
-                "Profile `{:?}`; the query is in `recipe.json` ({} characters).",
+                "Profile `{}`; the query is in `recipe.json` ({} characters).",
                 pipeline.prepare.profile,
                 sql.len()
             ),

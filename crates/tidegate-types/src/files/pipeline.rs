@@ -1,6 +1,7 @@
 //! `tidegate.yaml`: the engineer's statement of what to do. It may tighten labels, never loosen them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,15 @@ pub enum Profile {
     /// No rule book: nothing lowers a personal label, so only public data or cleared sites.
     #[default]
     None,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::HipaaSafeHarbor => "hipaa-safe-harbor",
+            Self::None => "none",
+        })
+    }
 }
 
 /// Shares of the subjects; what is left is `train`.

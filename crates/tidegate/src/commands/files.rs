@@ -101,18 +101,18 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
         let catalog = dataset.column(&column.name);
         let role = catalog.map_or_else(
             || "identifier (not in the catalog)".to_owned(),
-            |column| format!("{:?}", column.role).to_lowercase(),
+            |column| column.role.to_string(),
         );
         let differs = catalog.is_none_or(|catalog| catalog.role != column.suggested.role);
         let more = if column.more_distinct { "+" } else { "" };
         show::line(&format!(
-            "  {:<16} {:<12} {:>6} missing {:>7}{more} distinct{}",
+            "  {:<16} {:<16} {:>6} missing {:>7}{more} distinct{}",
             column.name,
             role,
             column.missing,
             column.distinct,
             if differs {
-                format!("  looks like {:?}: {}", column.suggested.role, column.why)
+                format!("  looks like {}: {}", column.suggested.role, column.why)
             } else {
                 String::new()
             }
