@@ -176,6 +176,21 @@ proptest! {
     }
 }
 
+/// Different values that are ordered and cut, NaN among them, once met a branch of the engine that nobody should reach.
+#[test]
+fn the_engine_survives_what_is_distinct_ordered_and_cut() {
+    let seed = 11_709_841_942_938_252_509;
+    let mut c = Choices(seed);
+    let sql = query(&mut c);
+    assert!(sql.contains("DISTINCT") && sql.contains("LIMIT"), "{sql}");
+    block_on(async {
+        for _ in 0..3 {
+            let (one, other) = twins(&mut c, &sql);
+            assert_eq!(execute(&one, &sql).await, execute(&other, &sql).await, "{sql}");
+        }
+    });
+}
+
 #[test]
 fn the_queries_are_worth_the_test() {
     // Enough of them plan, enough are clean, enough are refused, and among the refused are real leaks.
