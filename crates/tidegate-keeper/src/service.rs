@@ -215,8 +215,14 @@ impl Keeper {
                 (request.id, outcome_of(error), sha256(&bytes))
             }
             Ok((request, digest)) => {
-                let outcome = self.answer(&request).await;
-                (request.id, outcome, digest)
+                let id = request.id.clone();
+                let keeper = Arc::clone(self);
+                // A task of its own, so that a defect ends this answer alone, and is told.
+                let answered = tokio::spawn(async move { keeper.answer(&request).await }).await;
+                let outcome = answered.unwrap_or_else(|_| {
+                    Outcome::Failed("this keeper met a defect of its own; its log says where".to_owned())
+                });
+                (id, outcome, digest)
             }
             Err(error) => (String::new(), outcome_of(error), asked(&bytes)),
         };

@@ -106,6 +106,8 @@ impl Store for Disk {
 pub(crate) struct Rows {
     /// Bytes beside the rows, which no compression makes fewer.
     pub(crate) ballast: AtomicUsize,
+    /// Preparing meets a defect.
+    pub(crate) defective: AtomicBool,
     pub(crate) judged: AtomicU64,
     pub(crate) bundled: AtomicU64,
 }
@@ -139,6 +141,7 @@ impl HomeStages for Rows {
     }
 
     async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError> {
+        assert!(!self.defective.load(Ordering::SeqCst), "row of Ann Smith");
         let part = |name: &str| {
             let folder = context.folder.join(name);
             std::fs::create_dir_all(&folder).unwrap();

@@ -46,6 +46,22 @@ fn with_intent(body: RequestBody, spoil: impl FnOnce(&mut LedgerProof)) -> Reque
 }
 
 #[tokio::test]
+async fn a_defect_ends_one_answer_and_is_told_without_what_it_met() {
+    let mut world = World::new().await;
+    world.rows.defective.store(true, Ordering::SeqCst);
+    let body = RequestBody::Prepare {
+        run: run(),
+        pipeline: text(),
+    };
+    match world.ask(body).await {
+        Outcome::Failed(why) => assert!(why.contains("defect") && !why.contains("Ann Smith"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    world.rows.defective.store(false, Ordering::SeqCst);
+    world.prepare().await;
+}
+
+#[tokio::test]
 async fn no_permit_is_signed_before_a_checkpoint_covers_its_intent() {
     let mut world = World::new().await;
     let inputs = world.prepare().await;
