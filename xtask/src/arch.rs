@@ -130,7 +130,12 @@ struct Graph {
 
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let graph = Graph::read(root)?;
-    let mut faults = graph.faults();
+    let mut faults = graph.arrows();
+    for (crates, _, _) in FORBIDDEN {
+        for name in crates {
+            faults.extend(Graph::alone(root, name)?.forbidden());
+        }
+    }
     faults.extend(sizes(root)?);
     faults.extend(refusals::faults(root, &product(root)?)?);
     for fault in &faults {
@@ -143,20 +148,48 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 
 impl Graph {
     fn read(root: &Path) -> anyhow::Result<Self> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
-            .args(["metadata", "--format-version", "1", "--locked"])
-            .current_dir(root)
-            .output()
-            .context("starting `cargo metadata`")?;
-        if !output.status.success() {
-            bail!(
-                "`cargo metadata` failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
-        let metadata = serde_json::from_slice(&output.stdout).context("reading what `cargo metadata` said")?;
+        let metadata = cargo(root, &["metadata", "--format-version", "1", "--locked"])?;
+        let metadata = serde_json::from_slice(&metadata).context("reading what `cargo metadata` said")?;
         Ok(Self::of(metadata))
+    }
+
+    /// What is below one crate when it is built by itself: in the whole workspace a library has every part
+    /// that anybody asks for.
+    fn alone(root: &Path, name: &str) -> anyhow::Result<Self> {
+        let tree = [
+            "tree", "--locked", "--edges", "no-dev", "--prefix", "depth", "--format", " {p}",
+        ];
+        let tree = cargo(root, &[&tree[..], &["--package", name]].concat())?;
+        let tree = String::from_utf8(tree).context("reading what `cargo tree` said")?;
+        Self::of_tree(&tree).with_context(|| format!("reading what is below {name}"))
+    }
+
+    /// Reads lines of depth, name and version.
+    fn of_tree(tree: &str) -> anyhow::Result<Self> {
+        let mut graph = Self {
+            names: BTreeMap::new(),
+            members: BTreeSet::new(),
+            uses: BTreeMap::new(),
+        };
+        let mut above: Vec<String> = Vec::new();
+        for line in tree.lines().filter(|line| !line.is_empty()) {
+            let mut words = line.split_whitespace();
+            let depth: usize = words
+                .next()
+                .unwrap_or_default()
+                .parse()
+                .context("a line without depth")?;
+            let name = words.next().context("a line without a name")?;
+            let id = format!("{name} {}", words.next().unwrap_or_default());
+            graph.names.insert(id.clone(), name.to_owned());
+            above.truncate(depth);
+            match above.last() {
+                Some(user) => graph.uses.entry(user.clone()).or_default().push(id.clone()),
+                None => drop(graph.members.insert(id.clone())),
+            }
+            above.push(id);
+        }
+        Ok(graph)
     }
 
     fn of(metadata: Metadata) -> Self {
@@ -183,7 +216,8 @@ impl Graph {
         self.names.get(id).map_or(id, String::as_str)
     }
 
-    fn faults(&self) -> Vec<String> {
+    /// Arrows between crates of the house that nobody drew.
+    fn arrows(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for id in &self.members {
             let name = self.name(id);
@@ -212,6 +246,12 @@ impl Graph {
                 }
             }
         }
+        faults
+    }
+
+    /// What is below a crate of the house and must not be.
+    fn forbidden(&self) -> Vec<String> {
+        let mut faults = Vec::new();
         for (crates, banned, why) in FORBIDDEN {
             for id in self.members.iter().filter(|id| crates.contains(&self.name(id))) {
                 for path in self.paths_to(id, banned) {
@@ -254,6 +294,23 @@ impl Graph {
         }
         found
     }
+}
+
+fn cargo(root: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let what = arguments.first().copied().unwrap_or_default();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(arguments)
+        .current_dir(root)
+        .output()
+        .with_context(|| format!("starting `cargo {what}`"))?;
+    if !output.status.success() {
+        bail!(
+            "`cargo {what}` failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(output.stdout)
 }
 
 fn sizes(root: &Path) -> anyhow::Result<Vec<String>> {
@@ -342,13 +399,13 @@ mod tests {
             ("tidegate", "tidegate-plan"),
             ("tidegate-types", "serde"),
         ];
-        assert_eq!(graph(&good).faults(), [""; 0]);
+        assert_eq!(graph(&good).arrows(), [""; 0]);
         for bad in [
             ("tidegate-types", "tidegate-seal"),
             ("tidegate-worker", "tidegate-policy"),
             ("tidegate-new", "serde"),
         ] {
-            assert_eq!(graph(&[bad]).faults().len(), 1, "{bad:?}");
+            assert_eq!(graph(&[bad]).arrows().len(), 1, "{bad:?}");
         }
     }
 
@@ -361,7 +418,7 @@ mod tests {
             ("b", "hyper-util"),
             ("tidegate-prepare", "tokio"),
         ];
-        let faults = graph(&deep).faults();
+        let faults = graph(&deep).forbidden();
         assert_eq!(faults.len(), 1);
         assert!(
             faults[0].starts_with("tidegate-prepare -> a -> b -> hyper-util"),
@@ -369,8 +426,16 @@ mod tests {
             faults[0]
         );
         let crypto = [("tidegate-prepare", "aws-lc-rs"), ("tidegate-seal", "aws-lc-rs")];
-        assert_eq!(graph(&crypto).faults(), [""; 0]);
-        assert_eq!(graph(&[("tidegate-seal", "x"), ("x", "tokio")]).faults().len(), 1);
+        assert_eq!(graph(&crypto).forbidden(), [""; 0]);
+        assert_eq!(graph(&[("tidegate-seal", "x"), ("x", "tokio")]).forbidden().len(), 1);
+    }
+
+    #[test]
+    fn a_tree_is_read_with_its_depths() {
+        let tree = "0 tidegate-seal v0.1.0 (/house)\n1 age v1\n2 rand v1\n1 x v2\n2 tokio v1 (*)\n";
+        let faults = Graph::of_tree(tree).unwrap().forbidden();
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].starts_with("tidegate-seal -> x -> tokio"), "{}", faults[0]);
     }
 
     #[test]
@@ -384,6 +449,6 @@ mod tests {
             ]},
         });
         let graph = Graph::of(serde_json::from_value(metadata).unwrap());
-        assert_eq!(graph.faults(), [""; 0]);
+        assert_eq!(graph.arrows(), [""; 0]);
     }
 }

@@ -16,4 +16,4 @@ pub mod store;
 pub use compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 pub use custody::{Custody, CustodyError};
 pub use journal::{Batch, Journal, JournalError};
-pub use store::{ObjectInfo, ObjectName, Patience, Store, StoreError, StoreExt};
+pub use store::{ObjectInfo, ObjectName, Patience, Store, StoreAccess, StoreError, StoreExt, WorkerStores};

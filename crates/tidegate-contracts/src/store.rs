@@ -1,5 +1,6 @@
 //! Object stores.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -202,6 +203,35 @@ pub trait StoreExt: Store {
 }
 
 impl<S: Store + ?Sized> StoreExt for S {}
+
+/// A store as a worker finds it.
+#[derive(Clone, Default)]
+pub struct StoreAccess {
+    /// Its address, as the worker's site sees it.
+    pub address: String,
+    /// Variables with the credentials that open it, and nothing that does not concern the worker's attempt.
+    pub credentials: BTreeMap<String, String>,
+}
+
+/// Without the credentials.
+impl fmt::Debug for StoreAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreAccess")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lets workers into the stores of their sites.
+#[async_trait]
+pub trait WorkerStores: Send + Sync {
+    /// Access to the store of `site` for the worker whose mailbox is below `mailbox`, for `seconds`.
+    ///
+    /// # Errors
+    /// When the site has no store here, or nobody gives credentials that are narrow enough: a worker is
+    /// never given more.
+    async fn access(&self, site: &str, mailbox: &str, seconds: u64) -> Result<StoreAccess, StoreError>;
+}
 
 /// How long somebody who waits for an object pauses between two looks: an eighth of the time that was
 /// waited already, so that waiting adds an eighth at the most to what is short, and what takes long costs

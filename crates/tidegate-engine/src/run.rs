@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::journal::{Batch, Journal};
-use tidegate_contracts::store::Store;
+use tidegate_contracts::store::{Store, WorkerStores};
 use tidegate_plan::{Plan, PlanInput, PlannedCrossing, PlannedTask, Report, Step};
 use tidegate_policy::{Moment, PolicySet, Question};
 use tidegate_seal::digest::canonical_digest;
@@ -68,8 +68,8 @@ pub struct Setup {
     pub mailbox: Arc<dyn Store>,
     /// Drivers by site.
     pub compute: BTreeMap<SiteName, Arc<dyn Compute>>,
-    /// Each site's store as that site itself sees it.
-    pub addresses: BTreeMap<SiteName, String>,
+    /// Lets workers into the stores of their sites.
+    pub stores: Arc<dyn WorkerStores>,
     /// The worker.
     pub worker: WorkerProgram,
     /// Lets a site that serves publish its recipient; called before a bundle crosses to it.
@@ -96,7 +96,7 @@ pub struct Engine {
     pub(crate) keeper: KeeperClient,
     pub(crate) home: SiteName,
     pub(crate) compute: BTreeMap<SiteName, Arc<dyn Compute>>,
-    pub(crate) addresses: BTreeMap<SiteName, String>,
+    pub(crate) stores: Arc<dyn WorkerStores>,
     pub(crate) worker: WorkerProgram,
     pub(crate) enrol: Arc<Enrol>,
     pub(crate) cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
@@ -168,7 +168,7 @@ impl Engine {
             keeper,
             home,
             compute: setup.compute,
-            addresses: setup.addresses,
+            stores: setup.stores,
             worker: setup.worker,
             enrol: setup.enrol,
             cancelled: setup.cancelled,

@@ -27,6 +27,9 @@ const GONE_OBSERVATIONS: u32 = 20;
 /// or was started again will read it.
 const ENDED_OBSERVATIONS: u32 = 240;
 
+/// The longest that a worker's credentials for its store are asked for: the most that clouds give.
+const LONGEST_SESSION: u64 = 12 * 3600;
+
 impl Engine {
     pub(crate) async fn train(
         &self,
@@ -163,7 +166,7 @@ impl Engine {
             attempt: attempt.attempt,
             site: site.clone(),
         });
-        let request = self.job_request(&job, attempt, site, ticket)?;
+        let request = self.job_request(&job, attempt, site, ticket).await?;
         let handle = match compute.ensure(&request).await {
             Ok(handle) => handle,
             // Also a request that is wrong: the job of an attempt that ended just before this process was
@@ -179,7 +182,7 @@ impl Engine {
         self.ended(attempt, outcome)
     }
 
-    fn job_request(
+    async fn job_request(
         &self,
         job: &str,
         attempt: &Attempt,
@@ -187,11 +190,13 @@ impl Engine {
         mut ticket: Ticket,
     ) -> Result<JobRequest, EngineError> {
         let making = "making a job";
-        ticket.store = self
-            .addresses
-            .get(site)
-            .cloned()
-            .ok_or_else(|| EngineError::failed(making, format!("site `{site}` has no store here")))?;
+        let seconds = self.pipeline.deadline.map_or(LONGEST_SESSION, |deadline| deadline.0);
+        let mailbox = attempt.mailbox();
+        let access = self
+            .stores
+            .access(site.as_str(), &mailbox, seconds.min(LONGEST_SESSION));
+        let access = access.await.while_(making)?;
+        (ticket.store, ticket.credentials) = (access.address, access.credentials);
         Ok(JobRequest {
             id: job.to_owned(),
             attempt: attempt.clone(),

@@ -62,6 +62,10 @@ pub struct Ticket {
     pub site: SiteName,
     /// The store's address as this site sees it; for an embedded site, the path of a folder.
     pub store: String,
+    /// Variables with which that store is opened: credentials that end by themselves and reach what this
+    /// attempt needs and nothing else. None for a folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub credentials: BTreeMap<String, String>,
     /// The organisation.
     pub organisation: String,
     /// A secret for one hello, 32 bytes in hexadecimal.

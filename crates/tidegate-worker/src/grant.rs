@@ -165,6 +165,7 @@ mod tests {
             },
             site: SiteName::new("cloud").unwrap(),
             store: "folder:".to_owned(),
+            credentials: std::collections::BTreeMap::new(),
             organisation: "st-mary".to_owned(),
             secret: String::new(),
             worker: sha256(b"worker"),

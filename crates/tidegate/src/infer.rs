@@ -4,15 +4,14 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2};
 use tidegate_bundle::{FeatureSchema, Predictor, inspect};
-use tidegate_local::FolderStore;
 use tidegate_types::message::Ticket;
 use tidegate_worker::sandbox::{self, Ended, Policy};
 
 use crate::failure::{Failure, While};
+use crate::stores;
 
 /// A ticket is at most this long.
 const TICKET_BYTES: u64 = 64 << 10;
@@ -31,11 +30,7 @@ pub(crate) async fn worker(work: Option<PathBuf>) -> Result<(), Failure> {
         .read_to_string(&mut text)
         .while_(reading)?;
     let ticket: Ticket = serde_json::from_str(&text).while_(reading)?;
-    let folder = ticket
-        .store
-        .strip_prefix("folder:")
-        .ok_or_else(|| Failure::Usage("this worker opens folder stores only".to_owned()))?;
-    let store = FolderStore::open(folder).while_("opening the site's store")?;
+    let store = stores::open(&ticket.store, &ticket.credentials)?;
     let attempt = &ticket.attempt;
     let own = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
     // Below the folder that the driver gave to the job: it goes with the job, whatever happens to this
@@ -46,9 +41,7 @@ pub(crate) async fn worker(work: Option<PathBuf>) -> Result<(), Failure> {
         work,
         executable: std::env::current_exe().while_("finding this program")?,
     };
-    tidegate_worker::run(ticket, Arc::new(store), options)
-        .await
-        .while_("working")
+    tidegate_worker::run(ticket, store, options).await.while_("working")
 }
 
 /// `tidegate trainer`: the built-in trainer under the worker's contract.

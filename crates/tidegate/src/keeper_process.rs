@@ -18,6 +18,7 @@ use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::{Project, now};
 use crate::stages::Rows;
+use crate::stores;
 
 /// How long a keeper waits for the one before it to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
@@ -30,10 +31,11 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     let folder = project.layout.site(site);
     std::fs::create_dir_all(&folder).while_(starting)?;
     let _lock = lock(&folder.join("keeper.lock")).await?;
-    let mut stores: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
+    let mut opened: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
+    let environment = stores::environment();
     for name in project.sites.sites.keys() {
-        let store = FolderStore::open(project.store_folder(name)).while_("opening a site's store")?;
-        stores.insert(name.clone(), Arc::new(store));
+        let store = stores::open(&project.store_address(name), &environment)?;
+        opened.insert(name.clone(), store);
     }
     let custody = FileCustody::open_or_create(folder.join("keys").join("custody.key")).while_(starting)?;
     let keeper = Keeper::open(Setup {
@@ -45,7 +47,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         journal: Arc::new(SqliteJournal::open(folder.join("journal.sqlite")).while_(starting)?),
         custody: Arc::new(custody),
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
-        stores,
+        stores: opened,
         mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),
         folder: folder.clone(),
         workers: BTreeSet::from([program_digest()?]),

@@ -67,12 +67,4 @@ impl Layout {
     pub(crate) fn site(&self, site: &SiteName) -> PathBuf {
         self.root.join("sites").join(site.as_str())
     }
-
-    /// The folder of a site's store by its address in the sites file.
-    pub(crate) fn store(&self, site: &SiteName, address: &str) -> PathBuf {
-        match address.strip_prefix("folder:") {
-            Some(path) if !path.is_empty() => PathBuf::from(path),
-            _ => self.site(site).join("store"),
-        }
-    }
 }

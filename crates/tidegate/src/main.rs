@@ -8,6 +8,7 @@
 //! - [`stages`]: what a keeper does with rows, wired from preparation, learning and bundles
 //! - [`keeper_process`]: the keeper as a process of its own
 //! - [`commands`]: what the user asks for
+//! - [`stores`]: the stores of sites, wherever they are
 //! - [`screen`]: progress while it goes on
 //! - [`show`]: what the user sees at the end
 
@@ -21,6 +22,7 @@ mod project;
 mod screen;
 mod show;
 mod stages;
+mod stores;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     if arguments.nth(1).is_some_and(|argument| argument == "sandbox-exec") {
         return tidegate_worker::sandbox::sandbox_exec_main(arguments);
     }
+    std::panic::set_hook(Box::new(tell_defect));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
@@ -69,6 +72,15 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage as u8))
+}
+
+/// Says where this program has a defect. What it was doing is left out: messages of libraries quote the
+/// values that they stumbled over.
+fn tell_defect(defect: &std::panic::PanicHookInfo<'_>) {
+    let place = defect
+        .location()
+        .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    tracing::error!(%place, "a defect in this program; please report the place");
 }
 
 /// Starts logging on standard error, in the format that was asked for: what `TIDEGATE_LOG` says, and of

@@ -15,6 +15,7 @@ use tidegate_types::keeper::PipelineText;
 
 use crate::failure::Failure;
 use crate::layout::Layout;
+use crate::stores;
 
 /// The largest code file or query that is read.
 const TEXT_BYTES: u64 = 8 << 20;
@@ -67,6 +68,16 @@ impl Project {
             },
         )
         .map_err(Failure::File)?;
+        let faults = stores::faults(
+            &sites,
+            &SourceText {
+                file: &sites_name,
+                text: &sites_source,
+            },
+        );
+        if !faults.is_empty() {
+            return Err(Failure::File(faults));
+        }
         if let Some(refusal) = check_refusals(&catalog, &sites, &pipeline).into_iter().next() {
             return Err(Failure::Refused(refusal));
         }
@@ -122,10 +133,13 @@ impl Project {
         )))
     }
 
-    /// The folder of a site's store.
-    pub(crate) fn store_folder(&self, site: &SiteName) -> PathBuf {
+    /// Where a site's store is, for whoever opens it: a folder with its path, or a cloud's.
+    pub(crate) fn store_address(&self, site: &SiteName) -> String {
         let address = self.sites.sites.get(site).map_or("folder:", |site| site.store.as_str());
-        self.layout.store(site, address)
+        match address.strip_prefix("folder:") {
+            Some("") => format!("folder:{}", self.layout.site(site).join("store").display()),
+            _ => address.to_owned(),
+        }
     }
 }
 

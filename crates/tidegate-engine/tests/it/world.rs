@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::fakes::{FakeCompute, MemoryJournal, MemoryStore};
 use tidegate_contracts::journal::Journal;
-use tidegate_contracts::store::{ObjectName, Store, StoreExt};
+use tidegate_contracts::store::{ObjectName, Store, StoreAccess, StoreError, StoreExt, WorkerStores};
 use tidegate_engine::{ControlKey, Engine, EngineError, Planned, Progress, Setup, Summary, WorkerProgram};
 use tidegate_policy::PolicySet;
 use tidegate_seal::digest::sha256;
@@ -270,6 +271,7 @@ impl Keeper {
                     attempt: attempt.clone(),
                     site: site.clone(),
                     store: "folder:".to_owned(),
+                    credentials: BTreeMap::new(),
                     organisation: "st-mary".to_owned(),
                     secret: "00".repeat(32),
                     worker: *worker,
@@ -333,6 +335,19 @@ pub(crate) struct World {
     pub(crate) folder: PathBuf,
 }
 
+/// A folder for every site.
+struct Folders;
+
+#[async_trait]
+impl WorkerStores for Folders {
+    async fn access(&self, site: &str, _: &str, _: u64) -> Result<StoreAccess, StoreError> {
+        Ok(StoreAccess {
+            address: format!("folder:/{site}"),
+            ..StoreAccess::default()
+        })
+    }
+}
+
 impl World {
     /// A world whose attempts end at once with a model; `name` is the test's own.
     pub(crate) fn new(name: &str) -> Self {
@@ -391,11 +406,7 @@ impl World {
         let drivers = ["hospital", "cloud"].map(|site| (SiteName::new(site).unwrap(), Arc::clone(&driver)));
         Engine::open(Setup {
             catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
-            addresses: sites
-                .sites
-                .keys()
-                .map(|site| (site.clone(), format!("folder:/{site}")))
-                .collect(),
+            stores: Arc::new(Folders),
             sites,
             pipeline: read_pipeline("tidegate.yaml", pipeline).unwrap(),
             text: PipelineText {

@@ -63,7 +63,9 @@ impl Keeper {
             ticket: Ticket {
                 attempt: attempt.clone(),
                 site: record.site.clone(),
+                // Whoever starts the worker knows how that site sees its store, and gives it access.
                 store: self.site_definition(&record.site)?.store.clone(),
+                credentials: BTreeMap::new(),
                 organisation: self.sites.organisation.clone(),
                 secret: hex::encode(*secret),
                 worker: record.worker,

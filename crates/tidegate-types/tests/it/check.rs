@@ -24,7 +24,7 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("organisation: st-mary", "organisation: \" \""),
         ("    custody: \"file:\"\n", ""),
         ("custody: \"file:\"", "custody: \"vault:\""),
-        ("store: \"folder:\"", "store: \"s3:\""),
+        ("store: \"folder:\"", "store: \"ftp:\""),
         (
             "clearance: {level: internal}, store: \"folder:\"",
             "clearance: {level: internal}, store: \"folder:\", custody: \"file:\"",

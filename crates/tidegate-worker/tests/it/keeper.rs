@@ -1,6 +1,6 @@
 //! A scripted keeper: the other end of the mailbox, with artifacts that crossed for real.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -141,6 +141,7 @@ impl Keeper {
             attempt: attempt.clone(),
             site: SiteName::new("cloud").unwrap(),
             store: "folder:".to_owned(),
+            credentials: BTreeMap::new(),
             organisation: ORGANISATION.to_owned(),
             secret: hex::encode([5; 32]),
             worker,

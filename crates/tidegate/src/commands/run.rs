@@ -18,6 +18,7 @@ use crate::keeper_process::{EmbeddedKeeper, lock, program_digest, try_lock};
 use crate::project::{Project, now};
 use crate::screen::Screen;
 use crate::show;
+use crate::stores::SiteStores;
 
 impl From<Until> for Step {
     fn from(until: Until) -> Self {
@@ -208,12 +209,7 @@ impl Session {
             ledger_folder: layout.ledger(),
             mailbox: Arc::new(FolderStore::open(layout.mailbox(&home)).while_(opening)?),
             compute: drivers(project)?,
-            addresses: project
-                .sites
-                .sites
-                .keys()
-                .map(|site| (site.clone(), format!("folder:{}", project.store_folder(site).display())))
-                .collect(),
+            stores: Arc::new(SiteStores::of(project)),
             worker: WorkerProgram {
                 command: vec![program.display().to_string(), "worker".to_owned()],
                 digest,

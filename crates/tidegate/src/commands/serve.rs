@@ -1,6 +1,7 @@
 //! `serve` and `enrol`: a site that uses models. Everything it needs lies in its own folder and store.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use tidegate_bundle::bundle;
 use tidegate_contracts::store::{ObjectName, Store, StoreExt};
 use tidegate_keeper::keys::create_private_file;
-use tidegate_local::FolderStore;
 use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::envelope::{self, Identity};
 use tidegate_seal::key::DataKey;
@@ -27,7 +27,7 @@ use crate::commands::predict::verify;
 use crate::failure::{Failure, While};
 use crate::keeper_process::public_key_file;
 use crate::project::Project;
-use crate::show;
+use crate::{show, stores};
 
 /// How often the site's store is looked at for new releases.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<
         site: site.clone(),
         recipient: identity(&folder)?.recipient(),
     };
-    let store = FolderStore::open(project.store_folder(&site)).while_(enrolling)?;
+    let store = stores::open(&project.store_address(&site), &stores::environment())?;
     let object = ObjectName::new(ENROLMENT_OBJECT).while_(enrolling)?;
     let body = serde_json::to_vec(&enrolment).while_(enrolling)?;
     store.put_same(&object, Bytes::from(body)).await.while_(enrolling)
@@ -138,7 +138,7 @@ pub(crate) async fn serve(
         let inbox = Inbox {
             site: site.clone(),
             organisation: project.sites.organisation.clone(),
-            store: FolderStore::open(project.store_folder(&site)).while_("serving")?,
+            store: stores::open(&project.store_address(&site), &stores::environment())?,
             identity: identity(&folder)?,
             owner: owner.clone(),
             models: serving.join("models"),
@@ -195,7 +195,7 @@ async fn interrupted() {
 struct Inbox {
     site: SiteName,
     organisation: String,
-    store: FolderStore,
+    store: Arc<dyn Store>,
     identity: Identity,
     owner: VerifyingKey,
     models: PathBuf,
@@ -261,7 +261,7 @@ impl Inbox {
                 plaintext_limit: BUNDLE_BYTES,
                 ceiling: None,
             },
-            &self.store,
+            &*self.store,
             &DataKey::from_bytes(raw),
             &target,
         )

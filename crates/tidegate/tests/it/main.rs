@@ -8,12 +8,15 @@
 
 mod apart;
 mod cancelling;
+mod clouds;
 mod commands;
 mod contested;
 mod control;
 mod fixture;
 mod journey;
 mod kills;
+#[path = "../../../tidegate-cloud/tests/it/peers.rs"]
+mod peers;
 mod refusals;
 mod secrets;
 mod serving;

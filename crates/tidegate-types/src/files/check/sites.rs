@@ -7,7 +7,7 @@ use crate::files::sites::{Site, SiteKind};
 use crate::files::source::suggest;
 
 /// Kinds of stores that this version can use, as the part of `store` up to its colon.
-const STORES: [&str; 1] = ["folder:"];
+const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
 const CUSTODIES: [&str; 1] = ["file:"];
 /// Drivers that this version has.

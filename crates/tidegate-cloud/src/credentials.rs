@@ -1,0 +1,71 @@
+//! Credentials, from the variables in which each cloud's own tools look for them. Other variables are not
+//! looked at: where a store is, and how it is spoken to, stands in the sites file alone.
+
+use std::collections::BTreeMap;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+
+/// Variables by name, as a process has them.
+pub type Environment = BTreeMap<String, String>;
+
+/// Without any of them the machine's metadata service is asked.
+const S3: [(&str, AmazonS3ConfigKey); 11] = [
+    ("AWS_ACCESS_KEY_ID", AmazonS3ConfigKey::AccessKeyId),
+    ("AWS_SECRET_ACCESS_KEY", AmazonS3ConfigKey::SecretAccessKey),
+    ("AWS_SESSION_TOKEN", AmazonS3ConfigKey::Token),
+    ("AWS_DEFAULT_REGION", AmazonS3ConfigKey::DefaultRegion),
+    ("AWS_REGION", AmazonS3ConfigKey::Region),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", AmazonS3ConfigKey::WebIdentityTokenFile),
+    ("AWS_ROLE_ARN", AmazonS3ConfigKey::RoleArn),
+    ("AWS_ROLE_SESSION_NAME", AmazonS3ConfigKey::RoleSessionName),
+    (
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        AmazonS3ConfigKey::ContainerCredentialsRelativeUri,
+    ),
+    (
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        AmazonS3ConfigKey::ContainerCredentialsFullUri,
+    ),
+    (
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        AmazonS3ConfigKey::ContainerAuthorizationTokenFile,
+    ),
+];
+
+const GOOGLE: [(&str, GoogleConfigKey); 1] = [(
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    GoogleConfigKey::ApplicationCredentials,
+)];
+
+const AZURE: [(&str, AzureConfigKey); 7] = [
+    ("AZURE_STORAGE_KEY", AzureConfigKey::AccessKey),
+    ("AZURE_STORAGE_SAS_TOKEN", AzureConfigKey::SasKey),
+    ("AZURE_CLIENT_ID", AzureConfigKey::ClientId),
+    ("AZURE_CLIENT_SECRET", AzureConfigKey::ClientSecret),
+    ("AZURE_TENANT_ID", AzureConfigKey::AuthorityId),
+    ("AZURE_AUTHORITY_HOST", AzureConfigKey::AuthorityHost),
+    ("AZURE_FEDERATED_TOKEN_FILE", AzureConfigKey::FederatedTokenFile),
+];
+
+/// The variables that are set to something, with what they mean.
+fn set<'a, K>(keys: &'a [(&str, K)], environment: &'a Environment) -> impl Iterator<Item = (K, &'a String)>
+where
+    K: Copy,
+{
+    let value = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+    keys.iter().filter_map(move |(name, key)| Some((*key, value(name)?)))
+}
+
+pub(crate) fn s3(builder: AmazonS3Builder, environment: &Environment) -> AmazonS3Builder {
+    set(&S3, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
+}
+
+pub(crate) fn google(builder: GoogleCloudStorageBuilder, environment: &Environment) -> GoogleCloudStorageBuilder {
+    set(&GOOGLE, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
+}
+
+pub(crate) fn azure(builder: MicrosoftAzureBuilder, environment: &Environment) -> MicrosoftAzureBuilder {
+    set(&AZURE, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
+}

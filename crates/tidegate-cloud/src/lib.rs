@@ -1,0 +1,20 @@
+//! Stores of public clouds behind the [`Store`](tidegate_contracts::Store) trait: Amazon S3 and whatever
+//! speaks its protocol, Google Cloud Storage, Azure Blob Storage.
+//!
+//! - [`Address`] reads what stands below `store:` in the sites file: `s3://bucket/prefix`,
+//!   `gs://bucket/prefix`, `az://account/container/prefix`.
+//! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
+//!   data decides about trying again, holds the permit against every try, and counts its bytes.
+//!
+//! Credentials come from where each cloud's own tools look for them: the environment, files that it names,
+//! the machine's metadata service. No address and no error ever holds one.
+
+mod address;
+mod answer;
+mod credentials;
+mod session;
+mod store;
+
+pub use address::{Address, AddressError, Provider};
+pub use credentials::Environment;
+pub use store::{CloudStore, OpenError};

@@ -1,0 +1,476 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpClient, HttpConnector};
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::path::Path;
+use object_store::{
+    Certificate, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, RetryConfig,
+};
+use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+
+use crate::address::{Address, Provider};
+use crate::answer::{Answer, Watching, watched};
+use crate::credentials::{self, Environment};
+use crate::session;
+
+/// How long a connection may take to stand, and how long a server may say nothing.
+const CONNECT: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(30);
+/// The slowest that bytes may move before a call counts as stalled, in bytes per second.
+const SLOWEST: u64 = 128 << 10;
+/// Objects in one page of a listing.
+const PAGE: usize = 1000;
+/// Requests of one listing: names that are no objects of ours may stand between ours.
+const PAGES: usize = 10_000;
+
+/// Says what is being done to which object, for messages.
+type What<'a> = &'a (dyn Fn() -> String + Sync);
+
+/// A store of a public cloud.
+#[derive(Clone)]
+pub struct CloudStore {
+    address: Arc<Address>,
+    objects: Arc<dyn ObjectStore>,
+    pages: Arc<dyn PaginatedListStore>,
+    /// Who asks for credentials of workers, where there is such a service.
+    s3: Option<(Arc<AmazonS3>, HttpClient)>,
+}
+
+impl fmt::Debug for CloudStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CloudStore").field(&self.address.to_string()).finish()
+    }
+}
+
+/// Why a store cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file of certificate authorities cannot be read.
+    #[error("reading the certificates of store `{store}` from `{file}`: {source}")]
+    Certificates {
+        /// The store.
+        store: String,
+        /// The file.
+        file: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The address and what the environment says do not make a store.
+    #[error("store `{store}` cannot be used: {why}")]
+    Settings {
+        /// The store.
+        store: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl CloudStore {
+    /// A store at `address`, with the credentials that `environment` has for it. Connects to nobody yet.
+    ///
+    /// # Errors
+    /// When certificates cannot be read, or the environment's settings contradict each other.
+    pub fn open(address: Address, environment: &Environment) -> Result<Self, OpenError> {
+        let client = client(&address)?;
+        let settings = |error: object_store::Error| OpenError::Settings {
+            store: address.to_string(),
+            why: error.to_string(),
+        };
+        let endpoint = address.endpoint.as_ref().map(|url| url.as_str().trim_end_matches('/'));
+        // Whoever calls decides about trying again.
+        let retry = RetryConfig {
+            max_retries: 0,
+            ..RetryConfig::default()
+        };
+        let mut asking = None;
+        let (objects, pages): (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) = match address.provider {
+            Provider::S3 => {
+                let http = Watching::default().connect(&client).map_err(settings)?;
+                let mut builder = credentials::s3(AmazonS3Builder::new(), environment)
+                    .with_bucket_name(&address.bucket)
+                    .with_client_options(client)
+                    .with_retry(retry)
+                    .with_http_connector(Watching::default())
+                    // The server refuses what does not arrive as it left.
+                    .with_checksum_algorithm(Checksum::SHA256);
+                if let Some(region) = &address.region {
+                    builder = builder.with_region(region);
+                }
+                if let Some(endpoint) = endpoint {
+                    builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
+                }
+                let store = Arc::new(builder.build().map_err(settings)?);
+                asking = Some((Arc::clone(&store), http));
+                (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
+            }
+            Provider::Google => {
+                let mut builder = credentials::google(GoogleCloudStorageBuilder::new(), environment)
+                    .with_bucket_name(&address.bucket)
+                    .with_client_options(client)
+                    .with_retry(retry)
+                    .with_http_connector(Watching::default());
+                if let Some(endpoint) = endpoint {
+                    builder = builder.with_base_url(endpoint);
+                }
+                pair(builder.build().map_err(settings)?)
+            }
+            Provider::Azure => {
+                let mut builder = credentials::azure(MicrosoftAzureBuilder::new(), environment)
+                    .with_account(address.account.clone().unwrap_or_default())
+                    .with_container_name(&address.bucket)
+                    .with_client_options(client)
+                    .with_retry(retry)
+                    .with_http_connector(Watching::default());
+                if let Some(endpoint) = endpoint {
+                    builder = builder.with_endpoint(endpoint.to_owned());
+                }
+                pair(builder.build().map_err(settings)?)
+            }
+        };
+        Ok(Self {
+            address: Arc::new(address),
+            objects,
+            pages,
+            s3: asking,
+        })
+    }
+
+    /// Credentials for the worker whose mailbox is below `mailbox`, as the variables with which it opens this
+    /// store: they end by themselves and reach nothing but its mailbox and what is sealed.
+    ///
+    /// # Errors
+    /// Where the address names no `role`, or the service refuses: nobody is given more than that.
+    pub async fn for_worker(&self, mailbox: &str, seconds: u64) -> Result<Environment, StoreError> {
+        let (Some((store, client)), Some(role)) = (&self.s3, &self.address.role) else {
+            return Err(StoreError::Permanent {
+                what: format!("asking for credentials of a worker for {}", self.address),
+                source: io::Error::other("the address names no `role` that could be narrowed to one attempt"),
+            });
+        };
+        let region = self.address.region.as_deref().unwrap_or("us-east-1");
+        let asking = session::assume_role(&self.address, role, store, client, region, mailbox, seconds);
+        match tokio::time::timeout(SILENCE, asking).await {
+            Ok(result) => result,
+            Err(_) => Err(stalled(format!(
+                "asking for credentials of a worker for {}",
+                self.address
+            ))),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn key(&self, name: &str) -> String {
+        match &self.address.prefix {
+            Some(prefix) => format!("{prefix}/{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    fn path(&self, name: &ObjectName) -> Result<Path, StoreError> {
+        Path::parse(self.key(name.as_str())).map_err(|error| StoreError::Permanent {
+            what: format!("naming object `{name}`"),
+            source: io::Error::other(error),
+        })
+    }
+
+    /// Does one call with a limit of time that fits `bytes`.
+    async fn call<T>(
+        &self,
+        what: What<'_>,
+        bytes: u64,
+        call: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, Failure> {
+        let limit = SILENCE + Duration::from_secs(bytes / SLOWEST);
+        match watched(tokio::time::timeout(limit, call)).await {
+            (Ok(Ok(value)), _) => Ok(value),
+            (Ok(Err(error)), answer) => Err(self.failure(&error, answer, what)),
+            (Err(_), _) => Err(Failure::Other(stalled(what()))),
+        }
+    }
+
+    /// What a failure means to whoever may try again. Messages of servers and libraries may hold names of
+    /// keys and whole requests; none of them is passed on.
+    fn failure(&self, error: &object_store::Error, answer: Option<Answer>, what: What<'_>) -> Failure {
+        use object_store::Error;
+        let answered = |status: u16| io::Error::other(format!("{} answered with status {status}", self.address));
+        match (error, answer) {
+            (_, Some(Answer::Broken(kind))) => Failure::Other(StoreError::Transient {
+                what: what(),
+                source: io::Error::other(format!("no whole answer came from {} ({kind:?})", self.address)),
+            }),
+            (_, Some(Answer::Status(429 | 503))) => Failure::Other(StoreError::Busy { what: what() }),
+            // Two writers at once: one of them will have won when this one asks again. Azure says so of an
+            // object that is there.
+            (_, Some(Answer::Status(409))) if self.address.provider != Provider::Azure => {
+                Failure::Other(StoreError::Busy { what: what() })
+            }
+            (Error::AlreadyExists { .. } | Error::Precondition { .. }, _) => Failure::Exists,
+            (_, Some(Answer::Status(401 | 403))) => Failure::Other(StoreError::Denied { what: what() }),
+            (_, Some(Answer::Status(416))) => Failure::Behind,
+            (Error::NotFound { .. }, Some(Answer::Status(404))) => Failure::NotFound,
+            (_, Some(Answer::Status(status))) if status >= 500 || status == 408 => {
+                Failure::Other(StoreError::Transient {
+                    what: what(),
+                    source: answered(status),
+                })
+            }
+            // S3 removes by lists, and tells in a good answer what became of each.
+            (_, Some(Answer::Status(200))) if error.to_string().contains("AccessDenied") => {
+                Failure::Other(StoreError::Denied { what: what() })
+            }
+            // What began well and ended badly: a body that stopped.
+            (_, Some(Answer::Status(status))) if status < 300 => Failure::Other(StoreError::Transient {
+                what: what(),
+                source: io::Error::other(format!("the answer of {} was not whole", self.address)),
+            }),
+            (_, Some(Answer::Status(status))) => Failure::Other(StoreError::Permanent {
+                what: what(),
+                source: answered(status),
+            }),
+            (_, None) => Failure::Other(StoreError::Denied { what: what() }),
+        }
+    }
+
+    async fn fetch(&self, name: &ObjectName, what: What<'_>, options: GetOptions) -> Result<GetResult, Failure> {
+        let path = self.path(name).map_err(Failure::Other)?;
+        self.call(what, 0, self.objects.get_opts(&path, options)).await
+    }
+}
+
+/// How a call failed, before it is known what that means to the caller.
+enum Failure {
+    NotFound,
+    Exists,
+    /// The range begins behind the object.
+    Behind,
+    Other(StoreError),
+}
+
+impl Failure {
+    /// Where only one kind of failure has a meaning of its own.
+    fn or(self, what: What<'_>) -> StoreError {
+        let strange = |why: &str| StoreError::Permanent {
+            what: what(),
+            source: io::Error::other(why.to_owned()),
+        };
+        match self {
+            Self::Other(error) => error,
+            Self::NotFound => strange("the bucket or container is not there"),
+            Self::Exists => strange("the store spoke of a condition that nobody asked for"),
+            Self::Behind => strange("the store spoke of a range that nobody asked for"),
+        }
+    }
+}
+
+fn stalled(what: String) -> StoreError {
+    StoreError::Transient {
+        what,
+        source: io::Error::new(io::ErrorKind::TimedOut, "nothing moved for too long"),
+    }
+}
+
+fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) {
+    let store = Arc::new(store);
+    (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
+}
+
+fn client(address: &Address) -> Result<ClientOptions, OpenError> {
+    let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
+    // Every call has a limit of its own, by how many bytes it moves.
+    let mut options = ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(CONNECT)
+        .with_allow_http(plain);
+    if let Some(file) = &address.certificates {
+        let failed = |source| OpenError::Certificates {
+            store: address.to_string(),
+            file: file.display().to_string(),
+            source,
+        };
+        let pem = std::fs::read(file).map_err(failed)?;
+        let bundle = Certificate::from_pem_bundle(&pem).map_err(|error| failed(io::Error::other(error.to_string())))?;
+        for certificate in bundle {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
+
+#[async_trait]
+impl Store for CloudStore {
+    async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<(), StoreError> {
+        let what = || format!("putting object `{name}`");
+        let path = self.path(name)?;
+        let bytes = body.len() as u64;
+        let options = PutOptions {
+            mode: PutMode::Create,
+            ..PutOptions::default()
+        };
+        let put = self.objects.put_opts(&path, PutPayload::from(body), options);
+        match self.call(&what, bytes, put).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Exists) => Err(StoreError::AlreadyExists(name.clone())),
+            Err(failure) => Err(failure.or(&what)),
+        }
+    }
+
+    async fn get(&self, name: &ObjectName, limit: u64) -> Result<Bytes, StoreError> {
+        let what = || format!("getting object `{name}`");
+        let result = match self.fetch(name, &what, GetOptions::default()).await {
+            Ok(result) => result,
+            Err(Failure::NotFound) => return Err(StoreError::NotFound(name.clone())),
+            Err(failure) => return Err(failure.or(&what)),
+        };
+        let bytes = result.meta.size;
+        if bytes > limit {
+            return Err(StoreError::TooLarge {
+                name: name.clone(),
+                bytes,
+                limit,
+            });
+        }
+        collect(result, bytes, &what).await
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let what = || format!("getting a part of object `{name}`");
+        if range.is_empty() {
+            // No request says that.
+            return self.head(name).await.map(|_| Bytes::new());
+        }
+        let end = range.end.min(i64::MAX as u64);
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range.start..end)),
+            ..GetOptions::default()
+        };
+        let failure = match self.fetch(name, &what, options).await {
+            Ok(result) => {
+                let bytes = result.range.end.saturating_sub(result.range.start);
+                return collect(result, bytes, &what).await;
+            }
+            Err(failure) => failure,
+        };
+        match failure {
+            Failure::NotFound => Err(StoreError::NotFound(name.clone())),
+            Failure::Behind => Ok(Bytes::new()),
+            // Some servers answer a range behind the object with something else than 416.
+            failure => match self.head(name).await {
+                Ok(info) if info.bytes <= range.start => Ok(Bytes::new()),
+                _ => Err(failure.or(&what)),
+            },
+        }
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<ObjectInfo, StoreError> {
+        let what = || format!("asking for object `{name}`");
+        let path = self.path(name)?;
+        match self.call(&what, 0, self.objects.head(&path)).await {
+            Ok(meta) => Ok(ObjectInfo {
+                name: name.clone(),
+                bytes: meta.size,
+            }),
+            Err(Failure::NotFound) => Err(StoreError::NotFound(name.clone())),
+            Err(failure) => Err(failure.or(&what)),
+        }
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&ObjectName>) -> Result<Vec<ObjectInfo>, StoreError> {
+        let what = || format!("listing objects that begin with `{}`", prefix.escape_default());
+        let beginning = self.key(prefix);
+        let root = self.key("");
+        // The clouds themselves list by bytes and begin where they are told to. What is compatible with them
+        // may list by folders, so that all of it must be seen to know what comes first.
+        let ordered = self.address.endpoint.is_none();
+        let mut found: BTreeMap<ObjectName, u64> = BTreeMap::new();
+        let mut token = None;
+        for _ in 0..PAGES {
+            let offset = after.filter(|_| ordered && token.is_none());
+            let options = PaginatedListOptions {
+                offset: offset.map(|after| self.key(after.as_str())),
+                max_keys: Some(PAGE),
+                page_token: token.take(),
+                ..PaginatedListOptions::default()
+            };
+            let prefix_wanted = Some(beginning.as_str()).filter(|beginning| !beginning.is_empty());
+            let page = self.pages.list_paginated(prefix_wanted, options);
+            let page = self.call(&what, 0, page).await.map_err(|failure| failure.or(&what))?;
+            for meta in page.result.objects {
+                let key = meta.location.to_string();
+                let name = key.strip_prefix(&root).map(ObjectName::new);
+                // Somebody else's objects have names that none of ours has.
+                if let Some(Ok(name)) = name
+                    && name.as_str().starts_with(prefix)
+                    && after.is_none_or(|after| name > *after)
+                {
+                    found.insert(name, meta.size);
+                    if found.len() > PAGE {
+                        found.pop_last();
+                    }
+                }
+            }
+            token = page.page_token;
+            if token.is_none() || (ordered && found.len() >= PAGE) {
+                let infos = found.into_iter().map(|(name, bytes)| ObjectInfo { name, bytes });
+                return Ok(infos.collect());
+            }
+        }
+        Err(StoreError::Permanent {
+            what: what(),
+            source: io::Error::other("too many objects of others stand between"),
+        })
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let what = || format!("removing object `{name}`");
+        let path = self.path(name)?;
+        match self.call(&what, 0, self.objects.delete(&path)).await {
+            Ok(()) | Err(Failure::NotFound) => Ok(()),
+            Err(failure) => Err(failure.or(&what)),
+        }
+    }
+}
+
+/// Takes a body in, exactly `bytes` of it, as long as it keeps coming.
+async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Result<Bytes, StoreError> {
+    let broken = |why: &str| StoreError::Transient {
+        what: what(),
+        source: io::Error::other(why.to_owned()),
+    };
+    let length = usize::try_from(bytes).map_err(|_| broken("it does not fit into memory"))?;
+    let mut body = BytesMut::with_capacity(length);
+    let mut stream = result.into_stream();
+    let until = tokio::time::Instant::now() + SILENCE + Duration::from_secs(bytes / SLOWEST);
+    loop {
+        let silence = until.min(tokio::time::Instant::now() + SILENCE);
+        match tokio::time::timeout_at(silence, stream.next()).await {
+            Err(_) => return Err(stalled(what())),
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return Err(broken("the answer broke off")),
+            Ok(Some(Ok(part))) if part.len() > length - body.len() => return Err(broken("the answer is too long")),
+            Ok(Some(Ok(part))) => body.extend_from_slice(&part),
+        }
+    }
+    if body.len() == length {
+        Ok(body.freeze())
+    } else {
+        Err(broken("the answer broke off"))
+    }
+}

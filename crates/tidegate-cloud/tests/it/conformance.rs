@@ -1,0 +1,126 @@
+//! The contract of the store trait, over each peer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidegate_cloud::{CloudStore, Environment};
+use tidegate_contracts::{ObjectName, Store, StoreError, conformance};
+
+use crate::peers::{Peer, make_bucket, seaweed};
+
+/// Credentials as the environment would have them.
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    variables.iter().map(owned).collect()
+}
+
+fn open(address: &str, environment: &Environment) -> CloudStore {
+    CloudStore::open(address.parse().unwrap(), environment).unwrap()
+}
+
+fn admin() -> Environment {
+    environment(&[("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seaweed_is_a_store() {
+    let Some(peer) = seaweed() else { return };
+    make_bucket(&peer, "stores");
+    let admin = admin();
+    let stores =
+        |name: &str| -> Arc<dyn Store> { Arc::new(open(&peer.s3("stores", &format!("st-mary/{name}")), &admin)) };
+    conformance::store(&stores).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_server_forbids_is_denied_and_what_is_missing_is_told_apart() {
+    let Some(peer) = seaweed() else { return };
+    make_bucket(&peer, "stores");
+    let name = ObjectName::new("one").unwrap();
+    let body = Bytes::from_static(b"one");
+    let reader = environment(&[("AWS_ACCESS_KEY_ID", "AKREADER"), ("AWS_SECRET_ACCESS_KEY", "SKREADER")]);
+    let store = open(&peer.s3("stores", "p"), &reader);
+    let denied = store.put_new(&name, body.clone()).await.unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }), "{denied}");
+    let wrong = environment(&[("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKWRONG")]);
+    let store = open(&peer.s3("stores", "p"), &wrong);
+    for error in [
+        store.put_new(&name, body.clone()).await.unwrap_err(),
+        store.get(&name, 10).await.unwrap_err(),
+        store.head(&name).await.unwrap_err(),
+        store.list("", None).await.unwrap_err(),
+        store.delete(&name).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::Denied { .. }), "{error}");
+        assert!(
+            !error.to_string().contains("SKWRONG") && !error.to_string().contains("AKADMIN"),
+            "{error}"
+        );
+    }
+    let admin = admin();
+    let store = open(&peer.s3("missing", "p"), &admin);
+    // A bucket that is missing is no empty one.
+    let missing = store.list("", None).await.unwrap_err();
+    assert!(matches!(missing, StoreError::Permanent { .. }), "{missing}");
+}
+
+#[tokio::test]
+async fn a_worker_reaches_what_its_attempt_needs_and_nothing_else() {
+    let Some(peer) = seaweed() else { return };
+    make_bucket(&peer, "stores");
+    let address = peer.s3("stores", "st-mary/cloud");
+    let owner = open(&format!("{address}&role={}", Peer::ROLE), &admin());
+    let object = |name: &str| ObjectName::new(name).unwrap();
+    let body = Bytes::from_static(b"sealed");
+    for name in [
+        "sealed/aa",
+        "mailbox/run/train/1-0/in/000001.json",
+        "mailbox/run/train/2-0/in/000001.json",
+        "releases/1",
+    ] {
+        owner.put_new(&object(name), body.clone()).await.unwrap();
+    }
+    let credentials = owner.for_worker("mailbox/run/train/1-0/", 900).await.unwrap();
+    let worker = open(&address, &credentials);
+    let mine = "mailbox/run/train/1-0";
+    assert_eq!(worker.get(&object("sealed/aa"), 100).await.unwrap(), body);
+    assert_eq!(
+        worker
+            .get(&object(&format!("{mine}/in/000001.json")), 100)
+            .await
+            .unwrap(),
+        body
+    );
+    worker
+        .put_new(&object(&format!("{mine}/out/000001.json")), body.clone())
+        .await
+        .unwrap();
+    worker.put_new(&object("sealed/bb"), body.clone()).await.unwrap();
+    // A message that is not there yet is missing, and not forbidden.
+    let later = worker
+        .get(&object(&format!("{mine}/in/000002.json")), 100)
+        .await
+        .unwrap_err();
+    assert!(matches!(later, StoreError::NotFound(_)), "{later}");
+    let others = "mailbox/run/train/2-0";
+    for result in [
+        worker
+            .get(&object(&format!("{others}/in/000001.json")), 100)
+            .await
+            .map(drop),
+        worker.get(&object("releases/1"), 100).await.map(drop),
+        worker
+            .put_new(&object(&format!("{mine}/in/000002.json")), body.clone())
+            .await,
+        worker
+            .put_new(&object(&format!("{others}/out/000001.json")), body.clone())
+            .await,
+        worker.put_new(&object("releases/2"), body.clone()).await,
+        worker.delete(&object("sealed/aa")).await,
+    ] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, StoreError::Denied { .. }), "{error}");
+    }
+    // Nobody is given more than that where there is nothing to narrow.
+    assert!(open(&address, &admin()).for_worker(mine, 900).await.is_err());
+}

@@ -1,0 +1,15 @@
+//! The stores of clouds against servers that others wrote, on loopback: SeaweedFS for S3, moto for S3 with
+//! Amazon's own checks of credentials, Azurite for Azure, the emulators for Google Cloud Storage.
+//!
+//! Where a server is not installed its tests say so and pass; `tests/run --all` installs all of them and
+//! sets `TIDEGATE_INTEROP`, with which a missing server is a failure.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
+mod conformance;
+mod peers;
