@@ -62,15 +62,27 @@ pub struct Address {
     pub certificates: Option<PathBuf>,
 }
 
-/// Why a text is no address of a store.
+/// Why a text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no address of a store: {why}")]
+#[error("`{text}` is no address: {why}")]
 pub struct AddressError {
     text: String,
     why: String,
 }
 
 impl AddressError {
+    pub(crate) fn new(text: &str, why: &str) -> Self {
+        // Somebody may have written a password into it.
+        let shown = match text.split_once("://") {
+            Some((scheme, rest)) if rest.contains('@') => format!("{scheme}://…"),
+            _ => text.split('?').next().unwrap_or_default().to_owned(),
+        };
+        Self {
+            text: shown.chars().take(100).collect(),
+            why: why.to_owned(),
+        }
+    }
+
     /// What is wrong with it.
     #[must_use]
     pub fn why(&self) -> &str {
@@ -79,6 +91,40 @@ impl AddressError {
 }
 
 impl Address {
+    /// What whoever administers the cloud grants to the credentials of keeper and control plane, and no more, as
+    /// text for the cloud's own tools.
+    #[must_use]
+    pub fn needed_grant(&self) -> String {
+        let bucket = &self.bucket;
+        let account = self.account.as_deref().unwrap_or_default();
+        match self.provider {
+            Provider::S3 => {
+                let root = self
+                    .prefix
+                    .as_ref()
+                    .map_or(String::new(), |prefix| format!("{prefix}/"));
+                let assume = self.role.as_ref().map_or(String::new(), |role| {
+                    format!(
+                        ",\n    {{\"Effect\": \"Allow\", \"Action\": \"sts:AssumeRole\", \"Resource\": \"{role}\"}}"
+                    )
+                });
+                format!(
+                    "{{\n  \"Version\": \"2012-10-17\",\n  \"Statement\": [\n    {{\"Effect\": \"Allow\", \
+                     \"Action\": [\"s3:PutObject\", \"s3:GetObject\", \"s3:DeleteObject\"], \
+                     \"Resource\": \"arn:aws:s3:::{bucket}/{root}*\"}},\n    {{\"Effect\": \"Allow\", \
+                     \"Action\": \"s3:ListBucket\", \"Resource\": \"arn:aws:s3:::{bucket}\"}}{assume}\n  ]\n}}"
+                )
+            }
+            Provider::Google => format!(
+                "gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=MEMBER --role=roles/storage.objectUser"
+            ),
+            Provider::Azure => format!(
+                "az role assignment create --role \"Storage Blob Data Contributor\" --assignee ASSIGNEE --scope \
+                 \"/subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Storage/storageAccounts/{account}/blobServices/default/containers/{bucket}\""
+            ),
+        }
+    }
+
     /// Whether a text claims to be such an address, by its scheme.
     #[must_use]
     pub fn is_meant(text: &str) -> bool {
@@ -93,17 +139,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        read(text).map_err(|why| {
-            // Somebody may have written a password into it.
-            let shown = match text.split_once("://") {
-                Some((scheme, rest)) if rest.contains('@') => format!("{scheme}://…"),
-                _ => text.split('?').next().unwrap_or_default().to_owned(),
-            };
-            AddressError {
-                text: shown.chars().take(100).collect(),
-                why,
-            }
-        })
+        read(text).map_err(|why| AddressError::new(text, &why))
     }
 }
 
@@ -162,6 +198,15 @@ fn read(text: &str) -> Result<Address, String> {
 
 fn endpoint(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| format!("its endpoint: {error}"))?;
+    secure(&url).map_err(|why| format!("its endpoint {why}"))?;
+    if url.query().is_some() {
+        return Err("its endpoint must name a server and nothing else".to_owned());
+    }
+    Ok(url)
+}
+
+/// Whether a server is spoken to in secret: over TLS, or on the same machine.
+pub(crate) fn secure(url: &Url) -> Result<(), &'static str> {
     let same_machine = match url.host() {
         Some(Host::Ipv4(address)) => IpAddr::from(address).is_loopback(),
         Some(Host::Ipv6(address)) => IpAddr::from(address).is_loopback(),
@@ -171,12 +216,12 @@ fn endpoint(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "https" => {}
         "http" if same_machine => {}
-        _ => return Err("its endpoint must begin with `https:`, unless it is this machine".to_owned()),
+        _ => return Err("must begin with `https:`, unless it is this machine"),
     }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err("its endpoint must name a server and nothing else".to_owned());
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err("must name a server and nothing else");
     }
-    Ok(url)
+    Ok(())
 }
 
 /// Without its options.
@@ -220,6 +265,21 @@ mod tests {
             Some(std::path::Path::new("/etc/mary.pem"))
         );
         assert_eq!(azure.to_string(), "az://mary/data/cloud");
+    }
+
+    #[test]
+    fn a_grant_names_what_is_needed_and_no_more() {
+        let grant = address("s3://data/mary?role=arn:aws:iam::1:role/worker").needed_grant();
+        let grant: serde_json::Value = serde_json::from_str(&grant).unwrap();
+        assert_eq!(grant["Statement"][0]["Resource"], "arn:aws:s3:::data/mary/*");
+        assert_eq!(grant["Statement"][1]["Action"], "s3:ListBucket");
+        assert_eq!(grant["Statement"][2]["Resource"], "arn:aws:iam::1:role/worker");
+        assert!(address("gs://data").needed_grant().contains("gs://data"));
+        assert!(
+            address("az://mary/data")
+                .needed_grant()
+                .ends_with("storageAccounts/mary/blobServices/default/containers/data\"")
+        );
     }
 
     #[test]

@@ -34,10 +34,13 @@ const S3: [(&str, AmazonS3ConfigKey); 11] = [
     ),
 ];
 
-const GOOGLE: [(&str, GoogleConfigKey); 1] = [(
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    GoogleConfigKey::ApplicationCredentials,
-)];
+const GOOGLE: [(&str, GoogleConfigKey); 2] = [
+    ("GOOGLE_SERVICE_ACCOUNT", GoogleConfigKey::ServiceAccount),
+    (
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        GoogleConfigKey::ApplicationCredentials,
+    ),
+];
 
 const AZURE: [(&str, AzureConfigKey); 7] = [
     ("AZURE_STORAGE_KEY", AzureConfigKey::AccessKey),

@@ -5,6 +5,7 @@
 //!   `gs://bucket/prefix`, `az://account/container/prefix`.
 //! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
+//! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao.
 //!
 //! Credentials come from where each cloud's own tools look for them: the environment, files that it names,
 //! the machine's metadata service. No address and no error ever holds one.
@@ -14,7 +15,9 @@ mod answer;
 mod credentials;
 mod session;
 mod store;
+mod vault;
 
 pub use address::{Address, AddressError, Provider};
 pub use credentials::Environment;
 pub use store::{CloudStore, OpenError};
+pub use vault::{VaultAddress, VaultCustody};

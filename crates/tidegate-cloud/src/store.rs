@@ -54,12 +54,12 @@ impl fmt::Debug for CloudStore {
     }
 }
 
-/// Why a store cannot be used at all.
+/// Why a store, or a custody, cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// The file of certificate authorities cannot be read.
-    #[error("reading the certificates of store `{store}` from `{file}`: {source}")]
+    #[error("reading the certificates of `{store}` from `{file}`: {source}")]
     Certificates {
         /// The store.
         store: String,
@@ -69,7 +69,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The address and what the environment says do not make a store.
-    #[error("store `{store}` cannot be used: {why}")]
+    #[error("`{store}` cannot be used: {why}")]
     Settings {
         /// The store.
         store: String,
@@ -84,7 +84,8 @@ impl CloudStore {
     /// # Errors
     /// When certificates cannot be read, or the environment's settings contradict each other.
     pub fn open(address: Address, environment: &Environment) -> Result<Self, OpenError> {
-        let client = client(&address)?;
+        let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
+        let client = options(&address.to_string(), plain, address.certificates.as_deref())?;
         let settings = |error: object_store::Error| OpenError::Settings {
             store: address.to_string(),
             why: error.to_string(),
@@ -232,10 +233,16 @@ impl CloudStore {
                     source: answered(status),
                 })
             }
-            // S3 removes by lists, and tells in a good answer what became of each.
+            // Removing is a list of removals, and a good answer tells what became of each.
+            (Error::NotFound { .. }, Some(Answer::Status(200 | 202))) => Failure::NotFound,
             (_, Some(Answer::Status(200))) if error.to_string().contains("AccessDenied") => {
                 Failure::Other(StoreError::Denied { what: what() })
             }
+            // An answer that is known by its error, of which not all came.
+            (Error::Generic { .. }, Some(Answer::Status(404 | 409 | 412))) => Failure::Other(StoreError::Transient {
+                what: what(),
+                source: io::Error::other(format!("the answer of {} was not whole", self.address)),
+            }),
             // What began well and ended badly: a body that stopped.
             (_, Some(Answer::Status(status))) if status < 300 => Failure::Other(StoreError::Transient {
                 what: what(),
@@ -292,16 +299,19 @@ fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> (Arc<dyn ObjectStore>,
     (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
 }
 
-fn client(address: &Address) -> Result<ClientOptions, OpenError> {
-    let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
-    // Every call has a limit of its own, by how many bytes it moves.
+/// How a server is spoken to. Every call has a limit of time of its own.
+pub(crate) fn options(
+    who: &str,
+    plain: bool,
+    certificates: Option<&std::path::Path>,
+) -> Result<ClientOptions, OpenError> {
     let mut options = ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(CONNECT)
         .with_allow_http(plain);
-    if let Some(file) = &address.certificates {
+    if let Some(file) = certificates {
         let failed = |source| OpenError::Certificates {
-            store: address.to_string(),
+            store: who.to_owned(),
             file: file.display().to_string(),
             source,
         };
@@ -394,7 +404,11 @@ impl Store for CloudStore {
 
     async fn list(&self, prefix: &str, after: Option<&ObjectName>) -> Result<Vec<ObjectInfo>, StoreError> {
         let what = || format!("listing objects that begin with `{}`", prefix.escape_default());
-        let beginning = self.key(prefix);
+        let mut beginning = self.key(prefix);
+        if self.address.provider == Provider::Azure {
+            // The library leaves out what is named exactly as the prefix, taking it for a folder.
+            beginning.pop();
+        }
         let root = self.key("");
         // The clouds themselves list by bytes and begin where they are told to. What is compatible with them
         // may list by folders, so that all of it must be seen to know what comes first.

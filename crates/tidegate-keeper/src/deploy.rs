@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tidegate_contracts::journal::Batch;
 use tidegate_contracts::store::{ObjectName, StoreError};
 use tidegate_seal::dsse;
+use tidegate_transfer::patiently;
 use tidegate_types::files::Pipeline;
 use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName};
 use tidegate_types::keeper::{PipelineText, ReplyBody};
@@ -134,10 +135,11 @@ impl Keeper {
         let envelope = dsse::sign(&self.keys.signing, RELEASE_PAYLOAD, &payload);
         let body = dsse::to_bytes(&envelope).while_(publishing)?;
         let object = ObjectName::new(ReleaseRecord::object(&pipeline.name, version)).while_(publishing)?;
-        match store.put_new(&object, Bytes::from(body)).await {
+        let body = Bytes::from(body);
+        match patiently(|| store.put_new(&object, body.clone())).await {
             Ok(()) => Ok(()),
             Err(StoreError::AlreadyExists(_)) => {
-                let there = store.get(&object, 1 << 20).await.while_(publishing)?;
+                let there = patiently(|| store.get(&object, 1 << 20)).await.while_(publishing)?;
                 let envelope = dsse::from_bytes(&there).while_(publishing)?;
                 let payload = dsse::open(&envelope, RELEASE_PAYLOAD, &self.keys.signing.public()).while_(publishing)?;
                 let there: ReleaseRecord = serde_json::from_slice(&payload).while_(publishing)?;
@@ -158,7 +160,8 @@ impl Keeper {
     async fn serving_site(&self, site: &SiteName) -> Result<Admitted<ServingSite>, KeeperError> {
         let reading = "reading a site's enrolment";
         let object = ObjectName::new(ENROLMENT_OBJECT).while_(reading)?;
-        let bytes = self.store(site)?.get(&object, 4096).await.while_(reading)?;
+        let store = self.store(site)?;
+        let bytes = patiently(|| store.get(&object, 4096)).await.while_(reading)?;
         let enrolment: Enrolment = serde_json::from_slice(&bytes).while_(reading)?;
         loop {
             let pinned: Option<String> = self.records.get("recipients", site.as_str())?;

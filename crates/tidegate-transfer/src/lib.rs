@@ -35,5 +35,6 @@ pub use error::TransferError;
 pub use permitted::{PermitCheck, Permitted, permit_missing};
 pub use receive::{Expected, Received, receive};
 pub use resume::names_in_flight;
+pub use retry::patiently;
 pub use send::{Crossing, Sent, packing_list_name, send};
 pub use sweep::sweep;

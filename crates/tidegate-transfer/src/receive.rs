@@ -161,7 +161,7 @@ async fn packing_list(
     data_key: &DataKey,
 ) -> Result<(PackingList, u64), TransferError> {
     let name = expected.packing_list;
-    let bytes = retry::reading(|| store.get(name, MAX_LIST_BYTES.min(expected.byte_limit)))
+    let bytes = retry::patiently(|| store.get(name, MAX_LIST_BYTES.min(expected.byte_limit)))
         .await
         .map_err(TransferError::store("fetching the packing list"))?;
     let unexpected = |why: &str| {
@@ -208,7 +208,7 @@ async fn packing_list(
 /// Fetches one sealed object of the length that was named.
 async fn fetch(store: &dyn Store, object: &SealedObject) -> Result<Bytes, TransferError> {
     let name = sealed_name(&object.digest);
-    match retry::reading(|| store.get(&name, object.bytes)).await {
+    match retry::patiently(|| store.get(&name, object.bytes)).await {
         Ok(bytes) if bytes.len() as u64 == object.bytes => Ok(bytes),
         Ok(_) => Err(another(object)),
         Err(StoreError::TooLarge { .. }) => Err(TransferError::Unexpected {

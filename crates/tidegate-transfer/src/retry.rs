@@ -18,10 +18,12 @@ pub(crate) async fn pause(tried: u32) {
     tokio::time::sleep(longest.mul_f64(0.5 + f64::from(random) / 510.0)).await;
 }
 
-/// Repeats a call that reads while it fails in a way that may pass.
-pub(crate) async fn reading<T, F: Future<Output = Result<T, StoreError>>>(
-    call: impl Fn() -> F,
-) -> Result<T, StoreError> {
+/// Repeats a call while it fails in a way that may pass: eight times at the most, with growing pauses. Only
+/// for calls that may have their effect twice.
+///
+/// # Errors
+/// What the last try failed with.
+pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(call: impl Fn() -> F) -> Result<T, StoreError> {
     let mut tried = 0;
     loop {
         tried += 1;

@@ -145,7 +145,7 @@ impl Sender<'_> {
 
     /// Whether an object that was noted before it was put is in the store.
     async fn stands(&self, name: &ObjectName, bytes: u64) -> Result<bool, TransferError> {
-        match retry::reading(|| self.crossing.store.head(name)).await {
+        match retry::patiently(|| self.crossing.store.head(name)).await {
             Ok(info) if info.bytes == bytes => Ok(true),
             Ok(_) => Err(TransferError::Occupied(name.clone())),
             Err(StoreError::NotFound(_)) => Ok(false),
@@ -315,7 +315,7 @@ impl Sender<'_> {
         let mut from = 0;
         loop {
             let to = from + COMPARED_BYTES;
-            let part = retry::reading(|| self.crossing.store.get_range(name, from..to))
+            let part = retry::patiently(|| self.crossing.store.get_range(name, from..to))
                 .await
                 .map_err(TransferError::store("reading a stored object back"))?;
             let expected = usize::try_from(from)

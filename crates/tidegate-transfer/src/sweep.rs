@@ -27,7 +27,7 @@ pub async fn sweep(store: &dyn Store, keep: &BTreeSet<String>) -> Result<Vec<Obj
         let Ok(name) = ObjectName::new(name.as_str()) else {
             continue;
         };
-        match retry::reading(|| store.get(&name, MAX_LIST_BYTES)).await {
+        match retry::patiently(|| store.get(&name, MAX_LIST_BYTES)).await {
             Ok(bytes) => kept.extend(named_by(&name, &bytes)?),
             Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(TransferError::store("reading a packing list")(error)),
@@ -38,13 +38,13 @@ pub async fn sweep(store: &dyn Store, keep: &BTreeSet<String>) -> Result<Vec<Obj
     for prefix in ["packing/", "sealed/"] {
         let mut after: Option<ObjectName> = None;
         loop {
-            let page = retry::reading(|| store.list(prefix, after.as_ref()))
+            let page = retry::patiently(|| store.list(prefix, after.as_ref()))
                 .await
                 .map_err(TransferError::store("listing what was sent"))?;
             let Some(last) = page.last() else { break };
             after = Some(last.name.clone());
             for info in page.iter().filter(|info| !kept.contains(info.name.as_str())) {
-                retry::reading(|| store.delete(&info.name))
+                retry::patiently(|| store.delete(&info.name))
                     .await
                     .map_err(TransferError::store("removing an object that nobody names"))?;
                 removed.push(info.name.clone());

@@ -86,7 +86,7 @@ pub(crate) enum Command {
         #[arg(long, default_value = "catalog.yaml")]
         out: PathBuf,
     },
-    /// Check the three files.
+    /// Check the three files, and try what a run does in every store that is not below the state folder.
     #[command(after_help = "Example:\n  tidegate check examples/hospital/tidegate.yaml")]
     Check(PipelineArgument),
     /// Look at a source: types, missing values, and columns whose role looks wrong.

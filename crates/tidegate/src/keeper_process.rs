@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tidegate_contracts::store::Store;
 use tidegate_keeper::{Keeper, Setup};
-use tidegate_local::{FileCustody, FolderStore, SqliteJournal};
+use tidegate_local::{FolderStore, SqliteJournal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::SiteName;
 
@@ -37,7 +37,9 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         let store = stores::open(&project.store_address(name), &environment)?;
         opened.insert(name.clone(), store);
     }
-    let custody = FileCustody::open_or_create(folder.join("keys").join("custody.key")).while_(starting)?;
+    let definition = project.sites.sites.get(site);
+    let definition = definition.ok_or_else(|| Failure::failed(starting, "the sites file does not have this site"))?;
+    let custody = stores::custody(definition, &folder, &environment)?;
     let keeper = Keeper::open(Setup {
         site: site.clone(),
         sites: project.sites.clone(),
@@ -45,7 +47,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         catalog_folder: project.catalog_folder.clone(),
         policies: project.policies.clone(),
         journal: Arc::new(SqliteJournal::open(folder.join("journal.sqlite")).while_(starting)?),
-        custody: Arc::new(custody),
+        custody,
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
         stores: opened,
         mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),

@@ -139,7 +139,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let format = cli.format;
     match cli.command {
         Command::Init { from, site, out } => runtime()?.block_on(files::init(&from, &site, &out)),
-        Command::Check(at) => files::check(&Project::open(&at.pipeline, None)?),
+        Command::Check(at) => runtime()?.block_on(files::check(&Project::open(&at.pipeline, None)?, format)),
         Command::Scan(at) => runtime()?.block_on(files::scan(&Project::open(&at.pipeline, None)?, format)),
         Command::Plan { pipeline, sql, until } => {
             let options = Options {

@@ -1,13 +1,18 @@
 //! The stores of sites, by what stands below `store:` in the sites file.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tidegate_cloud::{Address, AddressError, CloudStore, Environment};
-use tidegate_contracts::{Store, StoreAccess, StoreError, WorkerStores};
-use tidegate_local::FolderStore;
+use bytes::Bytes;
+use serde::Serialize;
+use tidegate_cloud::{Address, AddressError, CloudStore, Environment, VaultAddress, VaultCustody};
+use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
+use tidegate_local::{FileCustody, FolderStore};
+use tidegate_seal::random::random_bytes;
+use tidegate_transfer::patiently;
+use tidegate_types::files::sites::Site;
 use tidegate_types::files::{FileError, Sites, SourceText};
 
 use crate::failure::{Failure, While};
@@ -25,6 +30,29 @@ pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn S
     let folder = address.strip_prefix("folder:").filter(|folder| !folder.is_empty());
     let folder = folder.ok_or_else(|| Failure::Usage(format!("this program opens no store `{address}`")))?;
     Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
+}
+
+/// Opens the custody of a private site's keys: a file below `folder`, or a service.
+pub(crate) fn custody(site: &Site, folder: &Path, environment: &Environment) -> Result<Arc<dyn Custody>, Failure> {
+    let opening = "opening the custody of the site's keys";
+    match site.custody.as_deref().unwrap_or_default() {
+        vault if vault.starts_with("vault:") => {
+            let address = vault.parse().while_(opening)?;
+            Ok(Arc::new(VaultCustody::open(address, environment).while_(opening)?))
+        }
+        "file:" => {
+            let keys = folder.join("keys");
+            let file = keys.join("custody.key");
+            // Where something was wrapped already, a new key would only hide that the old one is lost.
+            let custody = if keys.join("site-keys.json").exists() {
+                FileCustody::open(file)
+            } else {
+                FileCustody::open_or_create(file)
+            };
+            Ok(Arc::new(custody.while_(opening)?))
+        }
+        other => Err(Failure::Usage(format!("this program opens no custody `{other}`"))),
+    }
 }
 
 /// The variables of this process; those that are not UTF-8 are nobody's credentials.
@@ -68,7 +96,7 @@ impl WorkerStores for SiteStores {
                 .parse()
                 .map_err(|error: AddressError| failed(error.to_string()))?;
             let store = CloudStore::open(parsed, &self.environment).map_err(|error| failed(error.to_string()))?;
-            store.for_worker(mailbox, seconds).await?
+            patiently(|| store.for_worker(mailbox, seconds)).await?
         } else {
             BTreeMap::new()
         };
@@ -76,26 +104,142 @@ impl WorkerStores for SiteStores {
     }
 }
 
-/// What is wrong with the addresses of clouds' stores, at its place.
-pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
-    let clouds = sites.sites.iter().filter(|(_, site)| Address::is_meant(&site.store));
-    let faults = clouds.filter_map(|(name, site)| {
-        let error = site.store.parse::<Address>().err()?;
-        let found = source.text.lines().enumerate().find_map(|(number, line)| {
-            let column = line.find(&site.store)?;
-            Some((number, line.get(..column)?.chars().count(), line))
+/// What came of trying a store.
+#[derive(Debug, Serialize)]
+pub(crate) struct Trial {
+    pub(crate) site: String,
+    /// Its address without options.
+    pub(crate) store: String,
+    /// What does not work, with the reason.
+    pub(crate) faults: Vec<String>,
+    /// What would make it work, as text for the cloud's own tools.
+    pub(crate) grant: Option<String>,
+}
+
+/// Tries on every store that is not below the state folder what a run does there.
+pub(crate) async fn try_all(project: &Project) -> Result<Vec<Trial>, Failure> {
+    let environment = environment();
+    let workers = SiteStores::of(project);
+    let mut trials = Vec::new();
+    for (name, site) in &project.sites.sites {
+        if site.store == "folder:" {
+            continue;
+        }
+        let address = project.store_address(name);
+        let mut faults = try_out(&*open(&address, &environment)?).await?;
+        let cloud = if Address::is_meant(&address) {
+            Some(address.parse::<Address>().while_("reading an address")?)
+        } else {
+            None
+        };
+        if site.compute.is_some() && faults.is_empty() {
+            faults.extend(try_worker(&workers, name.as_str()).await?);
+        }
+        trials.push(Trial {
+            site: name.to_string(),
+            store: cloud.as_ref().map_or_else(|| address.clone(), ToString::to_string),
+            grant: cloud.filter(|_| !faults.is_empty()).map(|cloud| cloud.needed_grant()),
+            faults,
         });
-        let (line, column, offending) = found.unwrap_or_default();
-        Some(FileError {
-            file: source.file.to_owned(),
-            line: line as u64 + 1,
-            column: column as u64 + 1,
-            offending: offending.to_owned(),
-            message: format!("the store of site `{name}`: {}", error.why()),
-            help: Some(
-                "write `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container/prefix`".to_owned(),
-            ),
-        })
+    }
+    Ok(trials)
+}
+
+/// What a run needs of a store and cannot do there.
+async fn try_out(store: &dyn Store) -> Result<Vec<String>, Failure> {
+    let trying = "naming an object to try with";
+    let random = u64::from_be_bytes(random_bytes().while_(trying)?);
+    let name = ObjectName::new(format!("probe/{random:016x}")).while_(trying)?;
+    let body = Bytes::from_static(b"tidegate check");
+    let mut faults = Vec::new();
+    if let Err(error) = store.put_new(&name, body.clone()).await {
+        faults.push(format!("creating an object: {error}"));
+        if let Err(error) = store.list("probe/", None).await {
+            faults.push(format!("listing objects: {error}"));
+        }
+        return Ok(faults);
+    }
+    match store.put_new(&name, Bytes::from_static(b"another")).await {
+        Err(StoreError::AlreadyExists(_)) => {}
+        Err(error) => faults.push(format!("creating an object a second time: {error}")),
+        Ok(()) => faults.push("creating an object a second time: the store changed what was there".to_owned()),
+    }
+    match store.get(&name, 100).await {
+        Ok(there) if there == body => {}
+        Ok(_) => faults.push("reading an object: other bytes came back".to_owned()),
+        Err(error) => faults.push(format!("reading an object: {error}")),
+    }
+    match store.list("probe/", None).await {
+        Ok(listed) if listed.iter().any(|info| info.name == name) => {}
+        Ok(_) => faults.push("listing objects: what was created is not listed".to_owned()),
+        Err(error) => faults.push(format!("listing objects: {error}")),
+    }
+    if let Err(error) = store.delete(&name).await {
+        faults.push(format!("removing an object: {error}"));
+    }
+    Ok(faults)
+}
+
+/// Whether a worker gets into the store of its site.
+async fn try_worker(stores: &SiteStores, site: &str) -> Result<Option<String>, Failure> {
+    let trying = "naming an object to try with";
+    let mailbox = "mailbox/check/check/1-0/";
+    let access = match stores.access(site, mailbox, 900).await {
+        Ok(access) => access,
+        Err(error) => return Ok(Some(format!("letting a worker in: {error}"))),
+    };
+    let store = open(&access.address, &access.credentials)?;
+    let name = ObjectName::new(format!("{mailbox}in/000001.json")).while_(trying)?;
+    match store.get(&name, 100).await {
+        Ok(_) | Err(StoreError::NotFound(_)) => Ok(None),
+        Err(error) => Ok(Some(format!("letting a worker in: {error}"))),
+    }
+}
+
+/// What is wrong with the addresses of clouds' stores and of key services, at its place.
+pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
+    let mut faults = Vec::new();
+    for (name, site) in &sites.sites {
+        if Address::is_meant(&site.store)
+            && let Err(error) = site.store.parse::<Address>()
+        {
+            let help = "write `s3://bucket/prefix`, `gs://bucket/prefix` or `az://account/container/prefix`";
+            faults.push(fault(
+                source,
+                &site.store,
+                format!("the store of site `{name}`: {}", error.why()),
+                help,
+            ));
+        }
+        if let Some(custody) = site.custody.as_deref().filter(|custody| custody.starts_with("vault:"))
+            && let Err(error) = custody.parse::<VaultAddress>()
+        {
+            let help = "write `vault:https://host:8200/mount/key`";
+            faults.push(fault(
+                source,
+                custody,
+                format!("the custody of site `{name}`: {}", error.why()),
+                help,
+            ));
+        }
+    }
+    faults
+}
+
+/// An error where `text` stands in the file.
+fn fault(source: &SourceText<'_>, text: &str, message: String, help: &str) -> FileError {
+    let found = source.text.lines().enumerate().find_map(|(number, line)| {
+        let column = line.find(text)?;
+        Some((number, line.get(..column)?.chars().count(), line))
     });
-    faults.collect()
+    let (line, column, offending) = found.unwrap_or_default();
+    FileError {
+        file: source.file.to_owned(),
+        line: line as u64 + 1,
+        column: column as u64 + 1,
+        // Somebody may have written a password into it.
+        offending: offending.replace(text, &format!("{}:…", text.split(':').next().unwrap_or_default())),
+        message,
+        help: Some(help.to_owned()),
+    }
 }

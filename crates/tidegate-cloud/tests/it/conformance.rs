@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_cloud::{CloudStore, Environment};
-use tidegate_contracts::{ObjectName, Store, StoreError, conformance};
+use tidegate_cloud::{CloudStore, Environment, VaultCustody};
+use tidegate_contracts::{Custody, CustodyError, ObjectName, Store, StoreError, conformance};
 
-use crate::peers::{Peer, make_bucket, seaweed};
+use crate::others::{ACCOUNT, ACCOUNT_KEY, azurite};
+use crate::peers::{Peer, bao, make_bucket, seaweed};
 
 /// Credentials as the environment would have them.
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -30,6 +31,51 @@ async fn seaweed_is_a_store() {
     let stores =
         |name: &str| -> Arc<dyn Store> { Arc::new(open(&peer.s3("stores", &format!("st-mary/{name}")), &admin)) };
     conformance::store(&stores).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn azurite_is_a_store() {
+    let Some(peer) = azurite() else { return };
+    let key = environment(&[("AZURE_STORAGE_KEY", ACCOUNT_KEY)]);
+    let (port, certificates) = (peer.port(), peer.folder().join("ca.pem"));
+    let options = format!(
+        "endpoint=https://127.0.0.1:{port}/{ACCOUNT}&certificates={}",
+        certificates.display()
+    );
+    let stores = |name: &str| -> Arc<dyn Store> {
+        Arc::new(open(&format!("az://{ACCOUNT}/stores/st-mary/{name}?{options}"), &key))
+    };
+    conformance::store(&stores).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_transit_engine_is_a_custody() {
+    let Some((peer, role, secret)) = bao() else { return };
+    let known = environment(&[("VAULT_ROLE_ID", &role), ("VAULT_SECRET_ID", &secret)]);
+    let (port, certificates) = (peer.port(), peer.folder().join("ca.pem"));
+    let custody = |name: &str, environment: &Environment| -> Arc<dyn Custody> {
+        let address = format!(
+            "vault:https://127.0.0.1:{port}/transit/{name}?certificates={}",
+            certificates.display()
+        );
+        Arc::new(VaultCustody::open(address.parse().unwrap(), environment).unwrap())
+    };
+    conformance::custody(&|name| custody(name, &known)).await.unwrap();
+    // Whoever is not known there, or asks for another key, is told so, and not that a key is wrong.
+    let stranger = environment(&[("VAULT_ROLE_ID", &role), ("VAULT_SECRET_ID", "guessed")]);
+    for custody in [custody("site", &stranger), custody("third", &known)] {
+        let error = custody.wrap(&[7; 32], "context").await.unwrap_err();
+        assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
+        assert!(
+            !error.to_string().contains("guessed") && !error.to_string().contains(&secret),
+            "{error}"
+        );
+    }
+    let site = custody("site", &known);
+    let wrapped = site.wrap(&[7; 32], "context").await.unwrap();
+    drop(peer);
+    let error = site.unwrap_key(&wrapped, "context").await.unwrap_err();
+    assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
 }
 
 #[tokio::test]

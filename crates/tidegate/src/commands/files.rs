@@ -11,6 +11,7 @@ use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::Project;
 use crate::show;
+use crate::stores::{self, Trial};
 
 /// A name for a dataset from a file's name.
 fn dataset_name(from: &Path) -> Result<DatasetName, Failure> {
@@ -65,15 +66,57 @@ pub(crate) async fn init(from: &Path, site: &str, out: &Path) -> Result<(), Fail
     ))
 }
 
-/// Says that the three files fit each other; opening the project has checked them.
-pub(crate) fn check(project: &Project) -> Result<(), Failure> {
-    show::line(&format!(
-        "{}: the pipeline, {} dataset(s), {} site(s) and {} policies are sound.",
-        project.file.display(),
-        project.catalog.datasets.len(),
-        project.sites.sites.len(),
-        project.policies.names().len()
+/// Says that the three files fit each other, which opening the project has checked, and tries the stores.
+pub(crate) async fn check(project: &Project, format: Format) -> Result<(), Failure> {
+    let trials = stores::try_all(project).await?;
+    if format == Format::Json {
+        show::json(&serde_json::json!({
+            "datasets": project.catalog.datasets.len(),
+            "sites": project.sites.sites.len(),
+            "policies": project.policies.names().len(),
+            "stores": trials,
+        }))?;
+    } else {
+        show::line(&format!(
+            "{}: the pipeline, {} dataset(s), {} site(s) and {} policies are sound.",
+            project.file.display(),
+            project.catalog.datasets.len(),
+            project.sites.sites.len(),
+            project.policies.names().len()
+        ))?;
+        for trial in &trials {
+            describe(trial)?;
+        }
+    }
+    let broken: Vec<&str> = trials
+        .iter()
+        .filter(|trial| !trial.faults.is_empty())
+        .map(|trial| trial.site.as_str())
+        .collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::failed(
+        "trying the stores",
+        format!("what a run does there does not work at {}", broken.join(", ")),
     ))
+}
+
+fn describe(trial: &Trial) -> Result<(), Failure> {
+    if trial.faults.is_empty() {
+        return show::line(&format!(
+            "Site {}: the store {} does what a run needs.",
+            trial.site, trial.store
+        ));
+    }
+    show::line(&format!("Site {}: the store {} does not:", trial.site, trial.store))?;
+    for fault in &trial.faults {
+        show::line(&format!("  {fault}"))?;
+    }
+    match &trial.grant {
+        Some(grant) => show::line(&format!("What its credentials need, and no more:\n{grant}")),
+        None => Ok(()),
+    }
 }
 
 /// Describes the source of the pipeline's dataset, without showing a value.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use tidegate_bundle::{Bundle, Predictor, bundle};
 use tidegate_keeper::keys::SiteKeys;
-use tidegate_local::FileCustody;
 use tidegate_prepare::{Keys, Recipe, apply_recipe};
 use tidegate_seal::dsse;
 use tidegate_seal::sign::VerifyingKey;
@@ -15,7 +14,7 @@ use tidegate_types::release::BUNDLE_PAYLOAD;
 use crate::commands::files::prepare_failure;
 use crate::failure::{Failure, While};
 use crate::project::Project;
-use crate::show;
+use crate::{show, stores};
 
 /// Opens a bundle folder signed by `owner`.
 pub(crate) fn open_bundle(folder: &Path, owner: &VerifyingKey) -> Result<Bundle, Failure> {
@@ -78,8 +77,9 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
         }));
     }
     let folder = project.layout.site(&site);
-    let custody = FileCustody::open(folder.join("keys").join("custody.key")).while_(predicting)?;
-    let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &custody, &site)
+    let definition = definition.ok_or_else(|| Failure::failed(predicting, "the sites file does not have this site"))?;
+    let custody = stores::custody(definition, &folder, &stores::environment())?;
+    let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &*custody, &site)
         .await
         .while_(predicting)?;
     let models = folder.join("serve").join("models");

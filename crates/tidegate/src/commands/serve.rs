@@ -17,7 +17,7 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_seal::{dsse, permit};
 use tidegate_serve::{ReleaseSource, ServeOptions};
-use tidegate_transfer::{Expected, receive};
+use tidegate_transfer::{Expected, patiently, receive};
 use tidegate_types::ids::SiteName;
 use tidegate_types::release::{ENROLMENT_OBJECT, Enrolment, RELEASE_FORMAT, RELEASE_PAYLOAD, ReleaseRecord};
 use zeroize::Zeroizing;
@@ -74,8 +74,10 @@ pub(crate) async fn enrol(project: &Project, site: &str, owner: &str) -> Result<
     };
     let store = stores::open(&project.store_address(&site), &stores::environment())?;
     let object = ObjectName::new(ENROLMENT_OBJECT).while_(enrolling)?;
-    let body = serde_json::to_vec(&enrolment).while_(enrolling)?;
-    store.put_same(&object, Bytes::from(body)).await.while_(enrolling)
+    let body = Bytes::from(serde_json::to_vec(&enrolment).while_(enrolling)?);
+    patiently(|| store.put_same(&object, body.clone()))
+        .await
+        .while_(enrolling)
 }
 
 fn identity(folder: &Path) -> Result<Identity, Failure> {

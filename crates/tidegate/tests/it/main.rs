@@ -16,7 +16,9 @@ mod fixture;
 mod journey;
 mod kills;
 #[path = "../../../tidegate-cloud/tests/it/peers.rs"]
+#[allow(dead_code, reason = "some of it serves the tests of stores alone")]
 mod peers;
+mod proxy;
 mod refusals;
 mod secrets;
 mod serving;
