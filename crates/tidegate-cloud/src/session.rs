@@ -113,12 +113,17 @@ pub(crate) async fn assume_role(
         status => return Err(failed(format!("the service answered with status {status}"))),
     }
     let body = response.into_body().bytes().await;
-    let body = body.map_err(|_| failed("the answer broke off".to_owned()))?;
+    // Also an answer that ends with its connection may have been cut.
+    let broken = || StoreError::Transient {
+        what: what(),
+        source: io::Error::other("the answer is not a whole one of AssumeRole"),
+    };
+    let body = body.map_err(|_| broken())?;
     let text = std::str::from_utf8(&body)
         .ok()
         .filter(|text| text.len() <= ANSWER_BYTES);
     let answer: Option<Answer> = text.and_then(|text| quick_xml::de::from_str(text).ok());
-    let keys = answer.ok_or_else(|| failed("the answer is not that of AssumeRole".to_owned()))?;
+    let keys = answer.ok_or_else(broken)?;
     let keys = keys.assume_role_result.credentials;
     Ok(Environment::from([
         ("AWS_ACCESS_KEY_ID".to_owned(), keys.access_key_id),

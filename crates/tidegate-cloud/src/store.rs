@@ -238,11 +238,15 @@ impl CloudStore {
             (_, Some(Answer::Status(200))) if error.to_string().contains("AccessDenied") => {
                 Failure::Other(StoreError::Denied { what: what() })
             }
-            // An answer that is known by its error, of which not all came.
-            (Error::Generic { .. }, Some(Answer::Status(404 | 409 | 412))) => Failure::Other(StoreError::Transient {
-                what: what(),
-                source: io::Error::other(format!("the answer of {} was not whole", self.address)),
-            }),
+            // An answer that is known by its error, of which not all came: where it did, the library says so.
+            (Error::Generic { .. }, Some(Answer::Status(404 | 409 | 412)))
+                if !error.to_string().contains("non-2xx status code") =>
+            {
+                Failure::Other(StoreError::Transient {
+                    what: what(),
+                    source: io::Error::other(format!("the answer of {} was not whole", self.address)),
+                })
+            }
             // What began well and ended badly: a body that stopped.
             (_, Some(Answer::Status(status))) if status < 300 => Failure::Other(StoreError::Transient {
                 what: what(),
