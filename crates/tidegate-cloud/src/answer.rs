@@ -2,11 +2,14 @@
 //! again must know more.
 
 use std::cell::RefCell;
+use std::io;
 
 use async_trait::async_trait;
+use http_body_util::{BodyExt, Limited};
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    ReqwestConnector,
 };
 
 tokio::task_local! {
@@ -37,6 +40,16 @@ fn note(answer: Answer) {
     let _ = LAST.try_with(|last| *last.borrow_mut() = Some(answer));
 }
 
+/// The longest body that any answer may have: twice the largest shard. Bodies of errors and listings are read
+/// whole before anybody looks at them.
+const BODY_BYTES: usize = 128 << 20;
+
+/// A body that breaks off where it becomes too long.
+fn bounded(body: HttpResponseBody) -> HttpResponseBody {
+    let body = Limited::new(body, BODY_BYTES);
+    HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Decode, io::Error::other(error))))
+}
+
 /// The usual client, watched.
 #[derive(Debug, Default)]
 pub(crate) struct Watching(ReqwestConnector);
@@ -54,10 +67,24 @@ struct Watched(HttpClient);
 impl HttpService for Watched {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let result = self.0.execute(request).await;
+        let result = result.map(|response| response.map(bounded));
         note(match &result {
             Ok(response) => Answer::Status(response.status().as_u16()),
             Err(error) => Answer::Broken(error.kind()),
         });
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_breaks_off() {
+        let short = HttpResponseBody::from(vec![1; 1000]);
+        assert_eq!(bounded(short).bytes().await.unwrap().len(), 1000);
+        let long = HttpResponseBody::from(vec![1; BODY_BYTES + 1]);
+        assert!(bounded(long).bytes().await.is_err());
     }
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest, ReqwestConnector};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
@@ -18,6 +18,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::address::{AddressError, secure};
+use crate::answer::Watching;
 use crate::credentials::Environment;
 use crate::store::{OpenError, options};
 
@@ -136,7 +137,7 @@ impl VaultCustody {
         };
         let plain = address.server.scheme() == "http";
         let options = options(&address.to_string(), plain, address.certificates.as_deref())?;
-        let client = ReqwestConnector::default().connect(&options);
+        let client = Watching::default().connect(&options);
         let client = client.map_err(|error| settings(error.to_string()))?;
         Ok(Self {
             address,

@@ -126,6 +126,9 @@ impl Engine {
 
     /// Has the newest checkpoint signed by the keeper, which holds it against what it saw before.
     pub(crate) async fn cosign(&self, entry: &str) -> Result<(), EngineError> {
+        // A keeper that looked at the ledger and then refused has seen more than its answer said.
+        let (_, checkpoint) = self.keeper.identify().await?;
+        self.seen(&checkpoint)?;
         let proof = self.proof(entry)?;
         let reply = self.keeper.ask("cosign", RequestBody::Cosign { proof }).await?;
         let ReplyBody::Cosigned { checkpoint } = reply else {

@@ -156,6 +156,12 @@ fn a_model_that_fails_a_gate_stays_at_home() {
     let ward = hospital.state().join("sites/ward/store");
     assert!(files(&ward.join("sealed")).is_empty());
     assert!(!hospital.state().join("sites/hospital/serve/models").exists());
+    // The keeper vouches for how that run ended, too.
+    let verified = hospital.succeed(&["audit", "verify"]);
+    assert!(
+        verified.contains("st-mary and tidegate.dev/st-mary/hospital"),
+        "{verified}"
+    );
 }
 
 #[test]
