@@ -95,17 +95,21 @@ fn what_only_evaluation_depends_on_trains_nothing_anew() {
     assert!(!asked.contains(&"start_attempt".to_owned()), "{asked:?}");
 }
 
-#[test]
-fn an_interrupted_run_goes_on_with_the_attempt_that_it_began() {
-    let world = World::new("interrupted");
+/// A run whose process dies while the attempt goes on: nothing after that is executed.
+fn interrupt(world: &World) {
     world.ends(|_| None);
     world.with(PIPELINE, async |engine| {
         let planned = engine.plan(None).await.unwrap();
-        // The process dies while the attempt goes on: nothing after this point is executed.
         let run = tokio::time::timeout(Duration::from_millis(600), engine.run(&planned));
         assert!(run.await.is_err());
     });
     world.ends(|_| Some(accepted()));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_with_the_attempt_that_it_began() {
+    let world = World::new("interrupted");
+    interrupt(&world);
     let summary = world.run(PIPELINE).unwrap();
     assert_eq!(summary.status, RunStatus::Done);
     assert_eq!(summary.crossings.len(), 5);
@@ -126,13 +130,7 @@ fn an_interrupted_run_goes_on_with_the_attempt_that_it_began() {
 #[test]
 fn an_interrupted_run_whose_files_were_changed_ends_when_the_next_begins() {
     let world = World::new("superseded");
-    world.ends(|_| None);
-    world.with(PIPELINE, async |engine| {
-        let planned = engine.plan(None).await.unwrap();
-        let run = tokio::time::timeout(Duration::from_millis(600), engine.run(&planned));
-        assert!(run.await.is_err());
-    });
-    world.ends(|_| Some(accepted()));
+    interrupt(&world);
     let changed = PIPELINE.replace("train:\n", "train:\n  retries: 2\n");
     world.run(&changed).unwrap();
     let runs = world.journal.scan("runs", "").unwrap();
