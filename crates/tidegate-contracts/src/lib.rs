@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod custody;
 pub mod fakes;
 pub mod journal;
+pub mod later;
 pub mod stage;
 pub mod store;
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tidegate_types::digest::Digest;
 use tidegate_types::files::{Catalog, Pipeline};
 use tidegate_types::keeper::{GateResult, PipelineText, QualitySummary};
 use tidegate_types::refusal::Refusal;
@@ -17,6 +18,9 @@ pub enum StageError {
     /// A rule said no.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// What the user gave is wrong: the query, the source, a value in it.
+    #[error("{0}")]
+    Input(String),
     /// It went wrong.
     #[error("{0}")]
     Failed(String),
@@ -96,13 +100,22 @@ pub struct Judged {
 /// Signs a payload of a type with the keeper's key: gives the bytes of a DSSE envelope.
 pub type SignPayload<'a> = dyn Fn(&str, &[u8]) -> Result<Vec<u8>, String> + Send + Sync + 'a;
 
-/// What is in a released bundle before it is signed by the keeper.
+/// A model that was judged to be released.
 #[derive(Debug, Clone)]
-pub struct BundleFiles {
-    /// A folder with everything but the signature.
-    pub folder: PathBuf,
+pub struct Bundled {
     /// The gates, leak test included.
     pub gates: Vec<GateResult>,
+    /// The bundle; absent where a gate does not pass.
+    pub files: Option<BundleFiles>,
+}
+
+/// A signed bundle in a folder of the private site.
+#[derive(Debug, Clone)]
+pub struct BundleFiles {
+    /// The folder.
+    pub folder: PathBuf,
+    /// SHA-256 of its `bundle.json`.
+    pub manifest: Digest,
 }
 
 /// Everything a keeper does with rows.
@@ -134,7 +147,7 @@ pub trait HomeStages: Send + Sync + fmt::Debug {
         version: u64,
         provenance: &BTreeMap<String, String>,
         sign: &SignPayload<'_>,
-    ) -> Result<BundleFiles, StageError>;
+    ) -> Result<Bundled, StageError>;
 
     /// Whether a file that shall cross as code holds an identifier from the data that was prepared in
     /// `home`; names the file and the rule, never the value.

@@ -149,6 +149,7 @@ impl KeeperClient {
         match reply?.outcome {
             Outcome::Done(body) => Ok(*body),
             Outcome::Refused(refusal) => Err(EngineError::Refused(refusal)),
+            Outcome::Input(why) => Err(EngineError::Input(why)),
             Outcome::Failed(why) => Err(EngineError::failed(asking, why)),
         }
     }
@@ -190,6 +191,7 @@ fn introduced(payload: &[u8], asking: &str) -> Result<String, EngineError> {
         },
         // Nobody vouches for it yet, but it moves nothing.
         Outcome::Refused(refusal) => Err(EngineError::Refused(refusal)),
+        Outcome::Input(why) => Err(EngineError::Input(why)),
         Outcome::Failed(why) => Err(EngineError::failed(asking, why)),
     }
 }

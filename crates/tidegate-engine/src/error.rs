@@ -8,6 +8,9 @@ pub enum EngineError {
     /// A rule said no; nothing moved that it forbids.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// What the user gave is wrong: the query, the source, a value in it.
+    #[error("{0}")]
+    Input(String),
     /// It went wrong; the same command again goes on from here.
     #[error("failed while {what}: {why}")]
     Failed {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
+use tidegate_types::keeper::{Figure, GateResult};
 
 /// One step forward, as the terminal shows it and `--format json` writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +25,15 @@ pub enum Progress {
         suppressed: u64,
         /// The smallest group of people that share all quasi-identifiers.
         k: u64,
+    },
+    /// A model was judged on rows that never left; the figures are those of the summary.
+    Judged {
+        /// The task.
+        task: TaskName,
+        /// The area under the receiver operating characteristic, with its interval.
+        roc_auc: Option<Figure>,
+        /// The gates as they stand.
+        gates: Vec<GateResult>,
     },
     /// A task begins.
     TaskStarted {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_contracts::later::Later;
 use tidegate_contracts::store::{Store, WorkerStores};
 use tidegate_plan::{Plan, PlanInput, PlannedCrossing, PlannedTask, Report, Step};
 use tidegate_policy::{Moment, PolicySet, Question};
@@ -39,8 +40,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct WorkerProgram {
     /// The program and its arguments; the ticket comes on standard input.
     pub command: Vec<String>,
-    /// SHA-256 of the program's file.
-    pub digest: Digest,
+    /// SHA-256 of the program's file, or why it cannot be read.
+    pub digest: Later<Result<Digest, String>>,
 }
 
 /// Lets a site publish its recipient, given the owner keeper's public key.
@@ -177,6 +178,11 @@ impl Engine {
         })
     }
 
+    /// What the keeper knows the worker program by.
+    pub(crate) fn worker_digest(&self) -> Result<Digest, EngineError> {
+        self.worker.digest.get().clone().while_("reading the worker program")
+    }
+
     /// The ledger.
     #[must_use]
     pub const fn ledger(&self) -> &LedgerBook {
@@ -231,7 +237,7 @@ impl Engine {
             catalog,
             policies,
             canonical_digest(&self.sites).while_("naming the sites")?,
-            self.worker.digest,
+            self.worker_digest()?,
         ))
         .while_("naming the plan")?;
         Ok(Planned {

@@ -141,6 +141,7 @@ pub(crate) struct JudgedStep {
 pub(crate) struct ReleasedStep {
     pub(crate) bundle: ArtifactSummary,
     pub(crate) version: u64,
+    pub(crate) manifest: Digest,
     pub(crate) gates: Vec<GateResult>,
 }
 

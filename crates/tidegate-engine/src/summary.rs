@@ -15,7 +15,7 @@ pub struct SummaryModel {
     pub name: String,
     /// Counts from 1.
     pub version: u64,
-    /// The bundle's manifest digest.
+    /// SHA-256 of its `bundle.json`, by which a site that serves it names it.
     pub digest: String,
 }
 

@@ -44,12 +44,12 @@ impl Engine {
                 Step::Evaluate => {
                     let model = done.model()?;
                     let work = self.judge(&run, &model, false);
-                    done.evaluated = Some(self.task(record, planned, work).await?);
+                    done.evaluated = Some(self.judged(task, self.task(record, planned, work).await?));
                 }
                 Step::Refine => {
                     let model = done.model()?;
                     let work = self.judge(&run, &model, true);
-                    done.refined = Some(self.task(record, planned, work).await?);
+                    done.refined = Some(self.judged(task, self.task(record, planned, work).await?));
                 }
                 Step::Release => {
                     let model = done.model()?;
@@ -124,10 +124,10 @@ impl Engine {
         };
         let step = match self.keeper.ask(word, body).await? {
             ReplyBody::Evaluated { quality, raw, gates } => JudgedStep { quality, raw, gates },
-            ReplyBody::Refined { quality } => JudgedStep {
+            ReplyBody::Refined { quality, gates } => JudgedStep {
                 quality,
                 raw: None,
-                gates: Vec::new(),
+                gates,
             },
             _ => return Err(self.keeper.wrong_reply()),
         };
@@ -136,6 +136,16 @@ impl Engine {
             .digest("model", model.artifact);
         self.keep(&key, &step, &[fact])?;
         Ok((step, false))
+    }
+
+    /// Tells what came of judging a model, before a gate may end the run.
+    fn judged(&self, task: &TaskName, step: JudgedStep) -> JudgedStep {
+        (self.progress)(&Progress::Judged {
+            task: task.clone(),
+            roc_auc: step.quality.figures.get("roc_auc").copied(),
+            gates: step.gates.clone(),
+        });
+        step
     }
 
     async fn release(
@@ -162,6 +172,7 @@ impl Engine {
         let ReplyBody::Released {
             bundle,
             version,
+            manifest,
             gates,
             checkpoint,
         } = self.keeper.ask("release", body).await?
@@ -171,9 +182,15 @@ impl Engine {
         self.seen(&checkpoint)?;
         let fact = Fact::new(EventType::Released, run.id.as_str())
             .digest("bundle", bundle.artifact)
+            .digest("manifest", manifest)
             .digest("model", model.artifact)
             .number("version", version);
-        let step = ReleasedStep { bundle, version, gates };
+        let step = ReleasedStep {
+            bundle,
+            version,
+            manifest,
+            gates,
+        };
         self.keep(&key, &step, &[fact])?;
         Ok((step, false))
     }
@@ -246,7 +263,7 @@ impl Engine {
             model: done.released.as_ref().map(|released| SummaryModel {
                 name: self.pipeline.name.to_string(),
                 version: released.version,
-                digest: released.bundle.artifact.to_string(),
+                digest: released.manifest.to_string(),
             }),
             metrics: SummaryMetrics {
                 home: metrics(&done.evaluated),
@@ -263,6 +280,7 @@ impl Engine {
             gates: done
                 .released
                 .map(|released| released.gates)
+                .or_else(|| done.refined.map(|step| step.gates))
                 .or_else(|| done.evaluated.map(|step| step.gates))
                 .unwrap_or_default(),
             risk: done.prepared.map(|prepared| SummaryRisk {

@@ -46,7 +46,7 @@ impl Engine {
             &self.pipeline.train,
             site,
             definition,
-            &self.worker.digest,
+            self.worker_digest()?,
         ))?;
         if let Some(step) = self.step(&key)? {
             return Ok((step, true));
@@ -54,6 +54,7 @@ impl Engine {
         let permits = if *site == self.home {
             BTreeMap::new()
         } else {
+            let worker = self.worker_digest()?;
             let wanted: Vec<Wanted<'_>> = inputs
                 .iter()
                 .map(|(name, input)| Wanted {
@@ -62,7 +63,7 @@ impl Engine {
                     artifact: &input.artifact,
                     bytes: input.bytes,
                     to: site,
-                    worker: Some(self.worker.digest),
+                    worker: Some(worker),
                 })
                 .collect();
             let permits = self.cross(run, &wanted).await?;
@@ -110,7 +111,10 @@ impl Engine {
         }
         Err(EngineError::failed(
             format!("training on site `{site}`"),
-            format!("{last}. `tidegate logs {}` shows what the command wrote", run.id),
+            format!(
+                "{last}. `tidegate logs {} --pipeline {}` shows what the command wrote",
+                run.id, self.text.file
+            ),
         ))
     }
 
@@ -150,7 +154,7 @@ impl Engine {
             attempt: attempt.clone(),
             pipeline: self.text.clone(),
             site: site.clone(),
-            worker: self.worker.digest,
+            worker: self.worker_digest()?,
             permits: permits.clone(),
         };
         let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {

@@ -8,6 +8,9 @@ pub enum KeeperError {
     /// A rule said no.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// What the user gave is wrong: the query, the source, a value in it.
+    #[error("{0}")]
+    Input(String),
     /// It went wrong; asking again may help.
     #[error("the keeper failed while {what}: {why}")]
     Failed {

@@ -35,6 +35,7 @@ impl From<StageError> for KeeperError {
     fn from(error: StageError) -> Self {
         match error {
             StageError::Refused(refusal) => Self::Refused(refusal),
+            StageError::Input(why) => Self::Input(why),
             StageError::Failed(why) => Self::failed("working on rows at home", why),
         }
     }
@@ -53,6 +54,7 @@ struct Judgement {
 struct Released {
     bundle: ArtifactId,
     version: u64,
+    manifest: Digest,
     gates: Vec<GateResult>,
     checkpoint: String,
 }
@@ -315,6 +317,7 @@ impl Keeper {
         Ok(if refined {
             ReplyBody::Refined {
                 quality: judgement.quality,
+                gates: judgement.gates,
             }
         } else {
             ReplyBody::Evaluated {
@@ -399,7 +402,7 @@ impl Keeper {
                 let folder = self.stage_folder()?;
                 let context = self.context(&pipeline, text, &folder);
                 let (at, home) = (self.folder.join(&record.folder), self.folder.join(&prepared.home));
-                let files = self
+                let bundled = self
                     .stages
                     .bundle(
                         &context,
@@ -412,9 +415,10 @@ impl Keeper {
                         &sign,
                     )
                     .await?;
-                if let Some(gate) = files.gates.iter().find(|gate| !gate.passed) {
-                    return Err(gate_failed(&pipeline, gate).into());
-                }
+                let passed = bundled.gates.iter().all(|gate| gate.passed);
+                let Some(files) = bundled.files.filter(|_| passed) else {
+                    return Err(gates_failed(&pipeline, &bundled.gates).into());
+                };
                 let description = Description {
                     kind: ArtifactKind::Bundle,
                     name: format!("{}/{version}", pipeline.name),
@@ -435,14 +439,15 @@ impl Keeper {
                 let released = Released {
                     bundle: artifact,
                     version,
-                    gates: files.gates,
+                    manifest: files.manifest,
+                    gates: bundled.gates,
                     checkpoint,
                 };
                 let leaf = self.event(
                     EventType::Released,
                     run,
                     &[],
-                    &[("bundle", artifact), ("model", *model)],
+                    &[("bundle", artifact), ("manifest", files.manifest), ("model", *model)],
                 )?;
                 self.records.commit(
                     &Batch::default()
@@ -463,21 +468,44 @@ impl Keeper {
         Ok(ReplyBody::Released {
             bundle: bundle.summary(released.bundle),
             version: released.version,
+            manifest: released.manifest,
             gates: released.gates,
             checkpoint: released.checkpoint,
         })
     }
 }
 
-fn gate_failed(pipeline: &Pipeline, gate: &GateResult) -> tidegate_types::Refusal {
+/// Names every gate that the model does not pass.
+fn gates_failed(pipeline: &Pipeline, gates: &[GateResult]) -> tidegate_types::Refusal {
+    let failed = || gates.iter().filter(|gate| !gate.passed);
+    let told: Vec<String> = failed()
+        .map(|gate| {
+            let value = gate.value.map_or_else(
+                || "could not be measured".to_owned(),
+                |value| {
+                    format!(
+                        "is {value}, with {} at the unfavourable end of its interval",
+                        gate.judged
+                    )
+                },
+            );
+            format!("`{}` {value}, and must be {}", gate.metric, gate.condition)
+        })
+        .collect();
+    let default = failed().find(|gate| !pipeline.evaluate.gates.contains_key(&gate.metric));
+    let fix = match default {
+        None => "improve the model, or change `evaluate: gates:`; the model stays at home".to_owned(),
+        Some(gate) => format!(
+            "improve the model, or give the test part more people, which makes the interval narrower. `{0}: \"{1}\"` holds \
+             wherever a pipeline does not write its own under `evaluate: gates:`; the model stays at home",
+            gate.metric, gate.condition
+        ),
+    };
     refuse(
         "gate-failed",
         format!("releasing model `{}`", pipeline.name),
-        format!(
-            "`{}` must be {}, and the unfavourable end of its interval is {}",
-            gate.metric, gate.condition, gate.judged
-        ),
-        "improve the model, or change `evaluate: gates:`; the model stays at home",
+        told.join("; "),
+        fix,
     )
 }
 

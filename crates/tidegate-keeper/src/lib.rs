@@ -44,4 +44,4 @@ mod witness;
 pub use error::KeeperError;
 pub use records::newest_inputs;
 pub use service::{Keeper, Setup};
-pub use witness::{cosigner_name, log_origin};
+pub use witness::{cosigner_name, log_origin, organisation};

@@ -172,7 +172,7 @@ impl Keeper {
             .into());
         }
         if let Some(worker) = &wanted.worker
-            && !self.workers.contains(worker)
+            && !self.workers.get().contains(worker)
         {
             return Err(refuse(
                 "worker-not-known",

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tidegate_contracts::custody::Custody;
 use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_contracts::later::Later;
 use tidegate_contracts::stage::HomeStages;
 use tidegate_contracts::store::{ObjectName, Patience, Store, StoreError, StoreExt};
 use tidegate_policy::PolicySet;
@@ -63,7 +64,7 @@ pub struct Setup {
     /// Where requests come from.
     pub mailbox: Arc<dyn Store>,
     /// Digests of the programs that may open what this site sends to a worker.
-    pub workers: BTreeSet<Digest>,
+    pub workers: Later<BTreeSet<Digest>>,
     /// Unix time in seconds.
     pub clock: fn() -> u64,
 }
@@ -80,7 +81,7 @@ pub struct Keeper {
     pub(crate) records: Records,
     pub(crate) custody: Arc<dyn Custody>,
     pub(crate) stages: Arc<dyn HomeStages>,
-    pub(crate) workers: BTreeSet<Digest>,
+    pub(crate) workers: Later<BTreeSet<Digest>>,
     pub(crate) clock: fn() -> u64,
     pub(crate) keys: SiteKeys,
     /// Held while a permit is signed, so that asking twice gives one.
@@ -510,6 +511,7 @@ fn asked(envelope: &[u8]) -> Digest {
 fn outcome_of(error: KeeperError) -> Outcome {
     match error {
         KeeperError::Refused(refusal) => Outcome::Refused(refusal),
+        KeeperError::Input(why) => Outcome::Input(why),
         failed @ KeeperError::Failed { .. } => Outcome::Failed(failed.to_string()),
     }
 }

@@ -12,16 +12,27 @@ use tidegate_types::keeper::LedgerProof;
 use crate::error::{KeeperError, While, refuse};
 use crate::service::Keeper;
 
+/// What the name of every log begins with.
+const ORIGINS: &str = "tidegate.dev/";
+
 /// The name of an organisation's log, which is also the name of the log's key.
 #[must_use]
 pub fn log_origin(organisation: &str) -> String {
-    format!("tidegate.dev/{organisation}")
+    format!("{ORIGINS}{organisation}")
+}
+
+/// The organisation whose log has this name, if it is the name of a log.
+#[must_use]
+pub fn organisation(origin: &str) -> Option<&str> {
+    origin
+        .strip_prefix(ORIGINS)
+        .filter(|organisation| !organisation.is_empty())
 }
 
 /// The name of a keeper's cosigning key.
 #[must_use]
 pub fn cosigner_name(organisation: &str, site: &SiteName) -> String {
-    format!("tidegate.dev/{organisation}/{site}")
+    format!("{ORIGINS}{organisation}/{site}")
 }
 
 /// What a requested permit, or a release, must say in the ledger to be given.

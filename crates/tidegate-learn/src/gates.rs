@@ -97,6 +97,7 @@ impl Gate {
         GateResult {
             metric: self.metric.clone(),
             condition: self.condition.clone(),
+            value: figure.map(|figure| figure.value),
             judged,
             passed,
         }

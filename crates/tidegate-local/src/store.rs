@@ -36,6 +36,8 @@ pub struct FolderStore {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
+    /// Whether an object that was put is still there after a loss of power.
+    lasting: bool,
     /// Folders whose own names are known to be on disk.
     synced: Mutex<HashSet<String>>,
 }
@@ -47,7 +49,20 @@ impl FolderStore {
     /// # Errors
     /// [`StoreError::Permanent`] or [`StoreError::Denied`] when the folder cannot be made or written.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = path.into();
+        Self::with(path.into(), true)
+    }
+
+    /// Opens a store for messages that are sent again when nobody answers. What is in it is whole, as in any
+    /// store, but a loss of power may take the newest objects, or bring back what was removed last: a message
+    /// then costs one flush to the disk and not three.
+    ///
+    /// # Errors
+    /// As [`FolderStore::open`].
+    pub fn open_mailbox(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::with(path.into(), false)
+    }
+
+    fn with(root: PathBuf, lasting: bool) -> Result<Self, StoreError> {
         let failed = |error| classify(error, || format!("opening the store `{}`", root.display()));
         disk::private_folder(&root.join(INCOMING)).map_err(failed)?;
         remove_abandoned(&root.join(INCOMING)).map_err(failed)?;
@@ -55,6 +70,7 @@ impl FolderStore {
         Ok(Self {
             shared: Arc::new(Shared {
                 root,
+                lasting,
                 synced: Mutex::default(),
             }),
         })
@@ -198,6 +214,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Brings the names in a folder to disk, where they must last.
+    fn sync_names(&self, folder: &OwnedFd) -> Result<(), Errno> {
+        if self.lasting { fsync(folder) } else { Ok(()) }
+    }
+
     fn put_new(&self, name: &ObjectName, body: &[u8]) -> Result<(), Failure> {
         let exists = || Failure::Store(StoreError::AlreadyExists(name.clone()));
         let (folder, last) = self.folder_of(name, true)?;
@@ -205,7 +226,7 @@ impl Shared {
             Err(Errno::NOENT) => {}
             Ok(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
                 // Whoever put it may not have brought its name to disk yet; what we answer must be true.
-                fsync(&folder)?;
+                self.sync_names(&folder)?;
                 return Err(exists());
             }
             Ok(_) => return Err(io::Error::other("something that is no object has its name").into()),
@@ -226,12 +247,12 @@ impl Shared {
         }
         match published {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fsync(&folder)?;
+                self.sync_names(&folder)?;
                 Err(exists())
             }
             published => {
                 published?;
-                Ok(fsync(&folder)?)
+                Ok(self.sync_names(&folder)?)
             }
         }
     }
@@ -280,7 +301,7 @@ impl Shared {
     fn delete(&self, name: &ObjectName) -> Result<(), Failure> {
         let removed = self.folder_of(name, false).and_then(|(folder, last)| {
             unlinkat(&folder, last, AtFlags::empty())?;
-            fsync(&folder)
+            self.sync_names(&folder)
         });
         match removed {
             // A folder is no object, so the object is not there.

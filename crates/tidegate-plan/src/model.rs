@@ -149,6 +149,8 @@ pub struct Report {
     pub conditions: Vec<String>,
     /// Source columns that decide which rows there are.
     pub row_reads: Vec<String>,
+    /// What to look at before saying yes, each as a full sentence.
+    pub warnings: Vec<String>,
     /// The most that the run may cost, if limited.
     pub budget: Option<Money>,
 }

@@ -39,6 +39,7 @@ pub fn plan(input: &PlanInput<'_>) -> Result<(Plan, Report), Refusal> {
         candidates,
         conditions: planner.conditions(),
         row_reads: input.labels.row_reads.clone(),
+        warnings: input.labels.warnings.clone(),
         budget: input.pipeline.budget.cost,
     };
     Ok((plan, report))

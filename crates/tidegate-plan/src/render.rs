@@ -58,12 +58,8 @@ impl Report {
             } else {
                 let _ = writeln!(out, "  Which rows there are depends on {}.", self.row_reads.join(", "));
             }
-            if !self.conditions.is_empty() {
-                out.push_str("\nMeasured before anything leaves\n");
-                for condition in &self.conditions {
-                    let _ = writeln!(out, "  {condition}");
-                }
-            }
+            sentences(out, "Warnings", &self.warnings);
+            sentences(out, "Measured before anything leaves", &self.conditions);
         }
     }
 
@@ -79,6 +75,15 @@ impl Report {
             let _ = write!(out, "; the deadline is {deadline}");
         }
         out.push_str(".\n");
+    }
+}
+
+fn sentences(out: &mut String, title: &str, sentences: &[String]) {
+    if !sentences.is_empty() {
+        let _ = writeln!(out, "\n{title}");
+    }
+    for sentence in sentences {
+        let _ = writeln!(out, "  {sentence}");
     }
 }
 

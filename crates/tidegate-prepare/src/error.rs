@@ -7,6 +7,8 @@ use datafusion::arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use tidegate_types::Refusal;
 
+use crate::session::mistake;
+
 /// Why a preparation did not end well. No variant holds a cell of the data or a key, so that every
 /// text may be logged and shown to an engineer who is not cleared for the rows.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +28,17 @@ pub enum PrepareError {
         /// What the user can do.
         fix: String,
     },
-    /// Something else than a record is wrong: a file's form, a column, the query.
+    /// What the user gave is wrong in something else than a record: a file's form, a column, the query.
+    #[error("{doing}: {why}. {fix}")]
+    Input {
+        /// What was being done to what.
+        doing: String,
+        /// What is wrong.
+        why: String,
+        /// What the user can do.
+        fix: String,
+    },
+    /// What preparation keeps for itself is not as it left it.
     #[error("{doing}: {why}. {fix}")]
     Failed {
         /// What was being done to what.
@@ -66,6 +78,14 @@ impl PrepareError {
         }
     }
 
+    pub(crate) fn input(doing: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Input {
+            doing: doing.into(),
+            why: why.into(),
+            fix: fix.into(),
+        }
+    }
+
     pub(crate) fn file(doing: &'static str, path: &Path, source: io::Error) -> Self {
         Self::File {
             doing,
@@ -78,9 +98,9 @@ impl PrepareError {
     /// engineer's own, so it may be shown.
     pub(crate) fn planning(error: DataFusionError) -> Self {
         Self::own(&error).unwrap_or_else(|| {
-            Self::failed(
+            Self::input(
                 "planning the query",
-                first_line(&error.strip_backtrace()),
+                mistake::told(&error),
                 "Correct the query; `tidegate plan --sql` prints the one that the profile writes",
             )
         })
@@ -93,12 +113,12 @@ impl PrepareError {
             return own;
         }
         match error.find_root() {
-            DataFusionError::ResourcesExhausted(_) => Self::failed(
+            DataFusionError::ResourcesExhausted(_) => Self::input(
                 "executing the query",
                 "it needs more memory than a query may use",
                 "Select fewer columns, or simplify the query",
             ),
-            _ => Self::failed(
+            _ => Self::input(
                 "executing the query",
                 "an expression failed on a value of the data, which is not shown",
                 "Use expressions that cannot fail: `try_cast` in place of `cast`, `nullif(x, 0)` below a division",
@@ -130,6 +150,7 @@ impl PrepareError {
                 why: why.clone(),
                 fix: fix.clone(),
             },
+            Self::Input { doing, why, fix } => Self::input(doing, why, fix),
             Self::Failed { doing, why, fix } => Self::failed(doing, why, fix),
             Self::File { doing, path, source } => Self::File {
                 doing,
@@ -144,8 +165,4 @@ impl From<PrepareError> for DataFusionError {
     fn from(error: PrepareError) -> Self {
         Self::External(Box::new(error))
     }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
 }

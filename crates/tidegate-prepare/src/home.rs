@@ -210,7 +210,7 @@ pub async fn raw_rows(home: &Path, keys: &Keys, part: Part) -> Result<Rows, Prep
         }
     }
     if !columns.contains(&recipe.target.as_str()) {
-        return Err(PrepareError::failed(
+        return Err(PrepareError::input(
             "reading raw rows",
             format!(
                 "the target `{}` is no column of the source, the query computes it",
@@ -371,7 +371,7 @@ impl Gathered {
 }
 
 fn too_many_rows() -> PrepareError {
-    PrepareError::failed(
+    PrepareError::input(
         "reading rows at home",
         format!("they need more than {} MiB of memory", MOST_BYTES >> 20),
         "Give this part a smaller share in `prepare.split`, select fewer columns, or give fewer new records at a time",
@@ -379,10 +379,18 @@ fn too_many_rows() -> PrepareError {
 }
 
 pub(crate) fn bad_targets(target: &str, bad: u64, rows: u64) -> PrepareError {
-    PrepareError::failed(
+    PrepareError::input(
         format!("reading the target `{target}`"),
         format!("{bad} of {rows} rows hold neither 0 nor 1 in it"),
         "Give every row an outcome, filter rows without one, or give the column `type: boolean` in the catalog",
+    )
+}
+
+pub(crate) fn one_outcome(target: &str, of: &str) -> PrepareError {
+    PrepareError::input(
+        format!("reading the target `{target}`"),
+        format!("all rows of {of} have the same outcome, so that there is nothing to learn"),
+        "Use a source, a sample or a query with rows of both outcomes",
     )
 }
 

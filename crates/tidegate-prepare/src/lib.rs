@@ -17,6 +17,7 @@
 //!
 //! * [`analyse`] reads no more than it needs to know the columns and their types, and tells what the
 //!   query would let out ([`tidegate_types::report::LabelReport`]).
+//! * [`rehearse`] executes the query on every row and keeps nothing, to find what is wrong before it costs.
 //! * [`prepare()`] makes the inputs of the training and measures their risk. What it makes depends on
 //!   rows of train and validation alone: changing a row of refine or test changes no byte of it.
 //! * [`home_rows`], [`raw_rows`] and [`apply_recipe`] give rows at home, as the frozen [`Recipe`] makes
@@ -37,6 +38,7 @@ mod metadata;
 mod prepare;
 pub mod profile;
 mod recipe;
+mod rehearse;
 mod release;
 mod scan;
 mod sealed;
@@ -49,6 +51,7 @@ pub use error::PrepareError;
 pub use home::{Rows, home_rows, raw_rows};
 pub use prepare::{PrepareInput, Prepared, analyse, prepare};
 pub use recipe::{Feature, FeatureType, Recipe, apply_recipe, read_recipe};
+pub use rehearse::{Rehearsal, rehearse};
 pub use scan::code::scan_code;
 pub use scan::{ScanColumn, ScanReport, first_catalog, scan};
 pub use split::{Keys, Part};

@@ -97,10 +97,10 @@ struct Step<'a> {
 }
 
 impl<'a> PrepareInput<'a> {
-    fn dataset(&self) -> Result<(&'a DatasetName, &'a Dataset), PrepareError> {
+    pub(crate) fn dataset(&self) -> Result<(&'a DatasetName, &'a Dataset), PrepareError> {
         let name = &self.pipeline.prepare.from;
         let dataset = self.catalog.datasets.get(name).ok_or_else(|| {
-            PrepareError::failed(
+            PrepareError::input(
                 format!("preparing dataset `{name}`"),
                 "the catalog does not have it",
                 "Correct `prepare.from` in the pipeline",
@@ -117,7 +117,7 @@ impl<'a> PrepareInput<'a> {
         Ok((name, dataset))
     }
 
-    fn sources(&self, dataset: &Dataset) -> Result<Vec<InputFile>, PrepareError> {
+    pub(crate) fn sources(&self, dataset: &Dataset) -> Result<Vec<InputFile>, PrepareError> {
         source::find(self.catalog_folder, &dataset.source)
     }
 
@@ -141,7 +141,7 @@ impl<'a> PrepareInput<'a> {
         ))
     }
 
-    fn survey(
+    pub(crate) fn survey(
         &self,
         files: &[InputFile],
         name: &DatasetName,
@@ -156,10 +156,11 @@ impl<'a> PrepareInput<'a> {
     }
 
     /// Plans the query, or the one that the profile writes, and follows its labels.
-    async fn query(
+    pub(crate) async fn query(
         &self,
         name: &DatasetName,
         dataset: &Dataset,
+        survey: &Survey,
         source: &Arc<RowSource>,
         release: Option<&Digest>,
     ) -> Result<(Planned, LabelReport), PrepareError> {
@@ -177,7 +178,7 @@ impl<'a> PrepareInput<'a> {
             Some(sql) => sql.to_owned(),
             None if facts.columns.contains(&prepare.target) => profile::write_sql(&facts, &prepare.drop),
             None => {
-                return Err(PrepareError::failed(
+                return Err(PrepareError::input(
                     "writing the query",
                     format!(
                         "dataset `{name}` has no column `{}`, which is the target",
@@ -188,10 +189,17 @@ impl<'a> PrepareInput<'a> {
             }
         };
         let keys = release.map(|release| token_keys(self.keys, release));
-        let planned = Planned::new(session::session(keys.as_ref()), name, source, &sql).await?;
+        let planned = Planned::new(session::session(keys.as_ref()), name, source, &sql)
+            .await
+            .map_err(|error| match (error, &prepare.sql_file) {
+                (PrepareError::Input { why, fix, .. }, Some(file)) => {
+                    PrepareError::input(format!("planning the query in `{file}`"), why, fix)
+                }
+                (error, _) => error,
+            })?;
         let columns = planned.columns();
         if !columns.contains(&prepare.target) {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 "planning the query",
                 format!("it does not give the target `{}`", prepare.target),
                 "Select the target, under that name",
@@ -199,13 +207,14 @@ impl<'a> PrepareInput<'a> {
         }
         let distinct: BTreeSet<&String> = columns.iter().collect();
         if distinct.len() < columns.len() || columns.len() < 2 {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 "planning the query",
                 "it must give the target and at least one feature, each under a name of its own",
                 "Name the columns with AS",
             ));
         }
         let mut labels = labels::analyse(&planned.plan, &facts, &sql);
+        labels.warnings = warnings(name, survey, &labels);
         // What cannot be executed row by row must not be called clean before.
         match planned.traced(source, &[]) {
             Ok(_) => {}
@@ -215,6 +224,24 @@ impl<'a> PrepareInput<'a> {
         }
         Ok((planned, labels))
     }
+}
+
+/// What leaves as it is though it looks like more than the catalog says.
+fn warnings(name: &DatasetName, survey: &Survey, labels: &LabelReport) -> Vec<String> {
+    let leaves_whole = |column: &String| {
+        let read = format!("{name}.{column}");
+        let mut readers = labels.columns.iter();
+        readers.any(|output| output.function.is_none() && output.reads.contains(&read))
+    };
+    let doubtful = survey.doubts.iter().filter(|(column, _)| leaves_whole(column));
+    doubtful
+        .map(|(column, why)| {
+            format!(
+                "`{column}` leaves as it is: {why}. Correct its role and kind in the catalog, or leave it out under \
+                 `prepare: drop:`."
+            )
+        })
+        .collect()
 }
 
 /// The rows of one part, or none to plan with.
@@ -261,7 +288,7 @@ pub async fn analyse(input: &PrepareInput<'_>) -> Result<(LabelReport, u64), Pre
     }
     let (survey, _) = input.survey(&files, name, dataset, None)?;
     let source = row_source(input.keys, &files, name, dataset, &survey, Chosen::Nothing);
-    let (_, labels) = input.query(name, dataset, &source, None).await?;
+    let (_, labels) = input.query(name, dataset, &survey, &source, None).await?;
     Ok((labels, bytes))
 }
 
@@ -287,7 +314,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     let (survey, assigner) = input.survey(&snapshot.files, name, dataset, Some(input.folder))?;
     let step_key = input.key(name, dataset, "step", &Digest::from_bytes(survey.crossing))?;
     let planning = row_source(input.keys, &snapshot.files, name, dataset, &survey, Chosen::Nothing);
-    let (planned, labels) = input.query(name, dataset, &planning, Some(&step_key)).await?;
+    let (planned, labels) = input.query(name, dataset, &survey, &planning, Some(&step_key)).await?;
     if let Some(refusal) = labels.refusals.first() {
         return Err(PrepareError::Refused(refusal.clone()));
     }

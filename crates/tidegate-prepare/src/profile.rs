@@ -71,14 +71,8 @@ pub fn output_role(sources: &[(SourceColumn, bool)]) -> Role {
         _ if column.kind != IdentifierKind::Value => Role::QuasiIdentifier,
         other => other,
     };
-    let rank = |role: &Role| match role {
-        Role::Identifier => 4,
-        Role::Text => 3,
-        Role::QuasiIdentifier => 2,
-        Role::Sensitive => 1,
-        Role::Attribute => 0,
-    };
-    sources.iter().map(role).max_by_key(rank).unwrap_or(Role::Attribute)
+    let strictest = sources.iter().map(role).max_by_key(|role| role.strictness());
+    strictest.unwrap_or(Role::Attribute)
 }
 
 /// A name as SQL reads it: quoted unless it is plain lower-case and no word of the language.

@@ -172,7 +172,7 @@ pub async fn apply_recipe(recipe: &Recipe, keys: &Keys, csv: &Path) -> Result<Ro
         .map(|column| format!("`{column}`"))
         .collect();
     if !missing.is_empty() {
-        return Err(PrepareError::failed(
+        return Err(PrepareError::input(
             format!("reading new records from `{name}`"),
             format!("the model needs columns that are not there: {}", missing.join(", ")),
             "Add them; a value that is not known is left empty",

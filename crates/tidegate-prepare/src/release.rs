@@ -21,7 +21,7 @@ use crate::disclosure::register::Register;
 use crate::disclosure::{Counted, Measure, Requirement, Verdict};
 use crate::error::PrepareError;
 use crate::execute::{Planned, RowSource};
-use crate::home::{Home, HomeColumn, HomeParts, SUPPRESSED, bad_targets};
+use crate::home::{Home, HomeColumn, HomeParts, SUPPRESSED, bad_targets, one_outcome};
 use crate::ingest::Snapshot;
 use crate::metadata;
 use crate::prepare::Report;
@@ -99,7 +99,7 @@ async fn execute<'a>(making: &Making<'a>, sources: &[Arc<RowSource>; 2]) -> Resu
         .iter()
         .position(|column| *column == making.pipeline.prepare.target)
         .unwrap_or(0);
-    let (mut rows, mut bad, mut learned) = (0, 0, false);
+    let (mut rows, mut bad, mut learned) = (0, 0, [0_u64; 2]);
     for (part, source) in Part::CROSSING.into_iter().zip(sources) {
         making
             .planned
@@ -108,8 +108,11 @@ async fn execute<'a>(making: &Making<'a>, sources: &[Arc<RowSource>; 2]) -> Resu
                     measure.add(batch, row)?;
                     spool.add(part, batch, row)?;
                     rows += 1;
-                    bad += u64::from(outcome(batch.field(target, row)).is_none());
-                    learned |= part == Part::Train;
+                    match outcome(batch.field(target, row)) {
+                        None => bad += 1,
+                        Some(outcome) if part == Part::Train => learned[usize::from(outcome)] += 1,
+                        Some(_) => {}
+                    }
                 }
                 Ok(())
             })
@@ -118,12 +121,15 @@ async fn execute<'a>(making: &Making<'a>, sources: &[Arc<RowSource>; 2]) -> Resu
     if bad > 0 {
         return Err(bad_targets(&making.pipeline.prepare.target, bad, rows));
     }
-    if !learned {
-        return Err(PrepareError::failed(
+    if learned == [0, 0] {
+        return Err(PrepareError::input(
             "preparing the training's input",
             "no row of the training part is left",
             "Use a larger source or sample, or a query that keeps more rows",
         ));
+    }
+    if learned.contains(&0) {
+        return Err(one_outcome(&making.pipeline.prepare.target, "the training part"));
     }
     Ok(Rows {
         spool: spool.finish()?,

@@ -4,10 +4,13 @@
 //! table is reachable by name unless it was registered. [`plan`] turns one SELECT into the analysed
 //! plan that the label analysis reads ([`crate::labels::analyse`]) and that is then executed.
 
+pub(crate) mod mistake;
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -30,11 +33,11 @@ pub const MEMORY_LIMIT: usize = 512 << 20;
 /// A query that cannot be planned.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// It is not one SELECT.
+    /// It is not one SELECT, or reads what is no table of the session.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// It is not valid SQL, or names what is not there. Nothing was read, so the text holds nothing
-    /// from the data.
+    /// It is not valid SQL, or names a column or function that is not there: the place in the query, where
+    /// it is known, and what is wrong. Nothing was read, so the text holds nothing from the data.
     #[error("the query cannot be planned: {0}")]
     Invalid(String),
 }
@@ -60,6 +63,8 @@ pub fn session(keys: Option<&FunctionKeys>) -> SessionContext {
         .with_information_schema(false);
     // Its table of groups stops the process for some rows (DataFusion 55.2).
     config.options_mut().optimizer.enable_topk_aggregation = false;
+    // Errors of planning know their place in the query.
+    config.options_mut().sql_parser.collect_spans = true;
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::new(runtime))
@@ -75,10 +80,10 @@ pub fn session(keys: Option<&FunctionKeys>) -> SessionContext {
 /// The analysed plan of one SELECT over the tables registered in `context`.
 ///
 /// # Errors
-/// [`QueryError::Refused`] for anything but exactly one query; [`QueryError::Invalid`] for a query
-/// that does not parse or does not fit the tables.
+/// [`QueryError::Refused`] for anything but exactly one query, and for one that reads what is no table of
+/// the session; [`QueryError::Invalid`] for a query that does not parse or does not fit the tables.
 pub async fn plan(context: &SessionContext, sql: &str) -> Result<LogicalPlan, QueryError> {
-    let invalid = |error: datafusion::error::DataFusionError| QueryError::Invalid(error.strip_backtrace());
+    let invalid = |error: DataFusionError| QueryError::Invalid(mistake::told(&error));
     if tokens(sql) > MOST_TOKENS {
         return Err(too_large().into());
     }
@@ -95,8 +100,24 @@ pub async fn plan(context: &SessionContext, sql: &str) -> Result<LogicalPlan, Qu
         _ => return Err(not_one_select("its statement is no SELECT").into()),
     }
     let state = context.state();
+    for table in state.resolve_table_references(&statement).map_err(invalid)? {
+        let function = || context.table_function(table.table()).is_ok();
+        if !context.table_exist(table.clone()).unwrap_or(false) && !function() {
+            return Err(unknown_table(&table.to_string()).into());
+        }
+    }
     let plan = state.statement_to_plan(statement).await.map_err(invalid)?;
     analysed(&state, plan).map_err(invalid)
+}
+
+/// The refusal of a table that is not the dataset.
+pub(crate) fn unknown_table(name: &str) -> Refusal {
+    Refusal {
+        rule: "unknown-table".to_owned(),
+        what: format!("reading the table `{name}` in the query of `prepare:`"),
+        why: format!("a step reads its own dataset and nothing else: no label is known for `{name}`"),
+        fix: "select from the dataset that `prepare: from:` names, or from a WITH or subquery over it".to_owned(),
+    }
 }
 
 fn analysed(state: &SessionState, plan: LogicalPlan) -> datafusion::error::Result<LogicalPlan> {
@@ -338,11 +359,19 @@ mod tests {
             "SELECT * FROM 'x.csv'",
             "SELECT * FROM information_schema.tables",
             "SELECT * FROM read_csv('/etc/passwd')",
+            "SELECT 1 WHERE 1 IN (SELECT * FROM elsewhere)",
         ] {
+            let refused = plan(&context, sql).await;
             assert!(
-                matches!(plan(&context, sql).await, Err(QueryError::Invalid(_))),
-                "{sql}"
+                matches!(&refused, Err(QueryError::Refused(refusal)) if refusal.rule == "unknown-table"),
+                "{sql}: {refused:?}"
             );
+        }
+        for sql in [
+            "WITH t AS (SELECT 1 AS x) SELECT x FROM t",
+            "SELECT * FROM (SELECT 1) AS t",
+        ] {
+            assert!(plan(&context, sql).await.is_ok(), "{sql}");
         }
     }
 

@@ -39,6 +39,9 @@ pub enum Part {
 }
 
 impl Part {
+    /// All parts, in order.
+    pub const ALL: [Self; 4] = [Self::Train, Self::Validation, Self::Refine, Self::Test];
+
     /// The parts that may leave, in order.
     pub const CROSSING: [Self; 2] = [Self::Train, Self::Validation];
 
@@ -168,7 +171,7 @@ impl Splitter {
         let shares = [split.test, split.refine, split.validation];
         let sum: f64 = shares.iter().sum();
         if shares.iter().any(|share| !(0.0..1.0).contains(share)) || sum >= 1.0 {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 "dividing the subjects",
                 "the shares of `prepare.split` must each be at least 0 and together below 1",
                 "Leave a share for `train`",

@@ -21,6 +21,20 @@ pub enum Role {
     Text,
 }
 
+impl Role {
+    /// How much less a column of this role may leave than others: identifiers least of all.
+    #[must_use]
+    pub const fn strictness(self) -> u8 {
+        match self {
+            Self::Identifier => 4,
+            Self::Text => 3,
+            Self::QuasiIdentifier => 2,
+            Self::Sensitive => 1,
+            Self::Attribute => 0,
+        }
+    }
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -61,4 +75,22 @@ pub enum IdentifierKind {
     /// A number or category without a kind of its own.
     #[default]
     Value,
+}
+
+impl fmt::Display for IdentifierKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Name => "name",
+            Self::RecordNumber => "record_number",
+            Self::NationalId => "national_id",
+            Self::Phone => "phone",
+            Self::Email => "email",
+            Self::Street => "street",
+            Self::ZipCode => "zip_code",
+            Self::Date => "date",
+            Self::Age => "age",
+            Self::OtherNumber => "other_number",
+            Self::Value => "value",
+        })
+    }
 }

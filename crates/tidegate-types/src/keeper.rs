@@ -212,6 +212,9 @@ pub enum Outcome {
     Done(Box<ReplyBody>),
     /// A rule said no.
     Refused(Refusal),
+    /// What the user gave is wrong: the query, the source, a value in it. Asking again does not help, and
+    /// the text holds no value from the data.
+    Input(String),
     /// It went wrong; the text holds no value from the data.
     Failed(String),
 }
@@ -284,6 +287,8 @@ pub struct GateResult {
     pub metric: String,
     /// The condition, such as `>= 0.75`.
     pub condition: String,
+    /// The figure itself, rounded; absent where it could not be measured.
+    pub value: Option<f64>,
     /// The unfavourable end of the interval, rounded.
     pub judged: f64,
     /// Whether it holds.
@@ -408,6 +413,8 @@ pub enum ReplyBody {
     Refined {
         /// The figures.
         quality: QualitySummary,
+        /// The gates.
+        gates: Vec<GateResult>,
     },
     /// The signed bundle.
     Released {
@@ -415,6 +422,8 @@ pub enum ReplyBody {
         bundle: ArtifactSummary,
         /// The model's version: counts from 1.
         version: u64,
+        /// SHA-256 of its `bundle.json`, by which a site that serves it names it.
+        manifest: Digest,
         /// The gates, leak test included.
         gates: Vec<GateResult>,
         /// The checkpoint with my signature added.

@@ -21,6 +21,9 @@ pub struct LabelReport {
     pub row_label: Label,
     /// Source columns that the row set depends on through filters, joins, groups or limits.
     pub row_reads: Vec<String>,
+    /// What a person should look at before anything leaves, each as a full sentence: columns that leave as
+    /// they are, though their names or values look like more than the catalog says.
+    pub warnings: Vec<String>,
     /// Empty when the output may leave, given that the measurement succeeds.
     #[schemars(with = "Vec<serde_json::Value>")]
     pub refusals: Vec<Refusal>,

@@ -86,9 +86,15 @@ pub(crate) enum Command {
         #[arg(long, default_value = "catalog.yaml")]
         out: PathBuf,
     },
-    /// Check the three files, and try what a run does in every store that is not below the state folder.
+    /// Check the three files; try the query on every row, and what a run does in every cloud's store.
     #[command(after_help = "Example:\n  tidegate check examples/hospital/tidegate.yaml")]
-    Check(PipelineArgument),
+    Check {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The keeper runs elsewhere, where the source is: leave the source alone.
+        #[arg(long)]
+        no_keeper: bool,
+    },
     /// Look at a source: types, missing values, and columns whose role looks wrong.
     #[command(after_help = "Example:\n  tidegate scan examples/hospital/tidegate.yaml")]
     Scan(PipelineArgument),
@@ -287,13 +293,16 @@ pub(crate) enum AuditCommand {
     Verify {
         #[command(flatten)]
         pipeline: PipelineArgument,
-        /// A file with a checkpoint from earlier, which the ledger must continue.
+        /// A file with a checkpoint from earlier, as `audit checkpoint` prints it, which the ledger must continue.
         #[arg(long)]
         since: Option<PathBuf>,
         /// A file with the keys to believe, as `audit keys` prints them; those of this folder otherwise.
         #[arg(long)]
         keys: Option<PathBuf>,
     },
+    /// Print the ledger's signed checkpoint, to keep elsewhere: `audit verify --since` holds a later ledger against it.
+    #[command(after_help = "Example:\n  tidegate audit checkpoint examples/hospital/tidegate.yaml > checkpoint.txt")]
+    Checkpoint(PipelineArgument),
     /// Print the keys that verify the ledger, one on a line, as Go's `sumdb/note` reads them.
     #[command(after_help = "Example:\n  tidegate audit keys examples/hospital/tidegate.yaml > keys.txt")]
     Keys(PipelineArgument),

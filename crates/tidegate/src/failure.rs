@@ -98,6 +98,7 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Refused(refusal) => Self::Refused(refusal),
+            EngineError::Input(why) => Self::Usage(why),
             cancelled @ EngineError::Cancelled(_) => Self::Stopped(cancelled.to_string()),
             failed @ EngineError::Failed { .. } => Self::Failed(failed.to_string()),
         }

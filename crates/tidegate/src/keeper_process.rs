@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tidegate_contracts::later::Later;
 use tidegate_contracts::store::Store;
 use tidegate_keeper::{Keeper, Setup};
 use tidegate_local::{FolderStore, SqliteJournal};
@@ -50,9 +51,9 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         custody,
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
         stores: opened,
-        mailbox: Arc::new(FolderStore::open(project.layout.mailbox(site)).while_(starting)?),
+        mailbox: Arc::new(FolderStore::open_mailbox(project.layout.mailbox(site)).while_(starting)?),
         folder: folder.clone(),
-        workers: BTreeSet::from([program_digest()?]),
+        workers: Later::begin(known_workers),
         clock: now,
     })
     .await
@@ -76,6 +77,17 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::write(&temporary, bytes)?;
     std::fs::File::open(&temporary)?.sync_all()?;
     std::fs::rename(&temporary, file)
+}
+
+/// The programs that may open what leaves: this one. Where it cannot be read, there is none.
+fn known_workers() -> BTreeSet<Digest> {
+    match program_digest() {
+        Ok(digest) => BTreeSet::from([digest]),
+        Err(error) => {
+            tracing::error!(%error, "no worker is known");
+            BTreeSet::new()
+        }
+    }
 }
 
 /// SHA-256 of this program's file: the keeper, the control plane and the worker are one program.
@@ -136,9 +148,11 @@ const LOCKING: &str = "taking the state folder's lock";
 /// Takes a lock file, unless another process holds it.
 pub(crate) fn try_lock(file: &Path) -> Result<Option<std::fs::File>, Failure> {
     if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).while_(LOCKING)?;
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Failure::failed(LOCKING, format!("{}: {error}", folder.display())))?;
     }
-    let handle = std::fs::File::create(file).while_(LOCKING)?;
+    let handle = std::fs::File::create(file)
+        .map_err(|error| Failure::failed(LOCKING, format!("{}: {error}", file.display())))?;
     match handle.try_lock() {
         Ok(()) => Ok(Some(handle)),
         Err(TryLockError::WouldBlock) => Ok(None),

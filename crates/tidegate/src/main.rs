@@ -6,6 +6,7 @@
 //! - [`project`]: the three files of a pipeline, read and checked
 //! - [`layout`]: where everything lies
 //! - [`stages`]: what a keeper does with rows, wired from preparation, learning and bundles
+//! - [`scores`]: what a model says of rows at home
 //! - [`keeper_process`]: the keeper as a process of its own
 //! - [`commands`]: what the user asks for
 //! - [`stores`]: the stores of sites, wherever they are
@@ -19,11 +20,13 @@ mod infer;
 mod keeper_process;
 mod layout;
 mod project;
+mod scores;
 mod screen;
 mod show;
 mod stages;
 mod stores;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -34,7 +37,7 @@ use tracing_subscriber::prelude::*;
 use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format};
 use crate::commands::run::Options;
 use crate::failure::Failure;
-use crate::project::Project;
+use crate::project::{Project, State};
 
 fn main() -> ExitCode {
     // The sandbox's own entry: it becomes another program and never comes back to this one.
@@ -102,7 +105,9 @@ fn log(cli: &Cli) -> Result<(), Failure> {
         Ok(_) | Err(std::env::VarError::NotPresent) => tracing_subscriber::EnvFilter::new(usual),
     };
     let ours = filter_fn(|metadata| metadata.target().starts_with("tidegate"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let lines = match cli.format {
         Format::Json => lines.json().boxed(),
         Format::Text => lines.boxed(),
@@ -138,8 +143,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 
     let format = cli.format;
     match cli.command {
-        Command::Init { from, site, out } => runtime()?.block_on(files::init(&from, &site, &out)),
-        Command::Check(at) => runtime()?.block_on(files::check(&Project::open(&at.pipeline, None)?, format)),
+        Command::Init { from, site, out } => runtime()?.block_on(files::init(&from, &site, &out, format)),
+        Command::Check { pipeline, no_keeper } => {
+            let project = Project::open(&pipeline.pipeline, None)?;
+            runtime()?.block_on(files::check(&project, !no_keeper, format))
+        }
         Command::Scan(at) => runtime()?.block_on(files::scan(&Project::open(&at.pipeline, None)?, format)),
         Command::Plan { pipeline, sql, until } => {
             let options = Options {
@@ -167,8 +175,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             };
             runtime()?.block_on(run::run(&Project::open(&pipeline.pipeline, sample)?, &options))
         }
-        Command::Status(at) => status::status(&Project::open(&at.pipeline, None)?, format),
-        Command::Logs { run, pipeline } => status::logs(&Project::open(&pipeline, None)?, &run),
+        Command::Status(at) => status::status(&State::of(&at.pipeline)?, format),
+        Command::Logs { run, pipeline } => status::logs(&State::of(&pipeline)?, &run, format),
         Command::Cancel {
             run,
             pipeline,
@@ -181,10 +189,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 embedded_keeper: !no_keeper,
                 format,
             };
-            runtime()?.block_on(run::cancel(&Project::open(&pipeline, None)?, &run, &options))
+            runtime()?.block_on(run::cancel(&State::of(&pipeline)?, &run, &options))
         }
-        Command::Models(at) => status::models(&Project::open(&at.pipeline, None)?, format),
-        Command::Cost(at) => status::cost(&Project::open(&at.pipeline, None)?, format),
+        Command::Models(at) => status::models(&State::of(&at.pipeline)?, format),
+        Command::Cost(at) => status::cost(&State::of(&at.pipeline)?, format),
         Command::Predict {
             site,
             rows,
@@ -192,11 +200,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             out,
         } => {
             let project = Project::open(&pipeline, None)?;
-            runtime()?.block_on(predict::predict(&project, &site, &rows, out.as_deref()))
+            runtime()?.block_on(predict::predict(&project, &site, &rows, out.as_deref(), format))
         }
         Command::Data {
             command: DataCommand::Pull { name, to, pipeline },
-        } => data::pull(&Project::open(&pipeline, None)?, &name, &to),
+        } => data::pull(&Project::open(&pipeline, None)?, &name, &to, format),
         Command::Serve { pipeline, site, listen } => {
             let project = Project::open(&pipeline.pipeline, None)?;
             runtime()?.block_on(serve::serve(&project, &site, listen, format))
@@ -206,16 +214,17 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Audit { command } => match command {
             AuditCommand::Show { pipeline, run } => {
-                audit::show(&Project::open(&pipeline.pipeline, None)?, run.as_deref(), format)
+                audit::show(&State::of(&pipeline.pipeline)?, run.as_deref(), format)
             }
             AuditCommand::Verify { pipeline, since, keys } => audit::verify(
-                &Project::open(&pipeline.pipeline, None)?,
+                &State::of(&pipeline.pipeline)?,
                 since.as_deref(),
                 keys.as_deref(),
                 format,
             ),
-            AuditCommand::Keys(at) => audit::keys(&Project::open(&at.pipeline, None)?, format),
-            AuditCommand::Proof { pipeline, entry } => audit::proof(&Project::open(&pipeline.pipeline, None)?, entry),
+            AuditCommand::Checkpoint(at) => audit::print_checkpoint(&State::of(&at.pipeline)?, format),
+            AuditCommand::Keys(at) => audit::keys(&State::of(&at.pipeline)?, format),
+            AuditCommand::Proof { pipeline, entry } => audit::proof(&State::of(&pipeline.pipeline)?, entry, format),
         },
         Command::Keeper { pipeline, site, stay } => {
             let project = Project::open(&pipeline.pipeline, None)?;

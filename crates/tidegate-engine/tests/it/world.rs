@@ -148,6 +148,7 @@ fn labels() -> LabelReport {
         columns: Vec::new(),
         row_label: label(),
         row_reads: Vec::new(),
+        warnings: Vec::new(),
         refusals: Vec::new(),
     }
 }
@@ -298,7 +299,10 @@ impl Keeper {
                 raw: None,
                 gates: Vec::new(),
             }),
-            RequestBody::Refine { .. } => done(ReplyBody::Refined { quality: quality() }),
+            RequestBody::Refine { .. } => done(ReplyBody::Refined {
+                quality: quality(),
+                gates: Vec::new(),
+            }),
             RequestBody::Release { .. } if self.gate_fails.load(Ordering::SeqCst) => Some(Outcome::Refused(Refusal {
                 rule: "gate-failed".to_owned(),
                 what: "releasing the model".to_owned(),
@@ -311,6 +315,7 @@ impl Keeper {
                 done(ReplyBody::Released {
                     bundle: summary("bundle", ArtifactKind::Bundle, 500),
                     version: 1,
+                    manifest: sha256(b"bundle.json"),
                     gates: Vec::new(),
                     checkpoint: String::new(),
                 })
@@ -424,7 +429,7 @@ impl World {
             compute: drivers.into_iter().collect(),
             worker: WorkerProgram {
                 command: vec!["worker".to_owned()],
-                digest: sha256(b"worker"),
+                digest: Ok(sha256(b"worker")).into(),
             },
             enrol: Arc::new(|_, _| Ok(())),
             watchdog: Arc::new(|| Ok(())),

@@ -46,6 +46,7 @@ impl Keeper {
             .prepared(&record.attempt.run)?
             .ok_or_else(|| KeeperError::failed(granting, "the run was not prepared"))?;
         let mut artifacts = Vec::new();
+        let mut permits = Vec::new();
         for name in names {
             let permit = self.permit_record(record.inputs.get(*name).ok_or_else(missing)?)?;
             if permit.expires <= (self.clock)() {
@@ -68,6 +69,7 @@ impl Keeper {
             self.allowed(&wanted, &pipeline, prepared.pipeline, Release::Key(&permit))?;
             let crossing = self.records.crossing(&permit.id)?.ok_or_else(missing)?;
             let key = self.data_key(&permit).await?;
+            permits.push((format!("permit_{name}"), permit.id.to_string()));
             artifacts.push(GrantedArtifact {
                 input: (*name).to_owned(),
                 artifact: permit.artifact,
@@ -80,10 +82,12 @@ impl Keeper {
         }
         let permit = self.permit_record(record.inputs.get(standing).ok_or_else(missing)?)?;
         let now = (self.clock)();
+        let mut told = vec![("permit", permit.id.as_str()), ("task", record.attempt.task.as_str())];
+        told.extend(permits.iter().map(|(name, permit)| (name.as_str(), permit.as_str())));
         let leaf = self.event(
             EventType::Granted,
             &record.attempt.run,
-            &[("permit", permit.id.as_str()), ("task", record.attempt.task.as_str())],
+            &told,
             &[("hello", *worker.hello())],
         )?;
         let key = format!("grant/{}/{standing}", attempt_key(&record.attempt));

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tidegate_contracts::fakes::{MemoryJournal, MemoryStore};
 use tidegate_contracts::journal::{Batch, Journal, JournalError};
 use tidegate_contracts::stage::{
-    BundleFiles, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
+    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
 };
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use tidegate_seal::digest::sha256;
@@ -120,6 +120,7 @@ impl Rows {
             columns: Vec::new(),
             row_label: Label::of(Level::Internal),
             row_reads: Vec::new(),
+            warnings: Vec::new(),
             refusals: Vec::new(),
         }
     }
@@ -191,13 +192,16 @@ impl HomeStages for Rows {
         _: u64,
         _: &BTreeMap<String, String>,
         _: &SignPayload<'_>,
-    ) -> Result<BundleFiles, StageError> {
+    ) -> Result<Bundled, StageError> {
         self.bundled.fetch_add(1, Ordering::SeqCst);
         let folder = context.folder.join("bundle");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("bundle.json"), "{}").unwrap();
-        Ok(BundleFiles {
-            folder,
+        Ok(Bundled {
+            files: Some(BundleFiles {
+                folder,
+                manifest: sha256(b"{}"),
+            }),
             gates: Vec::new(),
         })
     }

@@ -234,7 +234,7 @@ async fn a_permit_is_spent_by_every_try_to_send() {
         match world.ask(RequestBody::Send { permit: permit.clone() }).await {
             Outcome::Failed(_) => failed += 1,
             Outcome::Refused(refusal) => break refusal.rule,
-            Outcome::Done(_) => panic!("the disk is full"),
+            Outcome::Done(_) | Outcome::Input(_) => panic!("the disk is full"),
         }
         assert!(failed < 4, "the permit is spent");
         world.restart().await;

@@ -203,7 +203,7 @@ impl World {
             stages: Arc::<Rows>::clone(&self.rows),
             stores: stores.collect(),
             mailbox: Arc::new(self.mailbox.clone()),
-            workers: BTreeSet::from([program()]),
+            workers: BTreeSet::from([program()]).into(),
             clock,
         })
         .await

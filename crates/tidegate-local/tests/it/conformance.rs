@@ -12,6 +12,14 @@ async fn folder_store() {
     assert_eq!(verdict, Ok(()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn folder_mailbox() {
+    let folder = tempdir().unwrap();
+    let open = |name: &str| Arc::new(FolderStore::open_mailbox(folder.path().join(name)).unwrap());
+    let verdict = conformance::store(&|name| open(name)).await;
+    assert_eq!(verdict, Ok(()));
+}
+
 #[test]
 fn sqlite_journal() {
     let folder = tempdir().unwrap();

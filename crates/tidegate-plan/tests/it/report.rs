@@ -16,12 +16,13 @@ fn a_refusal_says_what_every_site_lacks() {
 }
 
 #[test]
-fn what_decides_the_rows_and_what_has_no_price_is_said() {
+fn what_decides_the_rows_what_is_doubtful_and_what_has_no_price_is_said() {
     let mut world = World::with(&[
         ("    egress: {\"*\": 0.09 USD/GiB}\n", ""),
         ("use_spot: true", "infra: cloud"),
     ]);
     world.labels.row_reads = vec!["admissions.lactate".to_owned()];
+    world.labels.warnings = vec!["`lactate` leaves as it is, and looks like something else.".to_owned()];
     let (plan, report) = world.plan().unwrap();
     insta::assert_snapshot!(report.render(&plan));
 }

@@ -166,6 +166,7 @@ pub(crate) fn labels(to: Level) -> LabelReport {
         ],
         row_label: label(to, &[]),
         row_reads: Vec::new(),
+        warnings: Vec::new(),
         refusals: Vec::new(),
     }
 }

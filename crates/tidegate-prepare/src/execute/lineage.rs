@@ -39,7 +39,7 @@ pub(crate) fn subgroups(
         .enumerate()
         .map(|(number, text)| {
             let failed = |why: String| {
-                PrepareError::failed(
+                PrepareError::input(
                     format!("planning the subgroups by `{text}`"),
                     why,
                     "Write an expression over columns of the dataset, such as `age_band(age, 10)`",

@@ -41,7 +41,7 @@ impl Planned {
             .map_err(PrepareError::planning)?;
         let plan = session::plan(&context, sql).await.map_err(|error| match error {
             QueryError::Refused(refusal) => refusal.into(),
-            QueryError::Invalid(why) => PrepareError::failed(
+            QueryError::Invalid(why) => PrepareError::input(
                 "planning the query",
                 why,
                 "Correct the query; `tidegate plan --sql` prints the one that the profile writes",

@@ -15,7 +15,7 @@ use crate::error::PrepareError;
 /// `YYYY-MM-DD`.
 pub(super) fn of(column: &dyn Array, name: &str) -> Result<StringArray, PrepareError> {
     let unsupported = || {
-        PrepareError::failed(
+        PrepareError::input(
             "executing the query",
             format!("column `{name}` of its output is neither number, text, boolean, date nor time"),
             "Select plain values",

@@ -37,7 +37,7 @@ impl ParquetFile {
         let (mut header, mut declared) = (Vec::new(), Vec::new());
         for field in builder.schema().fields() {
             let Some(value_type) = value_type(field.data_type()) else {
-                return Err(PrepareError::failed(
+                return Err(PrepareError::input(
                     format!("reading `{}`", file.shown),
                     format!("column `{}` holds nested or binary values", field.name()),
                     "Write the file with one plain column for each value",
@@ -110,7 +110,7 @@ fn value_type(found: &DataType) -> Option<ValueType> {
 }
 
 fn damaged(file: &InputFile) -> PrepareError {
-    PrepareError::failed(
+    PrepareError::input(
         format!("reading `{}`", file.shown),
         "it is not a Parquet file that can be read, or it is damaged",
         "Write it again; compression must be none, snappy, zstd or another that is built in",

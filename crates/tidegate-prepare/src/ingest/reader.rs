@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -111,7 +112,7 @@ impl RecordReader {
     /// Opens the first file for its header. All files must have the same one.
     pub(crate) fn open(files: Vec<InputFile>, csv: &CsvOptions) -> Result<Self, PrepareError> {
         let Some(first) = files.first() else {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 "reading the source",
                 "it has no file",
                 "Name a file",
@@ -155,7 +156,7 @@ impl RecordReader {
             let mut next = Current::open(file, &self.csv)?;
             let (header, declared) = next.header()?;
             if header != self.header || declared != self.declared {
-                return Err(PrepareError::failed(
+                return Err(PrepareError::input(
                     format!("reading `{}`", file.shown),
                     "its columns are not those of the first file of the source, in the same order",
                     "Write all files of a source with the same columns",
@@ -222,12 +223,14 @@ struct CsvFile {
     budget: Arc<AtomicU64>,
     record: csv::ByteRecord,
     header: Vec<String>,
+    /// Whether lines end with two characters: the reader counts the second one to the next record.
+    two_ends: bool,
 }
 
 impl CsvFile {
     fn open(file: &InputFile, options: &CsvOptions) -> Result<Self, PrepareError> {
         let Ok(delimiter) = u8::try_from(options.delimiter) else {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 format!("reading `{}`", file.shown),
                 "`csv.delimiter` is not an ASCII character",
                 "Use one such as `,` or `;`",
@@ -247,9 +250,10 @@ impl CsvFile {
             budget,
             record: csv::ByteRecord::new(),
             header: Vec::new(),
+            two_ends: false,
         };
         if !csv.advance(file)? {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 format!("reading `{}`", file.shown),
                 "the file is empty",
                 "Give it a header and records",
@@ -264,12 +268,22 @@ impl CsvFile {
             let name = std::str::from_utf8(field).map_err(|_| not_utf8(file, 1, "the header"))?;
             csv.header.push(name.trim().trim_matches('"').to_owned());
         }
+        let mut end = [0; 2];
+        let last = csv.reader.position().byte().saturating_sub(1);
+        let read = csv.reader.get_ref().inner.read_at(&mut end, last);
+        read.map_err(|source| PrepareError::file("reading", &file.path, source))?;
+        csv.two_ends = end == *b"\r\n";
         Ok(csv)
+    }
+
+    /// The line on which the record begins that comes next.
+    fn line(&self) -> u64 {
+        self.reader.position().line() + u64::from(self.two_ends)
     }
 
     fn advance(&mut self, file: &InputFile) -> Result<bool, PrepareError> {
         self.budget.store(RECORD_BYTES, Ordering::Relaxed);
-        let line = self.reader.position().line();
+        let line = self.line();
         self.reader
             .read_byte_record(&mut self.record)
             .map_err(|error| match error.into_kind() {
@@ -296,8 +310,11 @@ impl CsvFile {
         header: &[String],
         options: &CsvOptions,
     ) -> Result<(), PrepareError> {
-        while !records.is_full() && self.advance(file)? {
-            let line = self.record.position().map_or(0, csv::Position::line);
+        loop {
+            let line = self.line();
+            if records.is_full() || !self.advance(file)? {
+                return Ok(());
+            }
             if self.record.len() != header.len() {
                 return Err(PrepareError::Data {
                     file: file.shown.clone(),
@@ -319,7 +336,6 @@ impl CsvFile {
             }
             records.end_record(line);
         }
-        Ok(())
     }
 }
 

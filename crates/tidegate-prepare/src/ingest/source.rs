@@ -40,7 +40,7 @@ pub(crate) struct InputFile {
 
 /// The files of `source`, relative to `folder`, in the order of their names.
 pub(crate) fn find(folder: &Path, source: &str) -> Result<Vec<InputFile>, PrepareError> {
-    let failed = |why: String, fix: &str| PrepareError::failed(format!("reading source `{source}`"), why, fix);
+    let failed = |why: String, fix: &str| PrepareError::input(format!("reading source `{source}`"), why, fix);
     if source.contains("://") {
         return Err(failed(
             "only files, folders and globs can be read here".to_owned(),
@@ -125,7 +125,7 @@ fn names(folder: &Path) -> Result<Vec<String>, PrepareError> {
     for entry in fs::read_dir(folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let Some(name) = name.to_str() else {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 format!("listing `{}`", folder.display()),
                 "a file's name is not UTF-8",
                 "Rename the file",

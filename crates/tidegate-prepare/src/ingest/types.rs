@@ -72,7 +72,7 @@ impl Guess {
             if others > 0 {
                 places.push(format!("{others} more"));
             }
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 format!("finding the type of column `{name}`"),
                 format!(
                     "{numbers} of {} values are plain numbers, the others are not: {}",

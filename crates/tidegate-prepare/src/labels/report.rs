@@ -55,6 +55,7 @@ pub(super) fn report(plan: &LogicalPlan, facts: &Facts<'_>, sql: &str, rules: Ru
         row_label: judge.label(&relation.rows),
         row_reads: judge.reads(&relation.rows),
         release: judge.release.clone(),
+        warnings: Vec::new(),
         refusals,
     }
 }

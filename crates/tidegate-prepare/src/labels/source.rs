@@ -109,18 +109,8 @@ pub(super) fn role_in_words(column: &SourceColumn) -> String {
         Role::Attribute => "attribute",
         Role::Text => "free text",
     };
-    let kind = match column.kind {
-        IdentifierKind::Name => "name",
-        IdentifierKind::RecordNumber => "record_number",
-        IdentifierKind::NationalId => "national_id",
-        IdentifierKind::Phone => "phone",
-        IdentifierKind::Email => "email",
-        IdentifierKind::Street => "street",
-        IdentifierKind::ZipCode => "zip_code",
-        IdentifierKind::Date => "date",
-        IdentifierKind::Age => "age",
-        IdentifierKind::OtherNumber => "other_number",
-        IdentifierKind::Value => return role.to_owned(),
-    };
-    format!("{role} of kind {kind}")
+    if column.kind == IdentifierKind::Value {
+        return role.to_owned();
+    }
+    format!("{role} of kind {}", column.kind)
 }

@@ -11,7 +11,7 @@ use tidegate_types::Refusal;
 use tidegate_types::ids::DatasetName;
 
 use super::rules::{Rule, Rules};
-use crate::session::{DEEPEST_EXPRESSION, MOST_RELATIONS, not_one_select, too_large};
+use crate::session::{DEEPEST_EXPRESSION, MOST_RELATIONS, not_one_select, too_large, unknown_table};
 
 /// A plan may be deeper than the query has relations: each has a projection, a filter, an alias.
 const DEEPEST_PLAN: usize = 2 * MOST_RELATIONS;
@@ -43,12 +43,7 @@ pub(super) fn check(plan: &LogicalPlan, dataset: &DatasetName, rules: Rules) -> 
         refusals.push(too_large());
     }
     if rules.on(Rule::OnlyTheDataset) {
-        refusals.extend(visitor.foreign.into_iter().map(|name| Refusal {
-            rule: "unknown-table".to_owned(),
-            what: format!("reading the table `{name}` in the query of `prepare:`"),
-            why: format!("a step reads its dataset, {dataset}, and nothing else: no label is known for `{name}`"),
-            fix: format!("select from {dataset}, or from a WITH or subquery over it"),
-        }));
+        refusals.extend(visitor.foreign.iter().map(|name| unknown_table(name)));
     }
     if rules.on(Rule::VolatileRefused) {
         refusals.extend(visitor.volatile.into_iter().map(|name| {

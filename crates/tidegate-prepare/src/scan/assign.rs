@@ -38,7 +38,7 @@ impl Assigner {
         split: &Split,
         sample: Option<u64>,
     ) -> Result<Self, PrepareError> {
-        let failed = |why: String, fix: &str| PrepareError::failed(format!("dividing dataset `{name}`"), why, fix);
+        let failed = |why: String, fix: &str| PrepareError::input(format!("dividing dataset `{name}`"), why, fix);
         let subject = match &dataset.subject {
             Some(column) => Some(header.iter().position(|found| found == column).ok_or_else(|| {
                 failed(

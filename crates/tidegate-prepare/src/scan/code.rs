@@ -23,7 +23,7 @@ const MOST_BYTES: usize = 16 << 20;
 /// The refusal names the file and the column, never the value.
 pub async fn scan_code(home_or_snapshot: &Path, keys: &Keys, file: &str, content: &[u8]) -> Result<(), PrepareError> {
     if content.len() > MOST_BYTES {
-        return Err(PrepareError::failed(
+        return Err(PrepareError::input(
             format!("looking for identifiers in `{file}`"),
             format!("it is larger than {} MiB", MOST_BYTES >> 20),
             "Ship code, not data",

@@ -138,14 +138,9 @@ impl Look {
             }
             _ => return None,
         };
-        let role = match facts.role {
-            Role::Sensitive => "sensitive",
-            Role::QuasiIdentifier => "quasi_identifier",
-            _ => "attribute",
-        };
         Some(Refusal {
             rule: "scan-contradicts-catalog".to_owned(),
-            what: format!("preparing column `{name}` as {role}"),
+            what: format!("preparing column `{name}` as {}", facts.role),
             why: found.to_owned(),
             fix: if kind == Some(IdentifierKind::Date) {
                 format!(
@@ -159,6 +154,28 @@ impl Look {
                 )
             },
         })
+    }
+
+    /// Why a person should look again at what an owner wrote for column `name`, where its name or its values
+    /// look like more than the role and kind there say. An owner knows better than a name, so that this is no
+    /// contradiction; but a profile lets the column leave as the owner says it is.
+    pub(crate) fn doubts(&self, name: &str, facts: &Column, read_as: ValueType) -> Option<String> {
+        if matches!(facts.role, Role::Identifier | Role::Text) || facts.kind != IdentifierKind::Value {
+            return None;
+        }
+        if let Some((role, kind)) = by_name(name, self) {
+            if kind != IdentifierKind::Value {
+                return Some(format!("its name says {role} of kind {kind}"));
+            }
+            if role.strictness() > facts.role.strictness() {
+                return Some(format!("its name says {role}"));
+            }
+        }
+        if self.is_prose() {
+            return Some("its values look like sentences".to_owned());
+        }
+        (read_as == ValueType::Text && self.nearly_unique())
+            .then(|| "its values look like texts that differ in nearly every record".to_owned())
     }
 }
 

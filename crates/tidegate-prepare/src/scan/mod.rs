@@ -256,12 +256,38 @@ fn suggest(name: &str, look: &Look) -> (Role, IdentifierKind, String) {
     )
 }
 
-/// A first catalog for a source, for its owner to correct. The site is called `home` and no purpose is
-/// allowed until the owner writes them.
+impl ScanColumn {
+    /// Whether a column looks like more than what the catalog says about it, if it says anything.
+    #[must_use]
+    pub fn exceeds(&self, facts: Option<&Column>) -> bool {
+        facts.is_none_or(|facts| {
+            let stricter = self.suggested.role.strictness() > facts.role.strictness();
+            let more_telling = self.suggested.kind != IdentifierKind::Value && facts.kind == IdentifierKind::Value;
+            stricter || more_telling
+        })
+    }
+}
+
+/// The column that most likely tells people apart: the number of a record, or else an identifier that is
+/// another one in every record, or else any identifier.
+fn subject(report: &ScanReport) -> Option<String> {
+    let identifiers = || {
+        let columns = report.columns.iter().filter(|column| column.missing == 0);
+        columns.filter(|column| column.suggested.role == Role::Identifier)
+    };
+    identifiers()
+        .find(|column| column.suggested.kind == IdentifierKind::RecordNumber)
+        .or_else(|| identifiers().find(|column| column.distinct == report.rows))
+        .or_else(|| identifiers().next())
+        .map(|column| column.name.clone())
+}
+
+/// A first catalog for a source, for its owner to correct, and the scan that it follows. The site is called
+/// `home` and no purpose is allowed until the owner writes them.
 ///
 /// # Errors
 /// When the source cannot be read.
-pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<Catalog, PrepareError> {
+pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<(Catalog, ScanReport), PrepareError> {
     let csv = CsvOptions {
         null: [String::new(), "NA".to_owned()].into(),
         ..CsvOptions::default()
@@ -272,17 +298,6 @@ pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<Catalog, Pr
         .iter()
         .map(|column| (column.name.clone(), column.suggested.clone()))
         .collect();
-    let subject = report
-        .columns
-        .iter()
-        .find(|column| column.suggested.kind == IdentifierKind::RecordNumber && column.missing == 0)
-        .or_else(|| {
-            report
-                .columns
-                .iter()
-                .find(|column| column.suggested.role == Role::Identifier && column.missing == 0)
-        })
-        .map(|column| column.name.clone());
     let site = SiteName::new("home")
         .map_err(|error| PrepareError::failed("writing a first catalog", error.to_string(), "Report this"))?;
     let dataset = Dataset {
@@ -292,7 +307,7 @@ pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<Catalog, Pr
             .unwrap_or(path.as_os_str())
             .to_string_lossy()
             .into_owned(),
-        subject,
+        subject: subject(&report),
         purposes: BTreeSet::new(),
         least_k: 5,
         least_l: 1,
@@ -302,7 +317,8 @@ pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<Catalog, Pr
         csv,
         columns,
     };
-    Ok(Catalog {
+    let catalog = Catalog {
         datasets: [(name, dataset)].into(),
-    })
+    };
+    Ok((catalog, report))
 }

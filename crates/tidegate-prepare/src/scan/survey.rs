@@ -1,6 +1,7 @@
 //! One pass over the source before any query: types, contradictions, and a digest of what may leave.
 //! Everything it finds depends on the records of train and validation alone.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tidegate_types::Role;
@@ -26,6 +27,8 @@ pub(crate) struct Survey {
     /// Records that no other subject's record equals on the raw quasi-identifiers, where they were
     /// counted.
     pub(crate) raw_unique: Option<u64>,
+    /// Columns that look like more than the catalog says, with the reason.
+    pub(crate) doubts: BTreeMap<String, String>,
 }
 
 /// The header alone, checked against the catalog.
@@ -38,7 +41,7 @@ pub(crate) fn header(
     let reader = RecordReader::open(files.to_vec(), csv)?;
     for column in dataset.columns.keys() {
         if column != "*" && !reader.header.contains(column) {
-            return Err(PrepareError::failed(
+            return Err(PrepareError::input(
                 format!("reading dataset `{name}`"),
                 format!("the catalog describes column `{column}`, which the source does not have"),
                 "Correct the column's name in the catalog: a column that is not described there may be taken for \
@@ -106,6 +109,7 @@ pub(crate) fn survey(
         }
     }
     let mut types = Vec::with_capacity(header.len());
+    let mut doubts = BTreeMap::new();
     for ((column, look), declared) in header.iter().zip(&looks).zip(&reader.declared) {
         let facts = dataset.column(column);
         let value_type = match (facts.and_then(|facts| facts.value_type), declared) {
@@ -117,6 +121,10 @@ pub(crate) fn survey(
             let by_default = !dataset.columns.contains_key(column);
             if let Some(refusal) = look.contradicts(column, facts, by_default, value_type) {
                 return Err(refusal.into());
+            }
+            if let Some(why) = look.doubts(column, facts, value_type) {
+                let why = format!("the catalog says {}, {why}", facts.role);
+                doubts.insert(column.clone(), why);
             }
         }
         types.push(value_type);
@@ -130,6 +138,7 @@ pub(crate) fn survey(
             .collect(),
         types,
         crossing: crossing.finish(),
+        doubts,
         raw_unique: combinations.map(alone).transpose()?,
     })
 }

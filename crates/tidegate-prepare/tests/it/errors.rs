@@ -3,8 +3,9 @@
 use std::fs;
 
 use serde_json::json;
+use tidegate_prepare::{analyse, rehearse};
 
-use super::fixture::{HEADER, Hospital, csv, person};
+use super::fixture::{HEADER, Hospital, block_on, csv, person};
 
 const PLANTED: &str = "Zanzibar-Planted-Secret";
 
@@ -101,12 +102,106 @@ fn wrong_files_are_told_with_their_fix() {
     assert!(error(&hospital).contains("`outcome`"));
 
     let mut hospital = Hospital::new(300);
-    hospital.sql("SELECT nosuch, died FROM admissions");
-    assert!(error(&hospital).contains("nosuch"));
+    for (sql, place, what) in [
+        (
+            "SELECT\n  nosuch, died\nFROM admissions",
+            "line 2, column 3",
+            "no column `nosuch`; there are age, ",
+        ),
+        ("SELECT age died\nFRM admissions", "line 2, column ", "found: "),
+        (
+            "SELECT nosuch(age), died FROM admissions",
+            "",
+            "Invalid function 'nosuch'",
+        ),
+    ] {
+        let text = error(hospital.sql(sql));
+        assert!(text.contains(place) && text.contains(what), "{text}");
+        for engine in [
+            "datafusion",
+            "Schema error",
+            "Error during planning",
+            "sql parser error",
+        ] {
+            assert!(!text.contains(engine), "{text}");
+        }
+    }
+    hospital.sql("SELECT age, died FROM patients");
+    let error_of_table = hospital.prepare().unwrap_err();
+    assert_eq!(error_of_table.refusal().unwrap().rule, "unknown-table");
 
     let hospital = Hospital::new(300);
     hospital.write(&csv(0..300).replace(",note,", ",name,"));
     assert!(error(&hospital).contains("stands twice"));
+}
+
+#[test]
+fn lines_are_counted_alike_whatever_ends_them() {
+    for end in ["\n", "\r\n"] {
+        let hospital = Hospital::new(0);
+        let mut lines: Vec<String> = csv(0..300).lines().map(str::to_owned).collect();
+        lines[41].push_str(",more");
+        hospital.write(&lines.join(end));
+        let text = error(&hospital);
+        assert!(text.starts_with("admissions.csv:42: "), "{text}");
+    }
+}
+
+#[test]
+fn a_rehearsal_looks_at_the_rows_that_stay_home() {
+    let hospital = Hospital::new(400);
+    let rehearsed = |hospital: &Hospital| hospital.with_input(|input| block_on(rehearse(input)));
+    let found = rehearsed(&hospital).unwrap();
+    assert_eq!((found.rows, found.labels.is_clean()), (400, true));
+    assert!(found.with_outcome > 0 && found.with_outcome < 400);
+    assert!(!hospital.stage().exists(), "nothing is kept");
+
+    // A value that preparation does not look at, because its row stays home.
+    let lines: Vec<String> = csv(0..400).lines().map(str::to_owned).collect();
+    let mut typed = Hospital::new(0);
+    typed.catalog["datasets"]["admissions"]["columns"]["pulse"] = json!({"role": "attribute", "type": "number"});
+    let home = (1..lines.len()).find_map(|line| {
+        let mut changed = lines.clone();
+        let mut fields: Vec<&str> = lines[line].split(',').collect();
+        fields[7] = PLANTED;
+        changed[line] = fields.join(",");
+        typed.write(&changed.join("\n"));
+        typed.prepare().is_ok().then_some(line + 1)
+    });
+    let text = rehearsed(&typed).unwrap_err().to_string();
+    let place = format!("admissions.csv:{}: ", home.unwrap());
+    assert!(text.starts_with(&place) && !text.contains(PLANTED), "{text}");
+}
+
+#[test]
+fn a_role_that_an_owner_wrote_against_a_columns_name_is_doubted_aloud() {
+    let mut hospital = Hospital::new(300);
+    let warnings = |hospital: &Hospital| {
+        let (labels, _) = hospital.with_input(|input| block_on(analyse(input))).unwrap();
+        labels.warnings
+    };
+    assert_eq!(warnings(&hospital), Vec::<String>::new());
+    let columns = &mut hospital.catalog["datasets"]["admissions"]["columns"];
+    columns["name"] = json!({"role": "attribute"});
+    columns["zip"] = json!({"role": "quasi_identifier"});
+    columns["sex"] = json!({"role": "attribute"});
+    hospital.pipeline["prepare"]["drop"] = json!([]);
+    let told = warnings(&hospital);
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (text, column, said) in [
+        (
+            &told[0],
+            "`name`",
+            "the catalog says attribute, its name says identifier of kind name",
+        ),
+        (&told[1], "`sex`", "its name says quasi_identifier"),
+        (&told[2], "`zip`", "its name says quasi_identifier of kind zip_code"),
+    ] {
+        assert!(text.contains(column) && text.contains(said), "{text}");
+    }
+    // What does not leave, or leaves through a function that was made for it, needs no second look.
+    hospital.pipeline["prepare"]["drop"] = json!(["name", "sex", "zip"]);
+    assert_eq!(warnings(&hospital), Vec::<String>::new());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::fixture::{Hospital, KEYS, block_on, csv, table};
 fn a_first_catalog_calls_what_it_does_not_understand_an_identifier() {
     let hospital = Hospital::new(300);
     let path = hospital.path().join("admissions.csv");
-    let catalog = block_on(first_catalog(&path, DatasetName::new("admissions").unwrap())).unwrap();
+    let (catalog, _) = block_on(first_catalog(&path, DatasetName::new("admissions").unwrap())).unwrap();
     let dataset = catalog.datasets.values().next().unwrap();
     assert_eq!(dataset.subject.as_deref(), Some("patient_id"));
     for (column, role, kind) in [

@@ -1,6 +1,7 @@
 //! `catalog.yaml`: the data owner's statement about datasets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,18 @@ pub enum ValueType {
     Boolean,
     /// Calendar dates as `YYYY-MM-DD`.
     Date,
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Text => "text",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Date => "date",
+        })
+    }
 }
 
 impl Dataset {

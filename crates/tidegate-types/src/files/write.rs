@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::Catalog;
-use super::catalog::{Column, CsvOptions, Dataset, ValueType};
-use crate::column::{IdentifierKind, Role};
+use super::catalog::{Column, CsvOptions, Dataset};
+use crate::column::IdentifierKind;
 use crate::label::Residency;
 
 /// The text of a catalog, which [`super::read_catalog`] reads back as the same value.
@@ -69,51 +69,15 @@ fn write_dataset(out: &mut String, dataset: &Dataset) {
 }
 
 fn column_facts(column: &Column) -> String {
-    let mut facts = format!("{{role: {}", role(column.role));
+    let mut facts = format!("{{role: {}", column.role);
     if column.kind != IdentifierKind::Value {
-        let _ = write!(facts, ", kind: {}", kind(column.kind));
+        let _ = write!(facts, ", kind: {}", column.kind);
     }
     if let Some(value_type) = column.value_type {
-        let _ = write!(facts, ", type: {}", type_name(value_type));
+        let _ = write!(facts, ", type: {}", value_type);
     }
     facts.push('}');
     facts
-}
-
-const fn role(role: Role) -> &'static str {
-    match role {
-        Role::Identifier => "identifier",
-        Role::QuasiIdentifier => "quasi_identifier",
-        Role::Sensitive => "sensitive",
-        Role::Attribute => "attribute",
-        Role::Text => "text",
-    }
-}
-
-const fn kind(kind: IdentifierKind) -> &'static str {
-    match kind {
-        IdentifierKind::Name => "name",
-        IdentifierKind::RecordNumber => "record_number",
-        IdentifierKind::NationalId => "national_id",
-        IdentifierKind::Phone => "phone",
-        IdentifierKind::Email => "email",
-        IdentifierKind::Street => "street",
-        IdentifierKind::ZipCode => "zip_code",
-        IdentifierKind::Date => "date",
-        IdentifierKind::Age => "age",
-        IdentifierKind::OtherNumber => "other_number",
-        IdentifierKind::Value => "value",
-    }
-}
-
-const fn type_name(value_type: ValueType) -> &'static str {
-    match value_type {
-        ValueType::Text => "text",
-        ValueType::Integer => "integer",
-        ValueType::Number => "number",
-        ValueType::Boolean => "boolean",
-        ValueType::Date => "date",
-    }
 }
 
 fn line(out: &mut String, indent: usize, key: &str, value: &str) {

@@ -1,4 +1,4 @@
-//! `audit show`, `audit verify`, `audit proof`, `audit keys`: the ledger, offline.
+//! `audit show`, `audit verify`, `audit checkpoint`, `audit keys`, `audit proof`: the ledger, offline.
 
 use std::path::Path;
 
@@ -9,48 +9,70 @@ use tidegate_ledger::{LeafProof, LedgerError, SignedCheckpoint, Tree, TrustedKey
 use tidegate_local::SqliteJournal;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::event::Event;
+use tidegate_types::ids::SiteName;
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
-use crate::project::Project;
+use crate::project::State;
 use crate::show;
 
 const READING: &str = "reading the ledger";
 
-fn journal(project: &Project) -> Result<SqliteJournal, Failure> {
-    let file = project.layout.journal();
+fn journal(state: &State) -> Result<SqliteJournal, Failure> {
+    let file = state.layout.journal();
     if !file.exists() {
         return Err(Failure::Usage(format!(
             "there is no ledger below {}: run the pipeline first",
-            project.layout.root().display()
+            state.layout.root().display()
         )));
     }
     SqliteJournal::open(&file).while_(READING)
 }
 
+/// The checkpoint that lies in the ledger's folder, as text.
+fn checkpoint(state: &State) -> Result<String, Failure> {
+    std::fs::read_to_string(state.layout.ledger().join("checkpoint")).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => tampered(&"its checkpoint is missing"),
+        _ => Failure::failed("reading the ledger's checkpoint", error),
+    })
+}
+
+/// The name of the log, which its own checkpoint tells: a signature under another name does not verify.
+fn origin(state: &State) -> Result<String, Failure> {
+    let origin = checkpoint(state)?.lines().next().unwrap_or_default().to_owned();
+    match tidegate_keeper::organisation(&origin) {
+        Some(_) => Ok(origin),
+        None => Err(tampered(&"its checkpoint does not begin with the name of a log")),
+    }
+}
+
 /// The keys that must have signed: the log's own, and the home keeper's once it has cosigned. All of
 /// them are public: an auditor opens no secret.
-fn trusted(project: &Project, journal: &SqliteJournal) -> Result<TrustedKeys, Failure> {
-    let organisation = &project.sites.organisation;
-    let key = ControlKey::read_public(&project.layout.control_key())?;
-    let log = VerifierKey::new(tidegate_keeper::log_origin(organisation), *key.as_bytes()).while_(READING)?;
+fn trusted(state: &State, journal: &SqliteJournal) -> Result<TrustedKeys, Failure> {
+    let origin = origin(state)?;
+    let organisation = tidegate_keeper::organisation(&origin).unwrap_or_default();
+    let key = ControlKey::read_public(&state.layout.control_key())?;
+    let log = VerifierKey::new(origin.clone(), *key.as_bytes()).while_(READING)?;
     let mut cosigners = Vec::new();
-    let home = project.home()?;
-    if let Some(bytes) = journal.get("keepers", home.as_str()).while_(READING)? {
+    let home = state.home();
+    for (site, bytes) in journal.scan("keepers", "").while_(READING)? {
+        let site = SiteName::new(site).while_(READING)?;
+        if home.as_ref().is_some_and(|home| *home != site) {
+            continue;
+        }
         let text: String = serde_json::from_slice(&bytes).while_(READING)?;
         let key = VerifyingKey::from_base64(&text).while_(READING)?;
-        cosigners.push(
-            VerifierKey::new(tidegate_keeper::cosigner_name(organisation, &home), *key.as_bytes()).while_(READING)?,
-        );
+        let name = tidegate_keeper::cosigner_name(organisation, &site);
+        cosigners.push(VerifierKey::new(name, *key.as_bytes()).while_(READING)?);
     }
     Ok(TrustedKeys { log, cosigners })
 }
 
 /// Keys that an auditor brought along: one on a line, as [`keys`] prints them.
-fn brought(project: &Project, file: &Path) -> Result<TrustedKeys, Failure> {
+fn brought(state: &State, file: &Path) -> Result<TrustedKeys, Failure> {
     let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
-    let origin = tidegate_keeper::log_origin(&project.sites.organisation);
+    let origin = origin(state)?;
     let (mut log, mut cosigners) = (None, Vec::new());
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let key: VerifierKey = line.parse().map_err(|error: LedgerError| wrong(error.to_string()))?;
@@ -65,8 +87,8 @@ fn brought(project: &Project, file: &Path) -> Result<TrustedKeys, Failure> {
 }
 
 /// Prints the keys that verify the ledger, as Go's `sumdb/note` reads them.
-pub(crate) fn keys(project: &Project, format: Format) -> Result<(), Failure> {
-    let keys = trusted(project, &journal(project)?)?;
+pub(crate) fn keys(state: &State, format: Format) -> Result<(), Failure> {
+    let keys = trusted(state, &journal(state)?)?;
     let cosigners: Vec<String> = keys.cosigners.iter().map(VerifierKey::to_string).collect();
     match format {
         Format::Json => show::json(&serde_json::json!({"log": keys.log.to_string(), "cosigners": cosigners})),
@@ -74,9 +96,12 @@ pub(crate) fn keys(project: &Project, format: Format) -> Result<(), Failure> {
     }
 }
 
-/// Prints the entries.
-pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Result<(), Failure> {
-    let journal = journal(project)?;
+/// Prints the entries, all or those about one run.
+pub(crate) fn show(state: &State, run: Option<&str>, format: Format) -> Result<(), Failure> {
+    let journal = journal(state)?;
+    if let Some(run) = run {
+        super::status::run_named(state, run)?;
+    }
     let size = journal.log_size().while_(READING)?;
     for index in 0..size {
         let leaf = journal.log_leaves(index, index + 1).while_(READING)?;
@@ -86,38 +111,32 @@ pub(crate) fn show(project: &Project, run: Option<&str>, format: Format) -> Resu
             continue;
         }
         match format {
-            Format::Json => show::line(&String::from_utf8_lossy(&leaf))?,
-            Format::Text => {
-                let names: Vec<String> = event
-                    .data
-                    .names
-                    .iter()
-                    .map(|(key, name)| format!("{key}={name}"))
-                    .collect();
-                let numbers: Vec<String> = event
-                    .data
-                    .numbers
-                    .iter()
-                    .map(|(key, number)| format!("{key}={number}"))
-                    .collect();
-                let digests: Vec<String> = event
-                    .data
-                    .digests
-                    .iter()
-                    .map(|(key, digest)| format!("{key}={}", digest.short()))
-                    .collect();
-                let what = event.event_type.trim_start_matches("dev.tidegate.");
-                show::line(&format!(
-                    "{index:>5}  {}  {:<10} {what:<17} {}  {}",
-                    event.time,
-                    event.source.trim_start_matches('/'),
-                    event.subject,
-                    [names, numbers, digests].concat().join(" ")
-                ))?;
-            }
+            // The event exactly as it was hashed.
+            Format::Json => show::line(&format!(
+                "{{\"entry\":{index},\"event\":{}}}",
+                String::from_utf8_lossy(&leaf)
+            ))?,
+            Format::Text => show::line(&told(index, &event))?,
         }
     }
     Ok(())
+}
+
+/// An entry in one line, for people.
+fn told(index: u64, event: &Event) -> String {
+    let names = event.data.names.iter().map(|(key, name)| format!("{key}={name}"));
+    let numbers = event.data.numbers.iter().map(|(key, number)| format!("{key}={number}"));
+    let digests = event.data.digests.iter();
+    let digests = digests.map(|(key, digest)| format!("{key}={}", digest.short()));
+    let data: Vec<String> = names.chain(numbers).chain(digests).collect();
+    format!(
+        "{index:>5}  {}  {:<10} {:<17} {}  {}",
+        event.time,
+        event.source.trim_start_matches('/'),
+        event.subject,
+        event.event_type.trim_start_matches("dev.tidegate."),
+        data.join(" ")
+    )
 }
 
 fn only_log(keys: &TrustedKeys) -> TrustedKeys {
@@ -127,7 +146,7 @@ fn only_log(keys: &TrustedKeys) -> TrustedKeys {
     }
 }
 
-fn tampered(error: &LedgerError) -> Failure {
+fn tampered(error: &dyn std::fmt::Display) -> Failure {
     Failure::Refused(tidegate_types::Refusal {
         rule: "ledger-tampered".to_owned(),
         what: "verifying the ledger".to_owned(),
@@ -137,28 +156,18 @@ fn tampered(error: &LedgerError) -> Failure {
 }
 
 /// Verifies everything that lies in the ledger's folder.
-pub(crate) fn verify(
-    project: &Project,
-    since: Option<&Path>,
-    keys: Option<&Path>,
-    format: Format,
-) -> Result<(), Failure> {
+pub(crate) fn verify(state: &State, since: Option<&Path>, keys: Option<&Path>, format: Format) -> Result<(), Failure> {
     let mut keys = match keys {
-        Some(file) => brought(project, file)?,
-        None => trusted(project, &journal(project)?)?,
+        Some(file) => brought(state, file)?,
+        None => trusted(state, &journal(state)?)?,
     };
-    let folder = project.layout.ledger();
+    let folder = state.layout.ledger();
     let read = |path: &str| match std::fs::read(folder.join(path)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     };
-    let since = match since {
-        Some(file) => Some(
-            std::fs::read_to_string(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?,
-        ),
-        None => None,
-    };
+    let since = since.map(earlier).transpose()?;
     let checkpoint = read("checkpoint")
         .while_("reading the ledger's checkpoint")?
         .unwrap_or_default();
@@ -195,12 +204,34 @@ pub(crate) fn verify(
     show::print(&text)
 }
 
+/// A checkpoint that an auditor kept. A file that is none says nothing about the ledger.
+fn earlier(file: &Path) -> Result<String, Failure> {
+    let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    match SignedCheckpoint::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(wrong(format!(
+            "is not a checkpoint, as `tidegate audit checkpoint` prints it: {error}"
+        ))),
+    }
+}
+
+/// Prints the checkpoint, for somebody to keep and to hold later ledgers against.
+pub(crate) fn print_checkpoint(state: &State, format: Format) -> Result<(), Failure> {
+    journal(state)?;
+    let text = checkpoint(state)?;
+    if format == Format::Text {
+        return show::print(&text);
+    }
+    let signed = SignedCheckpoint::parse(&text).while_("reading the ledger's checkpoint")?;
+    let head = signed.checkpoint();
+    show::json(&serde_json::json!({"size": head.size, "root": head.root.to_hex(), "checkpoint": text}))
+}
+
 /// Prints a proof that the ledger holds one entry.
-pub(crate) fn proof(project: &Project, entry: u64) -> Result<(), Failure> {
-    let journal = journal(project)?;
-    let checkpoint = std::fs::read_to_string(project.layout.ledger().join("checkpoint"))
-        .while_("reading the ledger's checkpoint")?;
-    let signed = SignedCheckpoint::parse(&checkpoint).while_("reading the ledger's checkpoint")?;
+pub(crate) fn proof(state: &State, entry: u64, format: Format) -> Result<(), Failure> {
+    let journal = journal(state)?;
+    let signed = SignedCheckpoint::parse(&checkpoint(state)?).while_("reading the ledger's checkpoint")?;
     let size = signed.checkpoint().size;
     if entry >= size {
         return Err(Failure::Usage(format!(
@@ -214,5 +245,8 @@ pub(crate) fn proof(project: &Project, entry: u64) -> Result<(), Failure> {
         }
     }
     let proof = LeafProof::new(&tree, entry, signed).while_("making a proof")?;
-    show::print(&proof.to_string())
+    match format {
+        Format::Text => show::print(&proof.to_string()),
+        Format::Json => show::json(&serde_json::json!({"entry": entry, "size": size, "proof": proof.to_string()})),
+    }
 }

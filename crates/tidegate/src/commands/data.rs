@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tidegate_local::SqliteJournal;
 
+use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::Project;
 use crate::show;
 
 /// Copies what would cross under `name` into a new folder. Nothing leaves the site by this.
-pub(crate) fn pull(project: &Project, name: &str, to: &Path) -> Result<(), Failure> {
+pub(crate) fn pull(project: &Project, name: &str, to: &Path, format: Format) -> Result<(), Failure> {
     let pulling = "copying a prepared dataset";
     let folder = project.layout.site(&project.home()?);
     let file = folder.join("journal.sqlite");
@@ -47,5 +48,8 @@ pub(crate) fn pull(project: &Project, name: &str, to: &Path) -> Result<(), Failu
         }
     }
     std::fs::rename(&temporary, to).while_(pulling)?;
-    show::line(&format!("Copied `{name}` to {}.", to.display()))
+    match format {
+        Format::Text => show::line(&format!("Copied `{name}` to {}.", to.display())),
+        Format::Json => show::json(&serde_json::json!({"name": name, "to": to})),
+    }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tidegate_types::files::catalog::CsvOptions;
+use tidegate_prepare::{Keys, PrepareError, PrepareInput, Rehearsal, ScanReport};
+use tidegate_types::IdentifierKind;
+use tidegate_types::files::catalog::Column;
 use tidegate_types::files::write_catalog;
 use tidegate_types::ids::{DatasetName, SiteName};
 
@@ -30,8 +32,14 @@ fn dataset_name(from: &Path) -> Result<DatasetName, Failure> {
     DatasetName::new(name).map_err(|error| Failure::Usage(error.to_string()))
 }
 
+/// What stands above a first catalog.
+const FIRST_WORDS: &str = "Written from a scan: read every line, and correct it.
+`purposes` says what the data may be used for; nothing is allowed until you write it.
+`tags`, such as `tags: [phi]`, name kinds of regulated data: only sites that are cleared for them may hold it.
+`residency`, such as `residency: {only: [US]}`, says where it must stay.";
+
 /// Writes a first catalog; what is unsure is an identifier until the owner says otherwise.
-pub(crate) async fn init(from: &Path, site: &str, out: &Path) -> Result<(), Failure> {
+pub(crate) async fn init(from: &Path, site: &str, out: &Path, format: Format) -> Result<(), Failure> {
     let writing = "writing the catalog";
     if out.exists() {
         return Err(Failure::Usage(format!(
@@ -39,41 +47,84 @@ pub(crate) async fn init(from: &Path, site: &str, out: &Path) -> Result<(), Fail
             out.display()
         )));
     }
+    std::fs::metadata(from).map_err(|error| Failure::Usage(format!("{}: {error}", from.display())))?;
     let name = dataset_name(from)?;
-    let mut catalog = tidegate_prepare::first_catalog(from, name.clone())
+    let (mut catalog, report) = tidegate_prepare::first_catalog(from, name.clone())
         .await
         .map_err(prepare_failure)?;
-    let report = tidegate_prepare::scan(from, &CsvOptions::default())
-        .await
-        .map_err(prepare_failure)?;
+    let mut subject = None;
     if let Some(dataset) = catalog.datasets.get_mut(&name) {
         dataset.site = SiteName::new(site).map_err(|error| Failure::Usage(error.to_string()))?;
+        dataset.source = source_from(out, from).while_(writing)?;
+        subject.clone_from(&dataset.subject);
     }
-    let comments: BTreeMap<String, String> = report
+    let mut comments: BTreeMap<String, String> = report
         .columns
-        .into_iter()
-        .map(|column| (column.name, column.why))
+        .iter()
+        .map(|column| (format!("{name}.{}", column.name), column.why.clone()))
         .collect();
+    comments.insert(name.to_string(), FIRST_WORDS.to_owned());
     let text = write_catalog(&catalog, &comments);
     let temporary = out.with_extension(format!("new-{}", std::process::id()));
     std::fs::write(&temporary, text).while_(writing)?;
     let linked = std::fs::hard_link(&temporary, out);
     std::fs::remove_file(&temporary).while_(writing)?;
     linked.while_(writing)?;
+    if format == Format::Json {
+        return show::json(&serde_json::json!({"catalog": out, "dataset": name, "subject": subject}));
+    }
     show::line(&format!(
         "Wrote {}. Read every role in it: what is unsure is called an identifier, and only you know better.",
         out.display()
-    ))
+    ))?;
+    show::line(&told_subject(subject.as_deref(), &report))
 }
 
-/// Says that the three files fit each other, which opening the project has checked, and tries the stores.
-pub(crate) async fn check(project: &Project, format: Format) -> Result<(), Failure> {
+/// What the catalog takes for the person behind a row, and how sure that is.
+fn told_subject(subject: Option<&str>, report: &ScanReport) -> String {
+    let column = report
+        .columns
+        .iter()
+        .find(|column| Some(column.name.as_str()) == subject);
+    let Some(column) = column else {
+        return "No column was found that tells people apart: write it under `subject:`.".to_owned();
+    };
+    let more = if column.more_distinct { "at least " } else { "" };
+    format!(
+        "Rows with the same `{}` count as one person: {} rows, {more}{} different values. If another column tells \
+         people apart, name it under `subject:`.",
+        column.name, report.rows, column.distinct
+    )
+}
+
+/// The path of a source as a catalog at `out` names it: relative to the catalog's folder.
+fn source_from(out: &Path, from: &Path) -> std::io::Result<String> {
+    let beside = out.parent().is_none_or(|folder| folder.as_os_str().is_empty());
+    let source = if beside || from.is_absolute() {
+        from.to_path_buf()
+    } else {
+        std::path::absolute(from)?
+    };
+    Ok(source.to_string_lossy().into_owned())
+}
+
+/// Says that the three files fit each other, which opening the project has checked; tries the query on every
+/// row of the source, unless the keeper and the source are elsewhere; and tries the stores.
+pub(crate) async fn check(project: &Project, source_is_here: bool, format: Format) -> Result<(), Failure> {
+    let rehearsal = if source_is_here {
+        Some(rehearse(project).await?)
+    } else {
+        None
+    };
     let trials = stores::try_all(project).await?;
     if format == Format::Json {
         show::json(&serde_json::json!({
             "datasets": project.catalog.datasets.len(),
             "sites": project.sites.sites.len(),
             "policies": project.policies.names().len(),
+            "rows": rehearsal.as_ref().map(|rehearsal| rehearsal.rows),
+            "with_outcome": rehearsal.as_ref().map(|rehearsal| rehearsal.with_outcome),
+            "warnings": rehearsal.as_ref().map(|rehearsal| &rehearsal.labels.warnings),
             "stores": trials,
         }))?;
     } else {
@@ -84,6 +135,15 @@ pub(crate) async fn check(project: &Project, format: Format) -> Result<(), Failu
             project.sites.sites.len(),
             project.policies.names().len()
         ))?;
+        if let Some(rehearsal) = &rehearsal {
+            show::line(&format!(
+                "Dataset {}: the query gives {} rows, {} of them with the outcome, and fits every one.",
+                project.pipeline.prepare.from, rehearsal.rows, rehearsal.with_outcome
+            ))?;
+            for warning in &rehearsal.labels.warnings {
+                show::line(&format!("  {warning}"))?;
+            }
+        }
         for trial in &trials {
             describe(trial)?;
         }
@@ -100,6 +160,29 @@ pub(crate) async fn check(project: &Project, format: Format) -> Result<(), Failu
         "trying the stores",
         format!("what a run does there does not work at {}", broken.join(", ")),
     ))
+}
+
+/// The query on every row, under keys that are forgotten afterwards.
+async fn rehearse(project: &Project) -> Result<Rehearsal, Failure> {
+    let key = || tidegate_seal::random::random_bytes::<32>().while_("rehearsing the query");
+    let keys = Keys {
+        split: key()?,
+        values: key()?,
+    };
+    let input = PrepareInput {
+        catalog: &project.catalog,
+        catalog_folder: &project.catalog_folder,
+        pipeline: &project.pipeline,
+        sql: project.text.sql.as_deref(),
+        sample: None,
+        folder: project.layout.root(),
+        keys: &keys,
+    };
+    let rehearsal = tidegate_prepare::rehearse(&input).await.map_err(prepare_failure)?;
+    match rehearsal.labels.refusals.first() {
+        Some(refusal) => Err(Failure::Refused(refusal.clone())),
+        None => Ok(rehearsal),
+    }
 }
 
 fn describe(trial: &Trial) -> Result<(), Failure> {
@@ -146,16 +229,20 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
             || "identifier (not in the catalog)".to_owned(),
             |column| column.role.to_string(),
         );
-        let differs = catalog.is_none_or(|catalog| catalog.role != column.suggested.role);
         let more = if column.more_distinct { "+" } else { "" };
+        let value_type = column
+            .value_type
+            .map_or_else(|| "unclear".to_owned(), |found| found.to_string());
+        let exceeds = column.exceeds(catalog);
         show::line(&format!(
-            "  {:<16} {:<16} {:>6} missing {:>7}{more} distinct{}",
+            "  {:<16} {:<16} {:<8} {:>6} missing {:>7}{more} distinct{}",
             column.name,
             role,
+            value_type,
             column.missing,
             column.distinct,
-            if differs {
-                format!("  looks like {}: {}", column.suggested.role, column.why)
+            if exceeds {
+                format!("  looks like {}: {}", looks_like(&column.suggested), column.why)
             } else {
                 String::new()
             }
@@ -167,11 +254,18 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
     Ok(())
 }
 
+fn looks_like(suggested: &Column) -> String {
+    match suggested.kind {
+        IdentifierKind::Value => suggested.role.to_string(),
+        kind => format!("{} of kind {kind}", suggested.role),
+    }
+}
+
 /// A refusal stays a refusal; what is wrong with a source is a user's file.
-pub(crate) fn prepare_failure(error: tidegate_prepare::PrepareError) -> Failure {
+pub(crate) fn prepare_failure(error: PrepareError) -> Failure {
     match error {
-        tidegate_prepare::PrepareError::Refused(refusal) => Failure::Refused(refusal),
-        data @ tidegate_prepare::PrepareError::Data { .. } => Failure::Usage(data.to_string()),
+        PrepareError::Refused(refusal) => Failure::Refused(refusal),
+        wrong @ (PrepareError::Input { .. } | PrepareError::Data { .. }) => Failure::Usage(wrong.to_string()),
         other => Failure::Failed(other.to_string()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use tidegate_bundle::{Bundle, Predictor, bundle};
 use tidegate_keeper::keys::SiteKeys;
 use tidegate_prepare::{Keys, Recipe, apply_recipe};
@@ -11,6 +12,7 @@ use tidegate_types::files::sites::SiteKind;
 use tidegate_types::refusal::Refusal;
 use tidegate_types::release::BUNDLE_PAYLOAD;
 
+use crate::cli::Format;
 use crate::commands::files::prepare_failure;
 use crate::failure::{Failure, While};
 use crate::project::Project;
@@ -55,7 +57,13 @@ pub(crate) fn newest(models: &Path, name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Reads raw rows, takes them through the bundle's frozen recipe, and writes one probability a row.
-pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Option<&Path>) -> Result<(), Failure> {
+pub(crate) async fn predict(
+    project: &Project,
+    site: &str,
+    rows: &Path,
+    out: Option<&Path>,
+    format: Format,
+) -> Result<(), Failure> {
     let predicting = "predicting";
     let site = project.site(site)?;
     let definition = project.sites.sites.get(&site);
@@ -76,14 +84,14 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
             fix: format!("predict on site `{home}`, or send features to `tidegate serve` on site `{site}`"),
         }));
     }
+    std::fs::metadata(rows).map_err(|error| Failure::Usage(format!("{}: {error}", rows.display())))?;
     let folder = project.layout.site(&site);
+    let at = newest(&folder.join("serve").join("models"), project.pipeline.name.as_str())?;
     let definition = definition.ok_or_else(|| Failure::failed(predicting, "the sites file does not have this site"))?;
     let custody = stores::custody(definition, &folder, &stores::environment())?;
     let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &*custody, &site)
         .await
         .while_(predicting)?;
-    let models = folder.join("serve").join("models");
-    let at = newest(&models, project.pipeline.name.as_str())?;
     let bundle = open_bundle(&at, &keys.signing.public())?;
     let named = (bundle.manifest.name.as_str(), bundle.manifest.version.to_string());
     if named.0 != project.pipeline.name.as_str() || at.file_name().is_none_or(|version| *version != *named.1) {
@@ -106,20 +114,53 @@ pub(crate) async fn predict(project: &Project, site: &str, rows: &Path, out: Opt
         .while_(predicting)?;
     let predictor = Predictor::load(&bundle.model).while_(predicting)?;
     let probabilities = predictor.predict(matrix.view()).while_(predicting)?;
-    let mut lines: Vec<(u64, String)> = Vec::with_capacity(probabilities.len());
-    for (position, probability) in records.positions.iter().zip(&probabilities) {
-        let calibrated = bundle.calibration.apply(f64::from(*probability));
-        let decision = u8::from(calibrated >= bundle.calibration.threshold);
-        lines.push((*position, format!("{},{calibrated:.6},{decision}", position + 1)));
+    let threshold = bundle.calibration.threshold;
+    let mut predictions: Vec<Prediction> = records
+        .positions
+        .iter()
+        .zip(&probabilities)
+        .map(|(position, probability)| {
+            let calibrated = bundle.calibration.apply(f64::from(*probability));
+            Prediction {
+                row: position + 1,
+                probability: calibrated,
+                prediction: u8::from(calibrated >= threshold),
+            }
+        })
+        .collect();
+    predictions.sort_by_key(|prediction| prediction.row);
+    match (out, format) {
+        (None, Format::Text) => show::print(&csv(&predictions)),
+        (None, Format::Json) => show::json(&predictions),
+        (Some(file), _) => {
+            std::fs::write(file, csv(&predictions)).while_("writing the predictions")?;
+            let rows = predictions.len();
+            match format {
+                Format::Text => show::line(&format!("Wrote {rows} predictions to {}.", file.display())),
+                Format::Json => show::json(&serde_json::json!({"rows": rows, "out": file})),
+            }
+        }
     }
-    lines.sort();
+}
+
+/// What the model says of one row.
+#[derive(Debug, Serialize)]
+struct Prediction {
+    /// Counts from 1, in the order of the file.
+    row: u64,
+    probability: f64,
+    prediction: u8,
+}
+
+fn csv(predictions: &[Prediction]) -> String {
     let mut text = "row,probability,prediction\n".to_owned();
-    for (_, line) in lines {
-        text.push_str(&line);
-        text.push('\n');
+    for Prediction {
+        row,
+        probability,
+        prediction,
+    } in predictions
+    {
+        text.push_str(&format!("{row},{probability:.6},{prediction}\n"));
     }
-    match out {
-        Some(file) => std::fs::write(file, text).while_("writing the predictions"),
-        None => show::print(&text),
-    }
+    text
 }

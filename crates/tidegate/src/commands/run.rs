@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use tidegate_contracts::compute::Compute;
+use tidegate_contracts::later::Later;
 use tidegate_engine::{ControlKey, Engine, EngineError, Progress, Setup, WorkerProgram};
 use tidegate_local::{FolderStore, ProcessDriver, SqliteJournal};
 use tidegate_plan::Step;
@@ -15,7 +16,7 @@ use tidegate_types::refusal::Refusal;
 use crate::cli::{Format, Until};
 use crate::failure::{Failure, While};
 use crate::keeper_process::{EmbeddedKeeper, lock, program_digest, try_lock};
-use crate::project::{Project, now};
+use crate::project::{Project, State, now};
 use crate::screen::Screen;
 use crate::show;
 use crate::stores::SiteStores;
@@ -70,7 +71,8 @@ pub(crate) async fn plan(project: &Project, sql: bool, options: &Options) -> Res
     session.close().await;
     let planned = planned?;
     match (sql, options.format) {
-        (true, _) => show::line(&planned.labels.sql),
+        (true, Format::Text) => show::line(&planned.labels.sql),
+        (true, Format::Json) => show::json(&serde_json::json!({"sql": planned.labels.sql})),
         (false, Format::Text) => show::print(&planned.report.render(&planned.plan)),
         (false, Format::Json) => show::json(&serde_json::json!({"plan": planned.plan, "report": planned.report})),
     }
@@ -87,30 +89,36 @@ pub(crate) async fn run(project: &Project, options: &Options) -> Result<(), Fail
 
 /// Asks a run to stop. The process that goes on with it notices; where there is none, the run is stopped
 /// here.
-pub(crate) async fn cancel(project: &Project, name: &str, options: &Options) -> Result<(), Failure> {
+pub(crate) async fn cancel(state: &State, name: &str, options: &Options) -> Result<(), Failure> {
     let asking = "asking the run to stop";
-    let run = super::status::running(project, name)?;
-    let file = project.layout.cancel(&run);
+    let run = super::status::running(state, name)?;
+    let file = state.layout.cancel(&run);
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder).while_(asking)?;
     }
     std::fs::write(&file, b"").while_(asking)?;
-    let Some(lock) = try_lock(&project.layout.control_lock())? else {
-        return show::line(&format!(
-            "Run {name} was asked to stop: the process that runs it says when it has."
-        ));
+    let say = |status: &str, text: String| match options.format {
+        Format::Text => show::line(&text),
+        Format::Json => show::json(&serde_json::json!({"run": name, "status": status})),
+    };
+    let Some(lock) = try_lock(&state.layout.control_lock())? else {
+        return say(
+            "asked",
+            format!("Run {name} was asked to stop: the process that runs it says when it has."),
+        );
     };
     // It may have ended in the meantime.
-    if super::status::running(project, name).is_err() {
-        return show::line(&format!("Run {name} has ended."));
+    if super::status::running(state, name).is_err() {
+        return say("ended", format!("Run {name} has ended."));
     }
-    let session = Session::with(project, options, lock)?;
+    let session = Session::with(&Project::open(&state.file, None)?, options, lock)?;
     let cancelled = session.engine.cancel(&run).await;
     session.close().await;
     cancelled?;
-    show::line(&format!(
-        "Run {name} is cancelled: its attempts are fenced, and no output of them will be accepted."
-    ))
+    say(
+        "cancelled",
+        format!("Run {name} is cancelled: its attempts are fenced, and no output of them will be accepted."),
+    )
 }
 
 async fn run_in(session: &Session, last: Option<Step>, options: &Options) -> Result<(), Failure> {
@@ -192,7 +200,7 @@ impl Session {
         };
         let lost = keeper.as_ref().map(EmbeddedKeeper::watch);
         let program = std::env::current_exe().while_(opening)?;
-        let digest = program_digest()?;
+        let digest = Later::begin(|| program_digest().map_err(|error| error.to_string()));
         let screen = Arc::new(Screen::new(format));
         let shown = Arc::clone(&screen);
         let cancel = layout.clone();
@@ -207,7 +215,7 @@ impl Session {
             journal: Arc::new(SqliteJournal::open(layout.journal()).while_(opening)?),
             key: Arc::new(ControlKey::open(&layout.control_key())?),
             ledger_folder: layout.ledger(),
-            mailbox: Arc::new(FolderStore::open(layout.mailbox(&home)).while_(opening)?),
+            mailbox: Arc::new(FolderStore::open_mailbox(layout.mailbox(&home)).while_(opening)?),
             compute: drivers(project)?,
             stores: Arc::new(SiteStores::of(project)),
             worker: WorkerProgram {

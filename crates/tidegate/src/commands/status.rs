@@ -1,6 +1,8 @@
 //! `status`, `logs`, `models`, `cost`: what the journals say.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use tidegate_contracts::journal::Journal;
@@ -10,13 +12,14 @@ use tidegate_types::ids::RunId;
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
-use crate::project::Project;
+use crate::project::State;
 use crate::show;
 
 const READING: &str = "reading the journal";
+const READING_LOG: &str = "reading the logs on the private site";
 
-fn entries<T: DeserializeOwned>(project: &Project, table: &str, prefix: &str) -> Result<Vec<T>, Failure> {
-    let file = project.layout.journal();
+fn entries<T: DeserializeOwned>(state: &State, table: &str, prefix: &str) -> Result<Vec<T>, Failure> {
+    let file = state.layout.journal();
     if !file.exists() {
         return Ok(Vec::new());
     }
@@ -29,16 +32,22 @@ fn entries<T: DeserializeOwned>(project: &Project, table: &str, prefix: &str) ->
         .collect()
 }
 
-fn runs(project: &Project) -> Result<Vec<RunRecord>, Failure> {
-    let mut runs: Vec<RunRecord> = entries(project, "runs", "")?;
+fn runs(state: &State) -> Result<Vec<RunRecord>, Failure> {
+    let mut runs: Vec<RunRecord> = entries(state, "runs", "")?;
     runs.sort_by_key(|run| run.started);
     Ok(runs)
 }
 
-fn run_named(project: &Project, name: &str) -> Result<RunRecord, Failure> {
-    let runs = runs(project)?;
+pub(crate) fn run_named(state: &State, name: &str) -> Result<RunRecord, Failure> {
+    let runs = runs(state)?;
     let found = runs.iter().find(|run| run.id.as_str() == name).cloned();
     found.ok_or_else(|| {
+        if runs.is_empty() {
+            return Failure::Usage(format!(
+                "there is no run `{name}`: nothing ran yet below {}",
+                state.layout.root().display()
+            ));
+        }
         let known: Vec<&str> = runs.iter().rev().take(5).map(|run| run.id.as_str()).collect();
         Failure::Usage(format!(
             "there is no run `{name}`; the newest are: {}",
@@ -48,8 +57,8 @@ fn run_named(project: &Project, name: &str) -> Result<RunRecord, Failure> {
 }
 
 /// Runs and where they are.
-pub(crate) fn status(project: &Project, format: Format) -> Result<(), Failure> {
-    let runs = runs(project)?;
+pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
+    let runs = runs(state)?;
     if format == Format::Json {
         return show::json(&runs);
     }
@@ -75,37 +84,56 @@ pub(crate) fn status(project: &Project, format: Format) -> Result<(), Failure> {
 }
 
 /// What a run's command wrote. The logs carry the label of the data and never left the private site.
-pub(crate) fn logs(project: &Project, name: &str) -> Result<(), Failure> {
-    let run = run_named(project, name)?;
-    let folder = project.layout.site(&project.home()?).join("logs").join(run.id.as_str());
-    let mut files: Vec<_> = match std::fs::read_dir(&folder) {
-        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(Failure::failed("reading the logs on the private site", error)),
-    };
-    files.sort();
+pub(crate) fn logs(state: &State, name: &str, format: Format) -> Result<(), Failure> {
+    let run = run_named(state, name)?;
+    let mut files = Vec::new();
+    for site in listed(&state.layout.sites())? {
+        files.extend(listed(&site.join("logs").join(run.id.as_str()))?);
+    }
     let logs: Vec<_> = files
         .into_iter()
         .filter(|file| file.extension().is_some_and(|extension| extension == "log"))
         .collect();
+    let attempt = |file: &Path| {
+        file.file_stem()
+            .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    };
+    if format == Format::Json {
+        let mut told = Vec::new();
+        for file in &logs {
+            let bytes = std::fs::read(file).while_(READING_LOG)?;
+            told.push(serde_json::json!({"attempt": attempt(file), "log": String::from_utf8_lossy(&bytes)}));
+        }
+        return show::json(&told);
+    }
     if logs.is_empty() {
         show::tell("The run wrote no log.");
     }
-    for file in logs {
-        let title = file
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        show::tell(&format!("--- {title}"));
-        let mut from = std::fs::File::open(&file).while_("reading a log")?;
+    for file in &logs {
+        if logs.len() > 1 {
+            show::line(&format!("--- {}", attempt(file)))?;
+        }
+        let mut from = std::fs::File::open(file).while_(READING_LOG)?;
         show::written(std::io::copy(&mut from, &mut std::io::stdout().lock()))?;
     }
     Ok(())
 }
 
+/// What is in a folder, in order; nothing where there is no folder.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::failed(READING_LOG, error)),
+    };
+    let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
 /// The run of this name, which must not have ended.
-pub(crate) fn running(project: &Project, name: &str) -> Result<RunId, Failure> {
-    let run = run_named(project, name)?;
+pub(crate) fn running(state: &State, name: &str) -> Result<RunId, Failure> {
+    let run = run_named(state, name)?;
     if run.status != RunStatus::Running {
         return Err(Failure::Usage(format!(
             "run `{name}` is {} already",
@@ -116,9 +144,9 @@ pub(crate) fn running(project: &Project, name: &str) -> Result<RunId, Failure> {
 }
 
 /// Released models and where they are served.
-pub(crate) fn models(project: &Project, format: Format) -> Result<(), Failure> {
+pub(crate) fn models(state: &State, format: Format) -> Result<(), Failure> {
     let mut models: BTreeMap<(String, u64), serde_json::Value> = BTreeMap::new();
-    for run in runs(project)? {
+    for run in runs(state)? {
         let Some(summary) = run.summary else { continue };
         let Some(model) = summary.model else { continue };
         models.insert(
@@ -158,10 +186,10 @@ pub(crate) fn models(project: &Project, format: Format) -> Result<(), Failure> {
 }
 
 /// What runs cost and what left.
-pub(crate) fn cost(project: &Project, format: Format) -> Result<(), Failure> {
+pub(crate) fn cost(state: &State, format: Format) -> Result<(), Failure> {
     let mut lines = Vec::new();
-    for run in runs(project)? {
-        let crossings: Vec<CrossingEntry> = entries(project, "crossings", &format!("{}/", run.id))?;
+    for run in runs(state)? {
+        let crossings: Vec<CrossingEntry> = entries(state, "crossings", &format!("{}/", run.id))?;
         let bytes: u64 = crossings.iter().map(|entry| entry.bytes).sum();
         let cost = run.cost.clone();
         lines.push((run.id.to_string(), run.status, crossings.len(), bytes, cost, crossings));
@@ -174,6 +202,9 @@ pub(crate) fn cost(project: &Project, format: Format) -> Result<(), Failure> {
             })
             .collect();
         return show::json(&runs);
+    }
+    if lines.is_empty() {
+        show::line("No run yet: nothing was spent, and nothing left.")?;
     }
     for (run, status, crossings, bytes, cost, _) in lines {
         show::line(&format!(

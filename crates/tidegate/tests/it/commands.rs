@@ -66,7 +66,11 @@ fn a_command_that_fails_says_how_and_its_log_is_at_home() {
         .split('`')
         .next()
         .unwrap();
-    assert!(hospital.succeed(&["logs", run]).contains("nothing to do"));
+    // The hint is a command to type as it is.
+    let mut words = vec!["logs"];
+    words.extend(run.split(' '));
+    assert!(words.contains(&"--pipeline"), "{run}");
+    assert!(hospital.succeed(&words).contains("nothing to do"));
 }
 
 #[test]

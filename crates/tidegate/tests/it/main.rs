@@ -6,6 +6,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod answers;
 mod apart;
 mod cancelling;
 mod clouds;
