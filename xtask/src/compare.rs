@@ -1,4 +1,4 @@
-//! `cargo xtask compare seal|open`: ours and a peer on the same work, in turn, several times.
+//! `cargo xtask compare seal|open|transfer`: ours and a peer on the same work, in turn, several times.
 //!
 //! Figures are bytes per second of processor time of one core, so that a busy machine disturbs them
 //! little; ours counts user and system time, the peer (`openssl speed`) user time alone. Ours seals and
@@ -12,6 +12,8 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use tidegate_seal::digest::{Sha256, sha256};
 use tidegate_seal::shard::{MAX_PLAINTEXT_BYTES, PlainShard, seal_shard};
+
+use crate::transfer;
 
 /// Times that each side is measured; the median counts.
 const ROUNDS: usize = 5;
@@ -27,6 +29,9 @@ pub(crate) struct Compare {
     /// How to print it
     #[arg(long, default_value = "text")]
     format: Format,
+    /// How many mebibytes `transfer` carries
+    #[arg(long, default_value_t = 1024)]
+    mebibytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -35,6 +40,8 @@ enum What {
     Seal,
     /// Opening a shard of 64 MiB against the same with `-decrypt`
     Open,
+    /// A folder to a store and back against `rclone`, with and without its `crypt`, and `age`
+    Transfer,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -45,12 +52,12 @@ enum Format {
 
 /// One line of the result.
 #[derive(Debug, Serialize)]
-struct Figure {
-    name: &'static str,
-    ours: f64,
-    peer: f64,
-    ratio: f64,
-    unit: &'static str,
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) ours: f64,
+    pub(crate) peer: f64,
+    pub(crate) ratio: f64,
+    pub(crate) unit: &'static str,
 }
 
 impl Compare {
@@ -62,6 +69,7 @@ impl Compare {
         let figures = match self.what {
             What::Seal => compare_seal()?,
             What::Open => compare_open()?,
+            What::Transfer => transfer::compare(self.mebibytes)?,
         };
         match self.format {
             Format::Json => println!("{}", serde_json::to_string(&figures)?),
@@ -196,7 +204,7 @@ fn openssl_speed(arguments: &[&str]) -> anyhow::Result<f64> {
     Ok(rate.parse::<f64>()? / 1e9)
 }
 
-fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

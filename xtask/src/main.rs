@@ -5,6 +5,7 @@ mod compare;
 mod data;
 mod refusals;
 mod schemas;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,13 @@ enum Chore {
     },
     /// Measures ours against a peer on the same work
     Compare(compare::Compare),
+    /// One side of `compare transfer`
+    #[command(hide = true)]
+    Carry {
+        way: transfer::Way,
+        store: String,
+        folder: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Schemas { check } => schemas::run(root(), check),
         Chore::Data { source, check } => data::run(root(), &source, check),
         Chore::Compare(compare) => compare.run(),
+        Chore::Carry { way, store, folder } => transfer::carry(way, &store, &folder),
     }
 }
 

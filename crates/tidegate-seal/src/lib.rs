@@ -29,6 +29,7 @@ pub mod digest;
 pub mod dsse;
 pub mod envelope;
 mod error;
+pub mod fingerprint;
 pub mod key;
 pub mod packing;
 pub mod permit;

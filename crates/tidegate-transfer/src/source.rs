@@ -2,7 +2,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use tidegate_seal::digest::{Sha256, constant_time_eq, hmac_reader};
+use tidegate_seal::digest::{constant_time_eq, hmac_reader};
+use tidegate_seal::fingerprint::{Fingerprint, FingerprintKey};
 use tidegate_seal::shard::PlainShard;
 use tidegate_types::artifact::{SHARD_PLAINTEXT_BYTES, ShardKey};
 use tidegate_types::{Digest, FileEntry};
@@ -15,8 +16,8 @@ const SHARD: usize = SHARD_PLAINTEXT_BYTES as usize;
 /// The files of an artifact laid end to end and cut into shards.
 ///
 /// Reading is done twice: once to prove that the files are what the manifest says, which gives a
-/// digest of every shard's plaintext, and once for every shard that is sealed, which must have that
-/// digest. So nothing that was not described is sealed, let alone sent, however often and however
+/// fingerprint of every shard's plaintext, and once for every shard that is sealed, which must have that
+/// fingerprint. So nothing that was not described is sealed, let alone sent, however often and however
 /// quietly the files change in between.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -25,14 +26,16 @@ pub(crate) struct Source {
     /// Where each file begins in the whole.
     starts: Vec<u64>,
     total: u64,
-    shards: Vec<Digest>,
+    fingerprints: FingerprintKey,
+    shards: Vec<Option<Digest>>,
 }
 
 impl Source {
     /// Reads everything once and compares it with the manifest's entries. Blocks.
     pub(crate) fn verify(folder: &Path, files: Vec<FileEntry>, digest_key: &[u8; 32]) -> Result<Self, TransferError> {
         let folder = open_folder(folder).map_err(TransferError::local("opening the folder to send"))?;
-        let mut shards = Shards::default();
+        let fingerprints = FingerprintKey::generate().map_err(TransferError::seal("making a key for fingerprints"))?;
+        let mut shards = Shards::new(&fingerprints);
         let mut starts = Vec::with_capacity(files.len());
         let mut total = 0_u64;
         for file in &files {
@@ -56,12 +59,14 @@ impl Source {
                 return Err(changed());
             }
         }
+        let shards = shards.finish();
         Ok(Self {
             folder,
             files,
             starts,
             total,
-            shards: shards.finish(),
+            fingerprints,
+            shards,
         })
     }
 
@@ -91,17 +96,16 @@ impl Source {
             offset: start.saturating_sub(self.starts.get(first).copied().unwrap_or_default()),
             open: None,
         };
-        let mut digest = Sha256::default();
+        let mut fingerprint = self.fingerprints.begin(number as u64);
         let sealed = shard.seal_filling(organisation, |piece| {
             files.fill(piece)?;
-            digest.update(piece);
+            fingerprint.update(piece);
             Ok::<_, TransferError>(())
         });
         let sealed = sealed.map_err(sealing())??;
-        if self.shards.get(number) == Some(&digest.finish()) {
-            Ok(sealed)
-        } else {
-            Err(files.changed())
+        match (self.shards.get(number), fingerprint.finish()) {
+            (Some(Some(verified)), Some(found)) if *verified == found => Ok(sealed),
+            _ => Err(files.changed()),
         }
     }
 }
@@ -153,16 +157,25 @@ impl Files<'_> {
     }
 }
 
-/// The digests of the shards that have gone by.
-#[derive(Default)]
-struct Shards {
-    current: Sha256,
+/// The fingerprints of the shards that have gone by.
+struct Shards<'a> {
+    key: &'a FingerprintKey,
+    current: Fingerprint<'a>,
     /// How many bytes of the current shard have gone by.
     bytes: usize,
-    done: Vec<Digest>,
+    done: Vec<Option<Digest>>,
 }
 
-impl Shards {
+impl<'a> Shards<'a> {
+    fn new(key: &'a FingerprintKey) -> Self {
+        Self {
+            key,
+            current: key.begin(0),
+            bytes: 0,
+            done: Vec::new(),
+        }
+    }
+
     fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(SHARD - self.bytes));
@@ -170,13 +183,14 @@ impl Shards {
             self.bytes += now.len();
             bytes = later;
             if self.bytes == SHARD {
-                self.done.push(std::mem::take(&mut self.current).finish());
+                let next = self.key.begin(self.done.len() as u64 + 1);
+                self.done.push(std::mem::replace(&mut self.current, next).finish());
                 self.bytes = 0;
             }
         }
     }
 
-    fn finish(mut self) -> Vec<Digest> {
+    fn finish(mut self) -> Vec<Option<Digest>> {
         if self.bytes > 0 {
             self.done.push(self.current.finish());
         }
@@ -185,12 +199,12 @@ impl Shards {
 }
 
 /// A reader that shows what it reads to [`Shards`].
-struct Tee<'a, R> {
+struct Tee<'a, 'k, R> {
     inner: R,
-    shards: &'a mut Shards,
+    shards: &'a mut Shards<'k>,
 }
 
-impl<R: Read> Read for Tee<'_, R> {
+impl<R: Read> Read for Tee<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.shards.push(buffer.get(..read).unwrap_or_default());
