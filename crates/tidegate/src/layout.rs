@@ -63,13 +63,8 @@ impl Layout {
         self.control().join("cancel").join(run.as_str())
     }
 
-    /// The folder with the folders of all sites.
-    pub(crate) fn sites(&self) -> PathBuf {
-        self.root.join("sites")
-    }
-
     /// Everything that a site can see.
     pub(crate) fn site(&self, site: &SiteName) -> PathBuf {
-        self.sites().join(site.as_str())
+        self.root.join("sites").join(site.as_str())
     }
 }

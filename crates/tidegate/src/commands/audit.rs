@@ -68,22 +68,28 @@ fn trusted(state: &State, journal: &SqliteJournal) -> Result<TrustedKeys, Failur
     Ok(TrustedKeys { log, cosigners })
 }
 
-/// Keys that an auditor brought along: one on a line, as [`keys`] prints them.
-fn brought(state: &State, file: &Path) -> Result<TrustedKeys, Failure> {
+/// Keys that an auditor brought along: one on a line, as [`keys`] prints them. Which of them is the log's is
+/// told by their names alone, and by nothing in the folder that is audited: a keeper's is the log's name and a
+/// site.
+fn brought(file: &Path) -> Result<TrustedKeys, Failure> {
     let wrong = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
-    let origin = origin(state)?;
-    let (mut log, mut cosigners) = (None, Vec::new());
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let key: VerifierKey = line.parse().map_err(|error: LedgerError| wrong(error.to_string()))?;
-        if key.name() == origin {
-            log = Some(key);
-        } else {
-            cosigners.push(key);
-        }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Result<Vec<VerifierKey>, LedgerError> = lines.map(str::parse).collect();
+    let mut keys = keys.map_err(|error| wrong(error.to_string()))?;
+    keys.sort_by_key(|key| key.name().len());
+    let mut keys = keys.into_iter();
+    let (log, cosigners) = (keys.next(), keys.collect::<Vec<_>>());
+    let log = log.ok_or_else(|| wrong("there is no key in it".to_owned()))?;
+    let sites = format!("{}/", log.name());
+    match cosigners.iter().find(|key| !key.name().starts_with(&sites)) {
+        None => Ok(TrustedKeys { log, cosigners }),
+        Some(stranger) => Err(wrong(format!(
+            "`{}` and `{}` are not keys of one log and its keepers",
+            log.name(),
+            stranger.name()
+        ))),
     }
-    let log = log.ok_or_else(|| wrong(format!("no key in it is named `{origin}`, which is the log's name")))?;
-    Ok(TrustedKeys { log, cosigners })
 }
 
 /// Prints the keys that verify the ledger, as Go's `sumdb/note` reads them.
@@ -158,7 +164,7 @@ fn tampered(error: &dyn std::fmt::Display) -> Failure {
 /// Verifies everything that lies in the ledger's folder.
 pub(crate) fn verify(state: &State, since: Option<&Path>, keys: Option<&Path>, format: Format) -> Result<(), Failure> {
     let mut keys = match keys {
-        Some(file) => brought(state, file)?,
+        Some(file) => brought(file)?,
         None => trusted(state, &journal(state)?)?,
     };
     let folder = state.layout.ledger();

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tidegate_contracts::journal::Journal;
 use tidegate_engine::{CrossingEntry, RunRecord, RunStatus};
 use tidegate_local::SqliteJournal;
-use tidegate_types::ids::RunId;
+use tidegate_types::ids::{RunId, SiteName};
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
@@ -87,8 +87,9 @@ pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
 pub(crate) fn logs(state: &State, name: &str, format: Format) -> Result<(), Failure> {
     let run = run_named(state, name)?;
     let mut files = Vec::new();
-    for site in listed(&state.layout.sites())? {
-        files.extend(listed(&site.join("logs").join(run.id.as_str()))?);
+    // Of sites whose keeper is known: what another site writes into its folder is nobody's log.
+    for site in keepers(state)? {
+        files.extend(listed(&state.layout.site(&site).join("logs").join(run.id.as_str()))?);
     }
     let logs: Vec<_> = files
         .into_iter()
@@ -117,6 +118,13 @@ pub(crate) fn logs(state: &State, name: &str, format: Format) -> Result<(), Fail
         show::written(std::io::copy(&mut from, &mut std::io::stdout().lock()))?;
     }
     Ok(())
+}
+
+/// The sites whose keepers this control plane has met.
+fn keepers(state: &State) -> Result<Vec<SiteName>, Failure> {
+    let keepers = SqliteJournal::open(state.layout.journal()).while_(READING)?;
+    let keepers = keepers.scan("keepers", "").while_(READING)?.into_iter();
+    keepers.map(|(site, _)| SiteName::new(site).while_(READING)).collect()
 }
 
 /// What is in a folder, in order; nothing where there is no folder.

@@ -83,6 +83,12 @@ fn what_happened_is_told_while_the_files_are_wrong() {
     mistaken(&hospital, &["plan"]);
     assert!(hospital.succeed(&["status"]).contains("done"));
     assert!(hospital.succeed(&["logs", &run]).contains("epoch"));
+    // Nobody's log but that of the site that keeps it.
+    hospital.write(
+        &format!(".tidegate/sites/cloud/logs/{run}/train-1.log"),
+        "a stranger's words",
+    );
+    assert!(!hospital.succeed(&["logs", &run]).contains("stranger"));
     assert!(hospital.succeed(&["models"]).contains("version 1"));
     assert!(hospital.succeed(&["cost"]).contains("crossings"));
     assert!(hospital.succeed(&["audit", "show"]).contains("run-ended"));

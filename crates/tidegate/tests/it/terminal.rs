@@ -230,6 +230,19 @@ fn auditors_verify_with_public_keys_alone() {
     );
     assert!(!hospital.state().join("control/control.key").exists());
 
+    // The folder does not choose whose log it is: under its keeper's name it is not the auditor's log.
+    let checkpoint = hospital.state().join("control/ledger/checkpoint");
+    let genuine = std::fs::read_to_string(&checkpoint).unwrap();
+    let renamed = genuine.replacen("tidegate.dev/st-mary\n", "tidegate.dev/st-mary/hospital\n", 1);
+    std::fs::write(&checkpoint, renamed).unwrap();
+    hospital.write("keys.txt", &format!("{}\n{}\n", lines[1], lines[0]));
+    assert_eq!(
+        hospital.refuses(&["audit", "verify", "--keys", "keys.txt"]).0,
+        "ledger-tampered"
+    );
+    std::fs::write(&checkpoint, genuine).unwrap();
+    hospital.succeed(&["audit", "verify", "--keys", "keys.txt"]);
+
     // With the keys of another organisation's log nothing verifies.
     let other = Hospital::new();
     other.run();
