@@ -25,6 +25,7 @@
 //! what was being opened and what to do, and hold neither key nor plaintext.
 
 mod canonical;
+mod cipher;
 pub mod digest;
 pub mod dsse;
 pub mod envelope;

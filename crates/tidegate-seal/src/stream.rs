@@ -14,11 +14,11 @@
 
 use std::convert::Infallible;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::AES_256_GCM;
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+use zeroize::{Zeroize, Zeroizing};
 
-use zeroize::Zeroize;
-
+use crate::cipher::{Cipher, NONCE_BYTES};
 use crate::error::SealError;
 use crate::random::random_bytes;
 
@@ -26,8 +26,8 @@ use crate::random::random_bytes;
 pub(crate) const SEGMENT_BYTES: usize = 1 << 20;
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: usize = 1 + SALT_BYTES + PREFIX_BYTES;
-/// Bytes of a segment's tag.
-pub(crate) const TAG_BYTES: usize = 16;
+pub(crate) use crate::cipher::TAG_BYTES;
+
 const SALT_BYTES: usize = 32;
 const PREFIX_BYTES: usize = 7;
 
@@ -61,7 +61,7 @@ pub(crate) fn opened_bytes(ciphertext: usize) -> Option<usize> {
 }
 
 struct Segments {
-    cipher: LessSafeKey,
+    cipher: Cipher,
     prefix: [u8; PREFIX_BYTES],
 }
 
@@ -69,21 +69,22 @@ impl Segments {
     fn new(key: &[u8; 32], aad: &[u8], salt: &[u8], prefix: [u8; PREFIX_BYTES]) -> Option<Self> {
         let derived = Salt::new(HKDF_SHA256, salt).extract(key);
         let info = [aad];
-        let okm = derived.expand(&info, &AES_256_GCM).ok()?;
+        let mut key = Zeroizing::new([0; 32]);
+        derived.expand(&info, &AES_256_GCM).ok()?.fill(&mut *key).ok()?;
         Some(Self {
-            cipher: LessSafeKey::new(UnboundKey::from(okm)),
+            cipher: Cipher::new(&key).ok()?,
             prefix,
         })
     }
 
-    fn nonce(&self, number: u32, last: bool) -> Nonce {
-        let mut nonce = [0; PREFIX_BYTES + 5];
+    fn nonce(&self, number: u32, last: bool) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
         let (prefix, rest) = nonce.split_at_mut(PREFIX_BYTES);
         prefix.copy_from_slice(&self.prefix);
         let (counter, flag) = rest.split_at_mut(4);
         counter.copy_from_slice(&number.to_be_bytes());
         flag.fill(u8::from(last));
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 
     /// Seals one segment, whose last 16 bytes are room for the tag.
@@ -91,18 +92,16 @@ impl Segments {
         let (text, room) = segment.split_last_chunk_mut().ok_or(StreamError::Library)?;
         let tag = self
             .cipher
-            .seal_in_place_separate_tag(self.nonce(number, last), Aad::empty(), text)
-            .map_err(|_| StreamError::Library)?;
+            .seal(self.nonce(number, last), text)
+            .ok_or(StreamError::Library)?;
         let room: &mut [u8; TAG_BYTES] = room;
-        room.copy_from_slice(tag.as_ref());
+        *room = tag;
         Ok(())
     }
 
-    /// Opens one segment. When it does not authenticate, what is in it is of no more use.
+    /// Opens one segment. When it does not authenticate, it is wiped.
     fn open(&self, number: u32, last: bool, segment: &mut [u8]) -> bool {
-        self.cipher
-            .open_in_place(self.nonce(number, last), Aad::empty(), segment)
-            .is_ok()
+        self.cipher.open(self.nonce(number, last), segment)
     }
 }
 
