@@ -155,13 +155,22 @@ impl VaultCustody {
     }
 
     /// One request. Bodies of errors are not passed on: they may repeat what was sent.
-    async fn request(&self, what: &str, path: &str, token: Option<&str>, body: &Value) -> Result<Reply, CustodyError> {
+    async fn request(
+        &self,
+        what: &str,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Reply, CustodyError> {
         let failed = |why: &dyn fmt::Display| self.unreachable(what, why);
         let url = format!("{}v1/{path}", self.address.server);
-        let mut request: HttpRequest = http::Request::post(url)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body.to_string().into())
-            .map_err(|error| failed(&error))?;
+        let request = match body {
+            Some(body) => http::Request::post(url)
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.to_string().into()),
+            None => http::Request::get(url).body(Vec::new().into()),
+        };
+        let mut request: HttpRequest = request.map_err(|error| failed(&error))?;
         if let Some(token) = token {
             let mut token = HeaderValue::from_str(token).map_err(|_| failed(&"its token is none"))?;
             token.set_sensitive(true);
@@ -179,6 +188,7 @@ impl VaultCustody {
             Err(_) => return Err(failed(&"no answer came in time")),
         };
         match status {
+            204 => Ok(Reply::Done(Value::Null)),
             200..=299 if bytes.len() <= ANSWER_BYTES => serde_json::from_slice(&bytes)
                 .map(Reply::Done)
                 .map_err(|_| failed(&"its answer is no JSON")),
@@ -201,7 +211,7 @@ impl VaultCustody {
             return Ok(token.clone());
         }
         let body = json!({"role_id": role, "secret_id": secret.as_str()});
-        let reply = self.request(what, "auth/approle/login", None, &body).await?;
+        let reply = self.request(what, "auth/approle/login", None, Some(&body)).await?;
         let Reply::Done(answer) = reply else {
             return Err(self.unreachable(what, "it does not know this role and secret"));
         };
@@ -213,8 +223,8 @@ impl VaultCustody {
     }
 
     /// A request with a token; once more with a new one if it was refused. None where the request is wrong.
-    async fn ask(&self, what: &str, verb: &str, body: &Value) -> Result<Option<Value>, CustodyError> {
-        let path = format!("{}/{verb}/{}", self.address.mount, self.address.key);
+    async fn ask(&self, what: &str, path: &str, body: Option<&Value>) -> Result<Option<Value>, CustodyError> {
+        let path = format!("{}/{path}", self.address.mount);
         for fresh in [false, true] {
             let token = self.token(what, fresh).await?;
             match self.request(what, &path, Some(&token), body).await? {
@@ -224,6 +234,15 @@ impl VaultCustody {
             }
         }
         Err(self.unreachable(what, "it does not allow that to this site"))
+    }
+
+    /// Changes the engine's key.
+    async fn change(&self, what: &str, change: &str, body: &Value) -> Result<(), CustodyError> {
+        let path = format!("keys/{}/{change}", self.address.key);
+        let answer = self.ask(what, &path, Some(body)).await?;
+        answer
+            .map(|_| ())
+            .ok_or_else(|| self.unreachable(what, "it refused to change its key"))
     }
 }
 
@@ -261,7 +280,9 @@ impl Custody for VaultCustody {
         let what = "wrapping a key";
         let plaintext = Zeroizing::new(STANDARD.encode(key));
         let body = json!({"plaintext": plaintext.as_str(), "associated_data": STANDARD.encode(context)});
-        let answer = self.ask(what, "encrypt", &body).await?;
+        let answer = self
+            .ask(what, &format!("encrypt/{}", self.address.key), Some(&body))
+            .await?;
         let answer = answer.ok_or_else(|| self.unreachable(what, "its key cannot wrap with a context"))?;
         let encrypted: Option<Encrypted> = serde_json::from_value(answer).ok();
         let wrapped = encrypted.and_then(|encrypted| to_bytes(&encrypted.data.ciphertext));
@@ -275,13 +296,30 @@ impl Custody for VaultCustody {
         };
         let ciphertext = to_text(wrapped).ok_or_else(wrong)?;
         let body = json!({"ciphertext": ciphertext, "associated_data": STANDARD.encode(context)});
-        let answer = self.ask(what, "decrypt", &body).await?.ok_or_else(wrong)?;
+        let path = format!("decrypt/{}", self.address.key);
+        let answer = self.ask(what, &path, Some(&body)).await?.ok_or_else(wrong)?;
         let plaintext = answer["data"]["plaintext"].as_str();
         let plaintext = plaintext
             .and_then(|text| STANDARD.decode(text).ok())
             .map(Zeroizing::new);
         let key = plaintext.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
         key.ok_or_else(wrong)
+    }
+
+    async fn rotate(&self) -> Result<u64, CustodyError> {
+        let what = "making a new version of the key";
+        self.change(what, "rotate", &json!({})).await?;
+        let key = self.ask(what, &format!("keys/{}", self.address.key), None).await?;
+        let newest = key.and_then(|key| key["data"]["latest_version"].as_u64());
+        newest.ok_or_else(|| self.unreachable(what, "it does not say which version is the newest"))
+    }
+
+    async fn retire(&self, before: u64) -> Result<(), CustodyError> {
+        let what = "destroying old versions of the key";
+        let limits = json!({"min_decryption_version": before, "min_encryption_version": before});
+        self.change(what, "config", &limits).await?;
+        self.change(what, "trim", &json!({"min_available_version": before}))
+            .await
     }
 }
 

@@ -31,6 +31,9 @@ pub enum CustodyError {
 /// # Contract
 /// - What [`Custody::wrap`] gave opens only by [`Custody::unwrap_key`] of the same custody with exactly
 ///   the same context.
+/// - After [`Custody::rotate`] a new key wraps, and what earlier ones wrapped still opens; after
+///   [`Custody::retire`] of its number nothing opens that a key before it wrapped, in every process that opens the
+///   custody anew.
 /// - No error holds key material.
 #[async_trait]
 pub trait Custody: Send + Sync + fmt::Debug {
@@ -39,4 +42,10 @@ pub trait Custody: Send + Sync + fmt::Debug {
 
     /// Opens a wrapped key.
     async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError>;
+
+    /// Makes a new key, and gives its number: it, or one after it, wraps from now on.
+    async fn rotate(&self) -> Result<u64, CustodyError>;
+
+    /// Destroys all keys before the one with this number, which [`Custody::rotate`] gave. There is no way back.
+    async fn retire(&self, before: u64) -> Result<(), CustodyError>;
 }

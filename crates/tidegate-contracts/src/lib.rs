@@ -17,4 +17,4 @@ pub mod store;
 pub use compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 pub use custody::{Custody, CustodyError};
 pub use journal::{Batch, Journal, JournalError};
-pub use store::{ObjectInfo, ObjectName, Patience, Store, StoreAccess, StoreError, StoreExt, WorkerStores};
+pub use store::{ObjectInfo, ObjectName, Pace, Patience, Store, StoreAccess, StoreError, StoreExt, WorkerStores};

@@ -164,6 +164,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Removes an object.
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// How often those who wait for an object may look.
+    fn pace(&self) -> Pace {
+        Pace::FAR
+    }
 }
 
 /// Convenience over [`Store`], so that implementations stay small.
@@ -233,34 +238,58 @@ pub trait WorkerStores: Send + Sync {
     async fn access(&self, site: &str, mailbox: &str, seconds: u64) -> Result<StoreAccess, StoreError>;
 }
 
-/// How long somebody who waits for an object pauses between two looks: an eighth of the time that was
-/// waited already, so that waiting adds an eighth at the most to what is short, and what takes long costs
-/// few requests.
+/// How often it is reasonable to look whether something has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    least: Duration,
+    most: Duration,
+}
+
+impl Pace {
+    /// On this machine, where a look costs next to nothing.
+    pub const NEAR: Self = Self {
+        least: Duration::from_millis(1),
+        most: Duration::from_millis(25),
+    };
+    /// Across a network, where every look is a request that is paid for.
+    pub const FAR: Self = Self {
+        least: Duration::from_millis(20),
+        most: Duration::from_secs(1),
+    };
+
+    /// The longest pause between two looks.
+    #[must_use]
+    pub const fn most(self) -> Duration {
+        self.most
+    }
+}
+
+/// How long somebody who waits pauses between two looks: an eighth of the time that was waited already, so
+/// that waiting adds an eighth at the most to what is short, and what takes long costs few requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
+    pace: Pace,
     since: Instant,
 }
 
 impl Patience {
-    /// The shortest pause.
-    pub const LEAST: Duration = Duration::from_millis(2);
-    /// The longest pause.
-    pub const MOST: Duration = Duration::from_millis(50);
-
     /// Begins to wait.
     #[must_use]
-    pub fn begin() -> Self {
-        Self { since: Instant::now() }
+    pub fn begin(pace: Pace) -> Self {
+        Self {
+            pace,
+            since: Instant::now(),
+        }
     }
 
     /// How long to pause before the next look.
     #[must_use]
     pub fn pause(&self) -> Duration {
-        Self::after(self.since.elapsed())
+        self.after(self.since.elapsed())
     }
 
-    fn after(waited: Duration) -> Duration {
-        (waited / 8).clamp(Self::LEAST, Self::MOST)
+    fn after(self, waited: Duration) -> Duration {
+        (waited / 8).clamp(self.pace.least, self.pace.most)
     }
 }
 
@@ -270,7 +299,15 @@ mod tests {
 
     #[test]
     fn pauses_grow_with_the_wait_and_have_bounds() {
-        let after = |milliseconds| Patience::after(Duration::from_millis(milliseconds)).as_millis();
-        assert_eq!([0, 16, 80, 400, 60_000].map(after), [2, 2, 10, 50, 50]);
+        let after = |pace, milliseconds| {
+            Patience::begin(pace)
+                .after(Duration::from_millis(milliseconds))
+                .as_millis()
+        };
+        assert_eq!(
+            [0, 16, 80, 400, 60_000].map(|waited| after(Pace::NEAR, waited)),
+            [1, 2, 10, 25, 25]
+        );
+        assert_eq!([0, 400, 60_000].map(|waited| after(Pace::FAR, waited)), [20, 50, 1000]);
     }
 }

@@ -133,7 +133,7 @@ impl KeeperClient {
             self.forget(&object, &answer).await?;
         }
         self.mailbox.put_same(&object, bytes).await.while_(&asking)?;
-        let patience = Patience::begin();
+        let patience = Patience::begin(self.mailbox.pace());
         let reply = loop {
             match self.mailbox.get(&answer, REPLY_BYTES).await {
                 Ok(bytes) => break bytes,

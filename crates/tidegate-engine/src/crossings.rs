@@ -102,9 +102,11 @@ impl Engine {
         self.ledger.cosigned(checkpoint)
     }
 
-    /// Takes what the keeper has recorded itself into the ledger: permits, grants, fences, refusals.
-    pub(crate) async fn collect(&self) -> Result<(), EngineError> {
+    /// Takes what the keeper has recorded itself into the ledger: permits, grants, fences, refusals, the end of
+    /// keys. Gives the id of the last entry, where there was one.
+    pub(crate) async fn collect(&self) -> Result<Option<String>, EngineError> {
         let collecting = "taking the keeper's entries into the ledger";
+        let mut last = None;
         loop {
             let from: u64 = get(&*self.journal, "keeper-leaves", self.home.as_str())?.unwrap_or(0);
             let reply = self.keeper.ask("leaves", RequestBody::Leaves { from }).await?;
@@ -112,13 +114,15 @@ impl Engine {
                 return Err(self.keeper.wrong_reply());
             };
             if leaves.is_empty() {
-                return Ok(());
+                return Ok(last);
             }
             let next = from + leaves.len() as u64;
             let mut batch = Batch::default().set("keeper-leaves", self.home.as_str(), value(&next)?);
             for leaf in leaves {
                 let event: Event = serde_json::from_str(&leaf).while_(collecting)?;
-                batch = batch.leaf(&format!("{}/{}", self.home, event.id), leaf.into_bytes());
+                let id = format!("{}/{}", self.home, event.id);
+                batch = batch.leaf(&id, leaf.into_bytes());
+                last = Some(id);
             }
             self.journal.commit(&batch).while_(collecting)?;
         }

@@ -244,8 +244,10 @@ impl LedgerBook {
         if let Some(rendered) = self.rendered()?
             && rendered.checkpoint() == cosigned.checkpoint()
         {
-            write_file(&self.folder.join(CHECKPOINT_PATH), text.as_bytes()).while_(keeping)?;
-            write_file(&self.folder.join(COSIGNED_PATH), text.as_bytes()).while_(keeping)?;
+            for path in [CHECKPOINT_PATH, COSIGNED_PATH] {
+                replace_file(&self.folder.join(path), text.as_bytes()).while_(keeping)?;
+            }
+            sync_folder(&self.folder).while_(keeping)?;
         }
         Ok(())
     }
@@ -279,8 +281,14 @@ impl LeafSource for Leaves<'_> {
     }
 }
 
-/// Replaces a file atomically.
+/// Replaces a file atomically, and for good.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    replace_file(path, bytes)?;
+    sync_folder(path.parent().unwrap_or_else(|| Path::new(".")))
+}
+
+/// Replaces a file atomically. After a power failure the old one may be there until its folder was synced.
+fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
 
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
@@ -289,6 +297,9 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    std::fs::rename(&temporary, path)
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }

@@ -237,7 +237,6 @@ impl Engine {
             catalog,
             policies,
             canonical_digest(&self.sites).while_("naming the sites")?,
-            self.worker_digest()?,
         ))
         .while_("naming the plan")?;
         Ok(Planned {
@@ -332,6 +331,18 @@ impl Engine {
         self.keeper.sweep().await?;
         self.conclude(&mut record, &Err(EngineError::Cancelled(run.to_string())))
             .await
+    }
+
+    /// Takes what the keeper recorded since the last run into the ledger, and has the ledger cosigned.
+    ///
+    /// # Errors
+    /// When the keeper is out of reach.
+    pub async fn settle(&self) -> Result<(), EngineError> {
+        self.keeper.sweep().await?;
+        if let Some(entry) = self.collect().await? {
+            self.cosign(&entry).await?;
+        }
+        Ok(())
     }
 
     /// Ends the interrupted runs whose place `record` takes. Whoever runs holds the state folder alone, so
@@ -479,11 +490,11 @@ impl Engine {
 
     /// Something that closes a run. A run that was cancelled does not wait for it: whatever is missing
     /// comes into the ledger with the next run.
-    pub(crate) async fn close(
+    pub(crate) async fn close<T>(
         &self,
         status: RunStatus,
-        work: impl Future<Output = Result<(), EngineError>>,
-    ) -> Result<(), EngineError> {
+        work: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
         if status != RunStatus::Cancelled {
             return work.await;
         }

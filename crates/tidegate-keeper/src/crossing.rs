@@ -1,8 +1,10 @@
 //! Sending what a permit allows.
 
+use std::path::Path;
+
 use tidegate_seal::key::DataKey;
 use tidegate_transfer::{Crossing, PermitCheck, Permitted, TransferError, send};
-use tidegate_types::ids::PermitId;
+use tidegate_types::ids::{ArtifactId, PermitId};
 use tidegate_types::keeper::ReplyBody;
 
 use crate::error::{KeeperError, While, refuse};
@@ -11,6 +13,31 @@ use crate::service::Keeper;
 
 /// Shards that are sealed and sent at the same time.
 const SHARDS_IN_FLIGHT: usize = 2;
+
+/// Removes what was noted while something was sent under a permit. Keys of shards are in it, and nobody needs it
+/// once the crossing is recorded.
+pub(crate) fn forget_notes(site: &Path, permit: &PermitId) -> Result<(), KeeperError> {
+    let forgetting = "removing what was noted of a crossing";
+    let transfers = site.join("transfers");
+    match std::fs::remove_dir_all(transfers.join(permit.as_str())) {
+        Ok(()) => std::fs::File::open(transfers)
+            .and_then(|folder| folder.sync_all())
+            .while_(forgetting),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(KeeperError::failed(forgetting, error)),
+    }
+}
+
+/// The refusal of everything that would need keys that were destroyed.
+pub(crate) fn shredded(artifact: &ArtifactId) -> KeeperError {
+    refuse(
+        "artifact-shredded",
+        format!("using the keys of artifact {}", artifact.short()),
+        "they were destroyed on purpose",
+        "prepare a new version of it, which is another artifact",
+    )
+    .into()
+}
 
 impl Keeper {
     /// The permit with this id, or a refusal.
@@ -28,6 +55,12 @@ impl Keeper {
     /// The data key of a permit's crossing.
     pub(crate) async fn data_key(&self, record: &PermitRecord) -> Result<DataKey, KeeperError> {
         let opening = "opening a data key";
+        if record.wrapped_key.is_empty() {
+            return Err(match self.records.tombstone(&record.artifact)? {
+                Some(_) => shredded(&record.artifact),
+                None => KeeperError::failed(opening, "it was lost with the wrapping key, and no backup had it"),
+            });
+        }
         let wrapped = hex::decode(&record.wrapped_key).while_(opening)?;
         let key = self
             .custody
@@ -40,7 +73,10 @@ impl Keeper {
     pub(crate) async fn send(&self, permit: &PermitId) -> Result<ReplyBody, KeeperError> {
         let record = self.permit_record(permit)?;
         let crossing = match self.records.crossing(permit)? {
-            Some(crossing) => crossing,
+            Some(crossing) => {
+                forget_notes(&self.folder, permit)?;
+                crossing
+            }
             None => self.cross(&record).await?,
         };
         Ok(ReplyBody::Sent {
@@ -97,6 +133,7 @@ impl Keeper {
             bytes: sent.bytes,
         };
         self.records.put("crossings", record.id.as_str(), &crossing)?;
+        forget_notes(&self.folder, &record.id)?;
         tracing::info!(permit = %record.id, site = %record.to, bytes = crossing.bytes, "sent");
         Ok(crossing)
     }

@@ -1,11 +1,12 @@
 //! The keys of a private site. They are made once, kept in one file that only custody can open, and
 //! never leave the site.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tidegate_contracts::custody::Custody;
+use tidegate_contracts::custody::{Custody, CustodyError};
 use tidegate_contracts::stage::StageKeys;
+use tidegate_seal::digest::sha256;
 use tidegate_seal::envelope::Identity;
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::shard::{open_shard, seal_shard};
@@ -74,7 +75,7 @@ impl SiteKeys {
     /// When custody is out of reach or has another key, or the file cannot be read or written. A
     /// file that cannot be opened is never replaced.
     pub async fn open(file: &Path, custody: &dyn Custody, site: &SiteName) -> Result<Self, KeeperError> {
-        let context = format!("tidegate site keys of {site}");
+        let context = context(site);
         match tokio::fs::read(file).await {
             Ok(bytes) => Self::read(&bytes, custody, &context).await,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -97,36 +98,17 @@ impl SiteKeys {
             values: random_bytes().while_(making)?,
         };
         let text = Zeroizing::new(serde_json::to_vec(&plain).while_(making)?);
-        let (sealed, key) = seal_shard(&text, context).while_(making)?;
-        let mut raw = Zeroizing::new([0_u8; 32]);
-        hex::decode_to_slice(&key.key, raw.as_mut()).while_(making)?;
-        let file = KeyFile {
-            format: FORMAT.to_owned(),
-            shard: key.id.clone(),
-            plaintext_bytes: key.plaintext_bytes,
-            wrapped_key: hex::encode(custody.wrap(&raw, context).await.while_(making)?),
-            sealed: hex::encode(sealed),
-        };
-        serde_json::to_vec_pretty(&file).while_(making)
+        sealed(&text, custody, context).await
     }
 
     async fn read(bytes: &[u8], custody: &dyn Custody, context: &str) -> Result<Self, KeeperError> {
+        Self::of(&opened(bytes, custody, context).await?)
+    }
+
+    /// The keys of a text that [`export`] gave.
+    fn of(text: &[u8]) -> Result<Self, KeeperError> {
         let opening = "opening the site's keys";
-        let file: KeyFile = serde_json::from_slice(bytes).while_(opening)?;
-        if file.format != FORMAT {
-            return Err(KeeperError::failed(opening, "the file has an unknown format"));
-        }
-        let wrapped = hex::decode(&file.wrapped_key).while_(opening)?;
-        let raw = Zeroizing::new(custody.unwrap_key(&wrapped, context).await.while_(opening)?);
-        let key = ShardKey {
-            id: file.shard,
-            key: hex::encode(*raw),
-            plaintext_bytes: file.plaintext_bytes,
-            zstd: false,
-        };
-        let sealed = hex::decode(&file.sealed).while_(opening)?;
-        let text = Zeroizing::new(open_shard(&sealed, &key, context).while_(opening)?);
-        let plain: Plain = serde_json::from_slice(&text).while_(opening)?;
+        let plain: Plain = serde_json::from_slice(text).while_(opening)?;
         Ok(Self {
             signing: SigningKey::from_seed(&plain.signing).while_(opening)?,
             identity: Identity::from_secret(&plain.identity).while_(opening)?,
@@ -139,17 +121,141 @@ impl SiteKeys {
     }
 }
 
-/// Creates a file that only its owner reads, whole or not at all, with its folder; a file that is there
-/// already wins.
+/// The file for a text of keys.
+async fn sealed(text: &[u8], custody: &dyn Custody, context: &str) -> Result<Vec<u8>, KeeperError> {
+    let making = "making the site's keys";
+    let (sealed, key) = seal_shard(text, context).while_(making)?;
+    let mut raw = Zeroizing::new([0_u8; 32]);
+    hex::decode_to_slice(&key.key, raw.as_mut()).while_(making)?;
+    let file = KeyFile {
+        format: FORMAT.to_owned(),
+        shard: key.id.clone(),
+        plaintext_bytes: key.plaintext_bytes,
+        wrapped_key: hex::encode(custody.wrap(&raw, context).await.while_(making)?),
+        sealed: hex::encode(sealed),
+    };
+    serde_json::to_vec_pretty(&file).while_(making)
+}
+
+/// The text of keys in a file.
+async fn opened(bytes: &[u8], custody: &dyn Custody, context: &str) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    let opening = "opening the site's keys";
+    let file: KeyFile = serde_json::from_slice(bytes).while_(opening)?;
+    if file.format != FORMAT {
+        return Err(KeeperError::failed(opening, "the file has an unknown format"));
+    }
+    let wrapped = hex::decode(&file.wrapped_key).while_(opening)?;
+    let raw = Zeroizing::new(custody.unwrap_key(&wrapped, context).await.while_(opening)?);
+    let key = ShardKey {
+        id: file.shard,
+        key: hex::encode(*raw),
+        plaintext_bytes: file.plaintext_bytes,
+        zstd: false,
+    };
+    let sealed = hex::decode(&file.sealed).while_(opening)?;
+    Ok(Zeroizing::new(open_shard(&sealed, &key, context).while_(opening)?))
+}
+
+/// The site's keys as a text, for a backup.
 ///
 /// # Errors
-/// When file or folder cannot be written.
-pub fn create_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// As [`SiteKeys::open`].
+pub(crate) async fn export(
+    file: &Path,
+    custody: &dyn Custody,
+    site: &SiteName,
+) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    let bytes = tokio::fs::read(file).await.while_("reading the site's keys")?;
+    opened(&bytes, custody, &context(site)).await
+}
+
+/// Puts the keys of a backup in place, where there are none that open. Gives whether it did.
+///
+/// # Errors
+/// When the keys that open are others than those of the backup, or the file cannot be written.
+pub(crate) async fn import(
+    file: &Path,
+    custody: &dyn Custody,
+    site: &SiteName,
+    text: &[u8],
+) -> Result<bool, KeeperError> {
+    let importing = "restoring the site's keys";
+    let restored = SiteKeys::of(text)?;
+    match tokio::fs::read(file).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(KeeperError::failed(importing, error)),
+        Ok(bytes) => {
+            if let Some(present) = openable(&bytes, custody, &context(site)).await? {
+                return if SiteKeys::of(&present)?.signing.public() == restored.signing.public() {
+                    Ok(false)
+                } else {
+                    Err(KeeperError::failed(
+                        importing,
+                        "this site has keys that open, and they are others than those of the backup",
+                    ))
+                };
+            }
+            // Whatever it is: somebody may still find the key that opens it.
+            let digest = sha256(&bytes).to_hex();
+            let aside = file.with_extension(format!("lost-{}", digest.get(..16).unwrap_or_default()));
+            create_private_file(&aside, &bytes).while_(importing)?;
+        }
+    }
+    let bytes = sealed(text, custody, &context(site)).await?;
+    replace(file, &bytes).while_(importing)?;
+    Ok(true)
+}
+
+/// The text of keys in a file; nothing where another key wrapped it, or none that is known any more.
+async fn openable(
+    bytes: &[u8],
+    custody: &dyn Custody,
+    context: &str,
+) -> Result<Option<Zeroizing<Vec<u8>>>, KeeperError> {
+    let opening = "opening the site's keys";
+    let wrapped = serde_json::from_slice::<KeyFile>(bytes).ok();
+    let wrapped = wrapped.and_then(|file| hex::decode(file.wrapped_key).ok());
+    let Some(wrapped) = wrapped else { return Ok(None) };
+    match custody.unwrap_key(&wrapped, context).await.map(Zeroizing::new) {
+        Ok(_) => opened(bytes, custody, context).await.map(Some),
+        Err(CustodyError::WrongKey { .. }) => Ok(None),
+        Err(error) => Err(KeeperError::failed(opening, error)),
+    }
+}
+
+/// Replaces the key file.
+fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(file.parent().unwrap_or_else(|| Path::new(".")))?;
+    std::fs::rename(write_beside(file, bytes)?, file)?;
+    sync_folder_of(file)
+}
+
+/// Wraps the site's keys in `file` by custody's newest key.
+///
+/// # Errors
+/// When custody is out of reach or has another key, or the file cannot be read or written; it is as it was then.
+pub(crate) async fn rewrap(file: &Path, custody: &dyn Custody, site: &SiteName) -> Result<(), KeeperError> {
+    let wrapping = "wrapping the site's keys anew";
+    let bytes = tokio::fs::read(file).await.while_(wrapping)?;
+    let mut keys: KeyFile = serde_json::from_slice(&bytes).while_(wrapping)?;
+    let context = context(site);
+    let wrapped = hex::decode(&keys.wrapped_key).while_(wrapping)?;
+    let raw = Zeroizing::new(custody.unwrap_key(&wrapped, &context).await.while_(wrapping)?);
+    keys.wrapped_key = hex::encode(custody.wrap(&raw, &context).await.while_(wrapping)?);
+    let bytes = serde_json::to_vec_pretty(&keys).while_(wrapping)?;
+    replace(file, &bytes).while_(wrapping)
+}
+
+/// The context of the wrap of a site's own keys.
+fn context(site: &SiteName) -> String {
+    format!("tidegate site keys of {site}")
+}
+
+/// Writes a file that only its owner reads beside `file`, and gives its path.
+fn write_beside(file: &Path, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
-    let folder = file.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::create_dir_all(folder)?;
     let temporary = file.with_extension(format!("new-{}", std::process::id()));
     let mut options = std::fs::OpenOptions::new();
     let mut out = options
@@ -160,11 +266,26 @@ pub fn create_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .open(&temporary)?;
     out.write_all(bytes)?;
     out.sync_all()?;
+    Ok(temporary)
+}
+
+fn sync_folder_of(file: &Path) -> std::io::Result<()> {
+    std::fs::File::open(file.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+/// Creates a file that only its owner reads, whole or not at all, with its folder; a file that is there
+/// already wins.
+///
+/// # Errors
+/// When file or folder cannot be written.
+pub fn create_private_file(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(file.parent().unwrap_or_else(|| Path::new(".")))?;
+    let temporary = write_beside(file, bytes)?;
     let linked = std::fs::hard_link(&temporary, file);
     std::fs::remove_file(&temporary)?;
     match linked {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    std::fs::File::open(folder)?.sync_all()
+    sync_folder_of(file)
 }

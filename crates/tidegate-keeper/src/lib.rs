@@ -26,12 +26,14 @@
 //! - `witness`: the ledger as this site saw it
 //! - `permits`, `crossing`: signing and sending
 //! - `attempt`: one worker from hello to output
+//! - `custodian`: what a person does with the site's keys: renew, destroy
 //! - `home`: the stages that read rows; `deploy`: where their bundle goes
 //! - `service`: the mailbox loop
 
 pub mod admission;
 mod attempt;
 mod crossing;
+mod custodian;
 mod deploy;
 mod error;
 mod home;
@@ -41,6 +43,7 @@ mod records;
 mod service;
 mod witness;
 
+pub use custodian::{BackedUp, Custodian, Grantee, KeptArtifact, Restored, Rotated};
 pub use error::KeeperError;
 pub use records::newest_inputs;
 pub use service::{Keeper, Setup};

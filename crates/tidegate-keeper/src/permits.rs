@@ -17,6 +17,7 @@ use tidegate_types::keeper::{LedgerProof, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
 use tidegate_types::permit::{Permit, StandingSlot};
 
+use crate::crossing::shredded;
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{ArtifactRecord, PermitRecord, PreparedRecord, value};
 use crate::service::Keeper;
@@ -112,7 +113,11 @@ impl Keeper {
             return Ok(None);
         };
         let record = self.permit_record(&id)?;
-        Ok((record.expires > (self.clock)() + 60).then_some(record))
+        if self.records.tombstone(&record.artifact)?.is_some() {
+            return Err(shredded(&record.artifact));
+        }
+        let usable = !record.wrapped_key.is_empty() && record.worker == wanted.worker;
+        Ok((usable && record.expires > (self.clock)() + 60).then_some(record))
     }
 
     /// What the run prepared, if `pipeline` is the pipeline that it prepared for.
@@ -157,6 +162,9 @@ impl Keeper {
         digest: Digest,
         release: Release<'_>,
     ) -> Result<(), KeeperError> {
+        if self.records.tombstone(wanted.artifact)?.is_some() {
+            return Err(shredded(wanted.artifact));
+        }
         let prepared = self.prepared_record(wanted.run, digest)?;
         let artifact = self.artifact_record(wanted.artifact)?;
         let inputs: BTreeSet<&ArtifactId> = prepared.inputs.values().collect();

@@ -71,7 +71,8 @@ pub(crate) struct PermitRecord {
     pub(crate) attempts: u32,
     pub(crate) expires: u64,
     pub(crate) envelope: Envelope,
-    /// The data key, wrapped by custody with the permit's id as context; hexadecimal.
+    /// The data key, wrapped by custody with the permit's id as context; hexadecimal. Empty once it was
+    /// destroyed.
     pub(crate) wrapped_key: String,
     /// The checkpoint with this keeper's signature.
     pub(crate) checkpoint: String,
@@ -145,6 +146,15 @@ pub(crate) struct AttemptRecord {
     pub(crate) log_bytes: u64,
     pub(crate) metric_bytes: u64,
     pub(crate) outcome: Option<AttemptOutcome>,
+}
+
+/// The keys of an artifact are destroyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tombstone {
+    /// Since when no key of it is given to anybody (Unix time).
+    pub(crate) at: u64,
+    /// Whether what wrapped them is destroyed too.
+    pub(crate) done: bool,
 }
 
 /// The journal with types.
@@ -224,16 +234,39 @@ impl Records {
         self.get("attempts", &attempt_key(attempt))
     }
 
+    pub(crate) fn tombstone(&self, artifact: &ArtifactId) -> Result<Option<Tombstone>, KeeperError> {
+        self.get("tombstones", &artifact.to_hex())
+    }
+
+    /// Everything in a table.
+    pub(crate) fn all<T: DeserializeOwned>(&self, table: &str) -> Result<Vec<T>, KeeperError> {
+        self.journal
+            .scan(table, "")
+            .while_(READING)?
+            .iter()
+            .map(|(_, bytes)| serde_json::from_slice(bytes).while_(READING))
+            .collect()
+    }
+
+    /// Shows every leaf of the keeper's own log, in order.
+    pub(crate) fn each_leaf(&self, mut look: impl FnMut(&[u8]) -> Result<(), KeeperError>) -> Result<(), KeeperError> {
+        let size = self.journal.log_size().while_(READING)?;
+        let mut from = 0;
+        while from < size {
+            let to = size.min(from + 1024);
+            for leaf in self.journal.log_leaves(from, to).while_(READING)? {
+                look(&leaf)?;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
     /// Attempts that have not ended.
     pub(crate) fn open_attempts(&self) -> Result<Vec<AttemptRecord>, KeeperError> {
-        let mut open = Vec::new();
-        for (_, bytes) in self.journal.scan("attempts", "").while_(READING)? {
-            let record: AttemptRecord = serde_json::from_slice(&bytes).while_(READING)?;
-            if record.outcome.is_none() {
-                open.push(record);
-            }
-        }
-        Ok(open)
+        let mut attempts = self.all::<AttemptRecord>("attempts")?;
+        attempts.retain(|record| record.outcome.is_none());
+        Ok(attempts)
     }
 
     /// All attempts of the same task.

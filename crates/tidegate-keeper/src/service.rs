@@ -91,6 +91,8 @@ pub struct Keeper {
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
+    /// An attempt that was followed has ended.
+    pub(crate) ended: tokio::sync::Notify,
     stores: BTreeMap<SiteName, Arc<dyn Store>>,
     mailbox: Arc<dyn Store>,
 }
@@ -136,6 +138,7 @@ impl Keeper {
             witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
+            ended: tokio::sync::Notify::new(),
             stores: setup.stores,
             mailbox: setup.mailbox,
         }))
@@ -158,7 +161,7 @@ impl Keeper {
         tokio::pin!(stop);
         let mut answering: BTreeSet<ObjectName> = BTreeSet::new();
         let mut tasks = tokio::task::JoinSet::new();
-        let mut patience = Patience::begin();
+        let mut patience = Patience::begin(self.mailbox.pace());
         loop {
             let listed = match self.mailbox.list_all("in/", REQUESTS_AT_ONCE * 4).await {
                 Ok(listed) => listed,
@@ -168,7 +171,7 @@ impl Keeper {
             for object in listed {
                 let room = answering.len() < REQUESTS_AT_ONCE && !answering.contains(&object.name);
                 if room && !self.is_answered(&object.name).await {
-                    patience = Patience::begin();
+                    patience = Patience::begin(self.mailbox.pace());
                     answering.insert(object.name.clone());
                     let keeper = Arc::clone(self);
                     tasks.spawn(async move {

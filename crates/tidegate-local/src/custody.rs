@@ -1,30 +1,39 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rustix::fs::OFlags;
 use tidegate_contracts::{Custody, CustodyError};
+use tidegate_seal::digest::sha256;
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::wrap;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::disk;
 
 /// What the key file begins with, so that nothing else is taken for a key.
 const HEADER: &str = "tidegate.custody-key.v1 ";
 /// Header, 64 hexadecimal digits, end of line.
-const FILE_BYTES: usize = HEADER.len() + 64 + 1;
+const LINE_BYTES: usize = HEADER.len() + 64 + 1;
+/// The most keys in a file: the newest, and those before it that are not destroyed yet.
+const MOST_KEYS: usize = 16;
+
+type Key = Zeroizing<[u8; 32]>;
 
 /// Custody in a key file.
 ///
-/// The file holds one line, `tidegate.custody-key.v1` and 32 bytes in hexadecimal, belongs to the user
-/// of the process and has mode 0600; a file that anybody else could read is refused, because then
-/// nobody knows who has the key. Keys are wrapped by [`tidegate_seal::wrap`].
+/// The file holds a line for each key, the newest first: `tidegate.custody-key.v1` and 32 bytes in
+/// hexadecimal. It belongs to the user of the process and has mode 0600; a file that anybody else could read
+/// is refused, because then nobody knows who has the key. Keys are wrapped by [`tidegate_seal::wrap`].
+///
+/// A destroyed key is overwritten where it lay. Copies that others made of the file, and what a disk keeps of
+/// blocks that were overwritten, are beyond its reach.
 pub struct FileCustody {
-    key: Zeroizing<[u8; 32]>,
+    keys: Mutex<Vec<Key>>,
     path: PathBuf,
 }
 
@@ -36,9 +45,9 @@ impl FileCustody {
     /// or may be read by others.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CustodyError> {
         let path = path.as_ref();
-        let key = read(path).map_err(|why| unreachable(path, "opening the key file", why))?;
+        let keys = read(path).map_err(|why| unreachable(path, "opening the key file", why))?;
         Ok(Self {
-            key,
+            keys: Mutex::new(keys),
             path: path.to_owned(),
         })
     }
@@ -50,16 +59,7 @@ impl FileCustody {
     pub fn create(path: impl AsRef<Path>) -> Result<Self, CustodyError> {
         let path = path.as_ref();
         let failed = |error: io::Error| unreachable(path, "making the key file", error.to_string());
-        let random = |error: tidegate_seal::SealError| failed(io::Error::other(error));
-        let key: Zeroizing<[u8; 32]> = Zeroizing::new(random_bytes().map_err(random)?);
-        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES));
-        text.push_str(HEADER);
-        for byte in key.iter() {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
-            }
-        }
-        text.push('\n');
+        let text = text_of(&[new_key().map_err(failed)?]);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             disk::private_folder(folder).map_err(failed)?;
         }
@@ -91,7 +91,27 @@ fn unreachable(path: &Path, what: &str, why: String) -> CustodyError {
     }
 }
 
-fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, String> {
+fn new_key() -> io::Result<Key> {
+    Ok(Zeroizing::new(random_bytes().map_err(io::Error::other)?))
+}
+
+/// The key file's content.
+fn text_of(keys: &[Key]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(keys.len() * LINE_BYTES));
+    for key in keys {
+        text.push_str(HEADER);
+        for byte in key.iter() {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The keys in a file, the newest first.
+fn read(path: &Path) -> Result<Vec<Key>, String> {
     let mut file: File = OpenOptions::new()
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
@@ -110,7 +130,7 @@ fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, String> {
             metadata.mode() & 0o7777
         ));
     }
-    let mut text = Zeroizing::new([0_u8; FILE_BYTES + 1]);
+    let mut text = Zeroizing::new([0_u8; LINE_BYTES * MOST_KEYS + 1]);
     let mut length = 0;
     while let Some(rest) = text.get_mut(length..).filter(|rest| !rest.is_empty()) {
         match file.read(rest).map_err(|error| error.to_string())? {
@@ -118,26 +138,98 @@ fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, String> {
             read => length += read,
         }
     }
-    let malformed = || format!("it is not a key file: expected one line `{HEADER}` and 64 hexadecimal digits");
-    let line = text
-        .get(..length)
-        .and_then(|line| line.strip_suffix(b"\n"))
-        .ok_or_else(malformed)?;
-    let digits = line
-        .strip_prefix(HEADER.as_bytes())
-        .filter(|digits| digits.len() == 64)
-        .ok_or_else(malformed)?;
-    let mut key = Zeroizing::new([0_u8; 32]);
-    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-        let mut value = 0;
-        for digit in pair {
-            let digit = char::from(*digit).to_digit(16).ok_or_else(malformed)?;
-            value = value << 4 | u8::try_from(digit).map_err(|_| malformed())?;
-        }
-        *byte = value;
-        value.zeroize();
+    let malformed = || format!("it is not a key file: expected lines of `{HEADER}` and 64 hexadecimal digits");
+    let lines = text.get(..length).ok_or_else(malformed)?;
+    let lines = lines.chunks(LINE_BYTES);
+    if !(1..=MOST_KEYS).contains(&lines.len()) {
+        return Err(malformed());
     }
-    Ok(key)
+    lines.map(|line| key_of(line).ok_or_else(malformed)).collect()
+}
+
+fn key_of(line: &[u8]) -> Option<Key> {
+    let digits = line.strip_suffix(b"\n")?.strip_prefix(HEADER.as_bytes())?;
+    let mut key = Zeroizing::new([0_u8; 32]);
+    if digits.len() != 2 * key.len() {
+        return None;
+    }
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            *byte = *byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
+        }
+    }
+    Some(key)
+}
+
+/// What is in a key file before it is destroyed, under a name that outlives a crash.
+const OLD: &str = "custody.key.old";
+/// What files begin with that were written and not put in place when a process was killed.
+const UNFINISHED: &str = ".new-";
+
+/// Overwrites a file that may hold keys, and removes it.
+fn destroy(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or_default();
+    file.write_all(&vec![b'0'; length.min(LINE_BYTES * MOST_KEYS)])?;
+    file.sync_all()?;
+    std::fs::remove_file(path)
+}
+
+/// Destroys what killed processes left of key files in a folder.
+fn tidy(folder: &Path, current: &Path) -> io::Result<()> {
+    let old = folder.join(OLD);
+    // Killed between the two names and the replacement: then both are the file that is in use.
+    let same = |one: &Path, other: &Path| {
+        let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        Ok::<_, io::Error>(identity(one)? == identity(other)?)
+    };
+    if old.exists() && same(&old, current)? {
+        std::fs::remove_file(&old)?;
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == OLD || name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            destroy(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// How a key is told from others without showing it.
+fn number_of(key: &Key) -> u64 {
+    let digest = sha256(&**key);
+    digest
+        .as_bytes()
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+impl FileCustody {
+    /// Changes the keys of the file as it is now, and then those that are held; gives the newest one's number.
+    /// What the file held before is overwritten. Where a process is killed on the way, the next one does that.
+    fn change(&self, what: &str, change: impl FnOnce(&mut Vec<Key>) -> io::Result<()>) -> Result<u64, CustodyError> {
+        let failed = |why: String| unreachable(&self.path, what, why);
+        let mut held = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = read(&self.path).map_err(failed)?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let old = folder.join(OLD);
+        let changed = tidy(folder, &self.path).and_then(|()| {
+            change(&mut keys)?;
+            std::fs::hard_link(&self.path, &old)?;
+            disk::replace(&self.path, text_of(&keys).as_bytes())?;
+            destroy(&old)?;
+            disk::sync_folder(folder)
+        });
+        changed.map_err(|error| failed(error.to_string()))?;
+        let newest = keys.first().map_or(0, number_of);
+        *held = keys;
+        Ok(newest)
+    }
 }
 
 impl fmt::Debug for FileCustody {
@@ -152,13 +244,36 @@ impl fmt::Debug for FileCustody {
 #[async_trait]
 impl Custody for FileCustody {
     async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
-        wrap::wrap(&self.key, key, context)
-            .map_err(|error| unreachable(&self.path, "wrapping a key with", error.to_string()))
+        let failed = |why: String| unreachable(&self.path, "wrapping a key with", why);
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = keys.first().ok_or_else(|| failed("it holds no key".to_owned()))?;
+        wrap::wrap(newest, key, context).map_err(|error| failed(error.to_string()))
     }
 
     async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
-        wrap::unwrap_key(&self.key, wrapped, context).map_err(|_| CustodyError::WrongKey {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = keys.iter().find_map(|key| wrap::unwrap_key(key, wrapped, context).ok());
+        opened.ok_or_else(|| CustodyError::WrongKey {
             context: context.to_owned(),
         })
+    }
+
+    async fn rotate(&self) -> Result<u64, CustodyError> {
+        self.change("adding a key to", |keys| {
+            // As many tries broke off before what was before them was destroyed: the newest of them will do.
+            if keys.len() < MOST_KEYS {
+                keys.insert(0, new_key()?);
+            }
+            Ok(())
+        })
+    }
+
+    async fn retire(&self, before: u64) -> Result<(), CustodyError> {
+        self.change("destroying old keys of", |keys| {
+            let kept = keys.iter().position(|key| number_of(key) == before);
+            keys.truncate(kept.ok_or_else(|| io::Error::other("it does not hold the key that is to be kept"))? + 1);
+            Ok(())
+        })
+        .map(|_| ())
     }
 }

@@ -12,7 +12,7 @@ use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, fsync, linkat, mkdirat, open, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
-use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+use tidegate_contracts::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 
 use crate::disk;
 
@@ -392,5 +392,9 @@ impl Store for FolderStore {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.run(name, "deleting", Shared::delete).await
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::NEAR
     }
 }

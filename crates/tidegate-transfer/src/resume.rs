@@ -175,6 +175,8 @@ impl Resume {
         look(&self.lock().1)
     }
 
+    /// Writes a line down. It need not be on disk before the next [`Self::reserve`] is, which brings the whole
+    /// file there and without which nothing is put.
     fn note(&self, line: Line) -> Result<(), TransferError> {
         let mut inner = self.lock();
         append(&mut inner.0, &line).map_err(TransferError::local("writing the resume file"))?;
@@ -199,7 +201,9 @@ impl Resume {
 
     /// The packing list stands in the store. Blocks.
     pub(crate) fn complete(&self) -> Result<(), TransferError> {
-        self.note(Line::Complete)
+        self.note(Line::Complete)?;
+        let synced = self.lock().0.sync_data();
+        synced.map_err(TransferError::local("writing the resume file"))
     }
 
     /// Counts bytes that are about to be put; gives the sum that is above the limit instead, and counts
@@ -211,7 +215,9 @@ impl Resume {
             return Ok(Err(sum));
         }
         let line = Line::Tried(bytes);
-        append(&mut inner.0, &line).map_err(TransferError::local("writing the resume file"))?;
+        append(&mut inner.0, &line)
+            .and_then(|()| inner.0.sync_data())
+            .map_err(TransferError::local("writing the resume file"))?;
         inner.1.apply(line);
         Ok(Ok(()))
     }
@@ -247,8 +253,7 @@ fn lock(file: &File, head: &Head) -> Result<(), TransferError> {
 fn append(file: &mut File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
-    file.write_all(&text)?;
-    file.sync_data()
+    file.write_all(&text)
 }
 
 /// Reads all whole lines and cuts off a last one that a crash cut. `None` when a whole line is not one.

@@ -107,6 +107,10 @@ pub enum EventType {
     Released,
     /// A bundle was put where a site serves it.
     Deployed,
+    /// A new key wraps the keys of a site, and those before it are destroyed.
+    KeysRotated,
+    /// The keys of an artifact are destroyed.
+    Shredded,
 }
 
 impl EventType {
@@ -134,6 +138,8 @@ impl EventType {
             Self::Evaluated => "evaluated",
             Self::Released => "released",
             Self::Deployed => "deployed",
+            Self::KeysRotated => "keys-rotated",
+            Self::Shredded => "shredded",
         }
     }
 }

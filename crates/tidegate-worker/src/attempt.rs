@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tidegate_contracts::later::Later;
 use tidegate_contracts::{ObjectName, Store};
-use tidegate_seal::digest::{canonical_digest, sha256_reader};
+use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::envelope::{Identity, open, seal_to};
 use tidegate_seal::key::DataKey;
 use tidegate_seal::permit::OpenedPermit;
@@ -41,9 +42,11 @@ pub struct Options {
     /// A folder in which the worker makes one private folder for the attempt (mode 0700) and removes
     /// it at the end. Made when it is not there.
     pub work: PathBuf,
-    /// The worker program itself: it is compared with the ticket, started again for the sandbox, and
-    /// is the built-in trainer that commands find in `TIDEGATE_TRAINER`.
+    /// The worker program itself: it is started again for the sandbox, and is the built-in trainer that
+    /// commands find in `TIDEGATE_TRAINER`.
     pub executable: PathBuf,
+    /// SHA-256 of the worker program's file, or why it cannot be read: it is compared with the ticket.
+    pub digest: Later<Result<Digest, String>>,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -64,11 +67,12 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
     let executable = options.executable;
     let scratch = Scratch::create(&options.work, &ticket.attempt)?;
     let (tested, within) = (executable.clone(), scratch.temporary());
-    // Both take about a tenth of a second: the program is large.
-    let (found, evidence) = tokio::try_join!(
-        digest_of(executable.clone()),
-        blocking("testing the sandbox", move || sandbox::self_test(&tested, &within))
-    )?;
+    let evidence = blocking("testing the sandbox", move || sandbox::self_test(&tested, &within)).await?;
+    let digest = options.digest;
+    let found = blocking("reading the worker program", move || digest.get().clone())
+        .await?
+        .map_err(std::io::Error::other)
+        .map_err(folder("reading the worker program", &executable))?;
     if found != ticket.worker {
         return Err(WorkerError::OtherProgram {
             expected: ticket.worker,
@@ -111,16 +115,6 @@ fn read_secret(ticket: &mut Ticket) -> Result<Zeroizing<[u8; 32]>, WorkerError> 
     ticket.secret.zeroize();
     read.map_err(|_| WorkerError::Ticket("its secret is not 32 bytes in hexadecimal"))?;
     Ok(secret)
-}
-
-async fn digest_of(path: PathBuf) -> Result<Digest, WorkerError> {
-    let read = move || {
-        let digest = std::fs::File::open(&path).and_then(sha256_reader);
-        digest
-            .map(|(digest, _)| digest)
-            .map_err(folder("reading the worker program", &path))
-    };
-    blocking("reading the worker program", read).await?
 }
 
 async fn blocking<T: Send + 'static>(

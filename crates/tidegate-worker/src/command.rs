@@ -15,7 +15,7 @@ use tidegate_types::message::WorkerMessage;
 use tokio::sync::mpsc;
 
 use crate::error::{Failure, Stage};
-use crate::mail::{LONGEST_PAUSE, Mail};
+use crate::mail::Mail;
 use crate::sandbox::{self, Ended, Policy};
 
 /// One piece of log is not longer than this.
@@ -30,6 +30,8 @@ const METRIC_LINES: usize = 32;
 const MOST_METRICS: usize = 4000;
 /// The metrics file is looked at, and a short piece of log told, this often.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How often it is looked whether something is due.
+const TICK: Duration = Duration::from_millis(50);
 
 /// What to run, and what it is called when it fails.
 pub(crate) struct Task<'a> {
@@ -94,14 +96,14 @@ async fn watch(
                 Some(piece) => report.keep(&piece),
                 None => open = false,
             },
-            () = tokio::time::sleep(LONGEST_PAUSE / 2) => {}
+            () = tokio::time::sleep(TICK) => {}
         }
         if report.is_full() || last_flush.elapsed() >= FLUSH {
             last_flush = Instant::now();
             report.flush(mail).await?;
             check_size(measure(task.output.clone()).await?, task.output_bytes)?;
         }
-        if report.looked.elapsed() >= LONGEST_PAUSE {
+        if report.looked.elapsed() >= mail.aside() {
             report.looked = Instant::now();
             mail.look_aside().await?;
         }

@@ -5,19 +5,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tidegate_contracts::Store;
+use tidegate_contracts::{Patience, Store};
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
 use tidegate_types::message::{Attempt, Grant, KeeperMessage, WorkerMessage};
 
 use crate::error::{Failure, Stage};
 
-/// The first pause between two looks into the mailbox; each next one is longer by half.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// The longest pause.
-pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a message is tried to be delivered while the store fails in passing.
 const TRIES: u32 = 8;
+/// The first pause between two tries; each next one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Unix time in seconds.
 pub(crate) fn now() -> u64 {
@@ -154,27 +152,39 @@ impl Mail {
 
     /// Waits for a grant, for as long as the lease holds.
     pub(crate) async fn wait(&mut self) -> Result<Heard, Failure> {
-        let mut pause = FIRST_PAUSE;
+        let mut patience = Patience::begin(self.store.pace());
         loop {
             let before = self.inbox.number();
             if let Some(heard) = self.look().await? {
                 return Ok(heard);
             }
             if self.inbox.number() == before {
-                tokio::time::sleep(pause.min(self.lease_left()?)).await;
-                pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+                tokio::time::sleep(patience.pause().min(self.lease_left()?)).await;
+            } else {
+                patience = Patience::begin(self.store.pace());
             }
         }
     }
 
+    /// How long to pause between two looks while nothing is expected there but leases and cancellations.
+    pub(crate) fn aside(&self) -> Duration {
+        self.store.pace().most() * 4
+    }
+
     /// Looks into the mailbox while nothing is expected there but leases and cancellations.
     pub(crate) async fn look_aside(&mut self) -> Result<(), Failure> {
-        match self.look().await? {
-            None => Ok(()),
-            Some(_) => Err(Failure::new(
-                Stage::Grant,
-                "the keeper granted something that was not asked for",
-            )),
+        loop {
+            let before = self.inbox.number();
+            if self.look().await?.is_some() {
+                return Err(Failure::new(
+                    Stage::Grant,
+                    "the keeper granted something that was not asked for",
+                ));
+            }
+            // Several leases may lie there where looks are rare.
+            if self.inbox.number() == before {
+                return Ok(());
+            }
         }
     }
 
@@ -186,7 +196,7 @@ impl Mail {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                () = tokio::time::sleep(LONGEST_PAUSE) => {}
+                () = tokio::time::sleep(self.aside()) => {}
             }
             let look = self.look_aside();
             let mut look = pin!(look);
@@ -205,7 +215,7 @@ fn expired() -> Failure {
 
 /// Delivers with a few tries, because a store may be busy for a moment.
 async fn deliver(outbox: &mut Outbox, store: &dyn Store, letter: &Letter) -> Result<(), MailboxError> {
-    let mut pause = FIRST_PAUSE * 4;
+    let mut pause = FIRST_PAUSE;
     for _ in 1..TRIES {
         match outbox.deliver(store, letter).await {
             Err(error) if error.is_transient() => {}

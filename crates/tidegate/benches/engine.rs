@@ -11,7 +11,7 @@
 mod fakes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,9 +22,8 @@ use tidegate_contracts::later::Later;
 use tidegate_contracts::store::{Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_engine::{ControlKey, Engine, Progress, Setup, WorkerProgram};
 use tidegate_keeper::Keeper;
-use tidegate_local::{FileCustody, FolderStore, ProcessDriver, SqliteJournal};
+use tidegate_local::{FileCustody, FolderStore, ProcessDriver, SqliteJournal, program_digest};
 use tidegate_policy::PolicySet;
-use tidegate_seal::digest::sha256_reader;
 use tidegate_types::Digest;
 use tidegate_types::files::{read_catalog, read_pipeline, read_sites};
 use tidegate_types::ids::SiteName;
@@ -80,8 +79,8 @@ fn site(name: &str) -> SiteName {
     SiteName::new(name).unwrap()
 }
 
-fn program_digest() -> Digest {
-    sha256_reader(std::fs::File::open(PROGRAM).unwrap()).unwrap().0
+fn digest_of_program(memory: PathBuf) -> Digest {
+    program_digest(Path::new(PROGRAM), Some(&memory)).unwrap()
 }
 
 /// Stores of sites are folders below one.
@@ -107,6 +106,7 @@ async fn keeper(folder: &Path) -> Arc<Keeper> {
     let folders = Folders(folder.to_owned());
     let home = folder.join("sites/hospital");
     std::fs::create_dir_all(&home).unwrap();
+    let memory = home.join("program.json");
     let store = |name: &str| -> (SiteName, Arc<dyn Store>) {
         (site(name), Arc::new(FolderStore::open(folders.of(name)).unwrap()))
     };
@@ -122,16 +122,17 @@ async fn keeper(folder: &Path) -> Arc<Keeper> {
         stores: ["hospital", "cloud"].map(store).into(),
         mailbox: Arc::new(FolderStore::open_mailbox(folder.join("mailbox")).unwrap()),
         folder: home,
-        workers: Later::begin(|| BTreeSet::from([program_digest()])),
+        workers: Later::begin(move || BTreeSet::from([digest_of_program(memory)])),
         clock: now,
     })
     .await
     .unwrap()
 }
 
-fn engine(folder: &Path) -> Engine {
+fn engine(folder: &Path, pipeline: &str) -> Engine {
     let control = folder.join("control");
     std::fs::create_dir_all(&control).unwrap();
+    let memory = control.join("program.json");
     let driver = |name: &str| -> (SiteName, Arc<dyn Compute>) {
         let driver = ProcessDriver::open(control.join("compute").join(name)).unwrap();
         (site(name), Arc::new(driver))
@@ -139,10 +140,10 @@ fn engine(folder: &Path) -> Engine {
     Engine::open(Setup {
         catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
         sites: read_sites("sites.yaml", SITES).unwrap(),
-        pipeline: read_pipeline("tidegate.yaml", PIPELINE).unwrap(),
+        pipeline: read_pipeline("tidegate.yaml", pipeline).unwrap(),
         text: PipelineText {
             file: "tidegate.yaml".to_owned(),
-            text: PIPELINE.to_owned(),
+            text: pipeline.to_owned(),
             sql: None,
             code: BTreeMap::new(),
             sample: None,
@@ -155,8 +156,13 @@ fn engine(folder: &Path) -> Engine {
         compute: ["hospital", "cloud"].map(driver).into(),
         stores: Arc::new(Folders(folder.to_owned())),
         worker: WorkerProgram {
-            command: vec![PROGRAM.to_owned(), "worker".to_owned()],
-            digest: Later::begin(|| Ok(program_digest())),
+            command: vec![
+                PROGRAM.to_owned(),
+                "worker".to_owned(),
+                "--memory".to_owned(),
+                "../../program.json".to_owned(),
+            ],
+            digest: Later::begin(move || Ok(digest_of_program(memory))),
         },
         enrol: Arc::new(|_, _| Ok(())),
         watchdog: Arc::new(|| Ok(())),
@@ -167,8 +173,8 @@ fn engine(folder: &Path) -> Engine {
     .unwrap()
 }
 
-/// One run in a folder: of all steps, or of those that are found done.
-fn run(folder: &Path) {
+/// One run of all steps in a folder.
+fn run(folder: &Path, pipeline: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -183,11 +189,12 @@ fn run(folder: &Path) {
             };
             keeper.run(until).await.unwrap();
         });
-        let engine = engine(folder);
+        let engine = engine(folder, pipeline);
         let planned = engine.plan(None).await.unwrap();
         let summary = engine.run(&planned).await.unwrap();
         assert_eq!((planned.plan.tasks.len(), summary.crossings.len()), (5, 4));
         assert_eq!(summary.deployed, [site("hospital")]);
+        assert_eq!(summary.reused, [""; 0]);
         let _ = end.send(());
         keeping.await.unwrap();
     });
@@ -201,7 +208,17 @@ fn pipelines(criterion: &mut Criterion) {
         .measurement_time(Duration::from_secs(10));
     group.bench_function("from nothing", |bencher| {
         let folder = || tempfile::tempdir().unwrap();
-        bencher.iter_batched_ref(folder, |folder| run(folder.path()), BatchSize::PerIteration);
+        bencher.iter_batched_ref(folder, |folder| run(folder.path(), PIPELINE), BatchSize::PerIteration);
+    });
+    // What a changed pipeline costs where another one ran before: keys and journals are there.
+    let changed = PIPELINE.replace("k: 5", "k: 6").replace("echo 1", "echo 2");
+    group.bench_function("changed, all steps anew", |bencher| {
+        let folder = || {
+            let folder = tempfile::tempdir().unwrap();
+            run(folder.path(), PIPELINE);
+            folder
+        };
+        bencher.iter_batched_ref(folder, |folder| run(folder.path(), &changed), BatchSize::PerIteration);
     });
     group.finish();
 }

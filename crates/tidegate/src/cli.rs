@@ -198,6 +198,14 @@ pub(crate) enum Command {
         #[arg(long, default_value = "127.0.0.1:8080")]
         listen: std::net::SocketAddr,
     },
+    /// Manage the keys of the private site: what they open outside, a new wrapping key, destruction.
+    #[command(after_help = "Examples:
+  tidegate keys list examples/hospital/tidegate.yaml
+  tidegate keys shred 3f9a0c71 examples/hospital/tidegate.yaml")]
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Read and verify the ledger.
     #[command(after_help = "Examples:
   tidegate audit show examples/hospital/tidegate.yaml
@@ -229,6 +237,9 @@ pub(crate) enum Command {
         /// A folder for the worker alone; beside the site's store otherwise.
         #[arg(long)]
         work: Option<PathBuf>,
+        /// Where the digest of this program is remembered.
+        #[arg(long)]
+        memory: Option<PathBuf>,
     },
     /// Train by the built-in trainer under the worker's contract.
     #[command(hide = true)]
@@ -272,6 +283,63 @@ pub(crate) enum DataCommand {
         /// The pipeline file.
         #[arg(long, default_value = "tidegate.yaml")]
         pipeline: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List what crossed under keys of the private site, and who was given them.
+    #[command(after_help = "Example:\n  tidegate keys list examples/hospital/tidegate.yaml")]
+    List(PipelineArgument),
+    /// Make a new key that wraps all others, and destroy the one before. What crossed stays as it is.
+    #[command(after_help = "Example:\n  tidegate keys rotate examples/hospital/tidegate.yaml")]
+    Rotate {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The control plane is elsewhere: the ledger holds it with the next run.
+        #[arg(long)]
+        no_keeper: bool,
+    },
+    /// Write the keys of the site and all data keys into a file that one age identity opens.
+    #[command(
+        after_help = "Example:\n  tidegate keys backup --to age1… --out keys.age examples/hospital/tidegate.yaml"
+    )]
+    Backup {
+        /// The recipient, as `age-keygen` prints it. Its identity belongs into a safe, not on this machine.
+        #[arg(long)]
+        to: String,
+        /// The file to write; it must not be there yet.
+        #[arg(long)]
+        out: PathBuf,
+        /// The pipeline file.
+        #[arg(default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+    },
+    /// Put back what a backup holds and the site cannot open any more. Destroyed keys stay destroyed.
+    #[command(
+        after_help = "Example:\n  tidegate keys restore keys.age --identity key.txt examples/hospital/tidegate.yaml"
+    )]
+    Restore {
+        /// The backup.
+        backup: PathBuf,
+        /// The file with the age identity that opens it.
+        #[arg(long)]
+        identity: PathBuf,
+        /// The pipeline file.
+        #[arg(default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+    },
+    /// Destroy the keys of an artifact: no copy of it can be read any more, but by those who were given its keys.
+    #[command(after_help = "Example:\n  tidegate keys shred 3f9a0c71 examples/hospital/tidegate.yaml")]
+    Shred {
+        /// Its identity as `keys list` shows it, or the beginning of it.
+        artifact: String,
+        /// The pipeline file.
+        #[arg(default_value = "tidegate.yaml")]
+        pipeline: PathBuf,
+        /// The control plane is elsewhere: the ledger holds it with the next run.
+        #[arg(long)]
+        no_keeper: bool,
     },
 }
 

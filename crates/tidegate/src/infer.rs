@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2};
 use tidegate_bundle::{FeatureSchema, Predictor, inspect};
+use tidegate_contracts::later::Later;
 use tidegate_types::message::Ticket;
 use tidegate_worker::sandbox::{self, Ended, Policy};
 
 use crate::failure::{Failure, While};
+use crate::keeper_process::this_program;
 use crate::stores;
 
 /// A ticket is at most this long.
@@ -21,7 +23,8 @@ const INFER_SECONDS: u64 = 120;
 const INFER_PROCESSES: u64 = 16;
 
 /// `tidegate worker`: the ticket comes on standard input.
-pub(crate) async fn worker(work: Option<PathBuf>) -> Result<(), Failure> {
+pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Result<(), Failure> {
+    let digest = Later::begin(move || this_program(memory.as_deref()).map_err(|error| error.to_string()));
     let reading = "reading the ticket";
     let mut text = String::new();
     std::io::stdin()
@@ -40,6 +43,7 @@ pub(crate) async fn worker(work: Option<PathBuf>) -> Result<(), Failure> {
     let options = tidegate_worker::Options {
         work,
         executable: std::env::current_exe().while_("finding this program")?,
+        digest,
     };
     tidegate_worker::run(ticket, store, options).await.while_("working")
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_contracts::later::Later;
 use tidegate_contracts::store::Store;
 use tidegate_keeper::{Keeper, Setup};
-use tidegate_local::{FolderStore, SqliteJournal};
+use tidegate_local::{FolderStore, SqliteJournal, program_digest};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::SiteName;
 
@@ -40,7 +40,8 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     }
     let definition = project.sites.sites.get(site);
     let definition = definition.ok_or_else(|| Failure::failed(starting, "the sites file does not have this site"))?;
-    let custody = stores::custody(definition, &folder, &environment)?;
+    let custody = stores::custody(definition, &folder, &environment).await?;
+    let memory = program_memory(&folder);
     let keeper = Keeper::open(Setup {
         site: site.clone(),
         sites: project.sites.clone(),
@@ -53,7 +54,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         stores: opened,
         mailbox: Arc::new(FolderStore::open_mailbox(project.layout.mailbox(site)).while_(starting)?),
         folder: folder.clone(),
-        workers: Later::begin(known_workers),
+        workers: Later::begin(move || known_workers(&memory)),
         clock: now,
     })
     .await
@@ -80,8 +81,8 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// The programs that may open what leaves: this one. Where it cannot be read, there is none.
-fn known_workers() -> BTreeSet<Digest> {
-    match program_digest() {
+fn known_workers(memory: &Path) -> BTreeSet<Digest> {
+    match this_program(Some(memory)) {
         Ok(digest) => BTreeSet::from([digest]),
         Err(error) => {
             tracing::error!(%error, "no worker is known");
@@ -90,11 +91,15 @@ fn known_workers() -> BTreeSet<Digest> {
     }
 }
 
+/// Where whoever owns a folder remembers the digest of this program.
+pub(crate) fn program_memory(folder: &Path) -> PathBuf {
+    folder.join("program.json")
+}
+
 /// SHA-256 of this program's file: the keeper, the control plane and the worker are one program.
-pub(crate) fn program_digest() -> Result<Digest, Failure> {
+pub(crate) fn this_program(memory: Option<&Path>) -> Result<Digest, Failure> {
     let reading = "reading this program";
-    let file = std::fs::File::open(std::env::current_exe().while_(reading)?).while_(reading)?;
-    Ok(tidegate_seal::digest::sha256_reader(file).while_(reading)?.0)
+    program_digest(&std::env::current_exe().while_(reading)?, memory).while_(reading)
 }
 
 /// Ready when the keeper shall stop.
@@ -246,7 +251,9 @@ async fn supervise(
         };
         match status {
             // A usage error does not pass by itself.
-            Ok(status) if status.code() == Some(2) => return say("the keeper refused its files".to_owned()),
+            Ok(status) if status.code() == Some(2) => {
+                return say("the keeper does not start with these files and variables, and has said why".to_owned());
+            }
             Ok(status) => tracing::warn!(%status, "the keeper ended and is started again"),
             Err(error) => tracing::warn!(%error, "the keeper was lost and is started again"),
         }

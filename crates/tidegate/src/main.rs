@@ -34,7 +34,7 @@ use tidegate_types::refusal::ExitCode as Code;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
-use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format};
+use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format, KeysCommand};
 use crate::commands::run::Options;
 use crate::failure::Failure;
 use crate::project::{Project, State};
@@ -139,7 +139,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    use commands::{audit, data, files, predict, run, serve, status};
+    use commands::{audit, data, files, keys, predict, run, serve, status};
 
     let format = cli.format;
     match cli.command {
@@ -205,6 +205,33 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Data {
             command: DataCommand::Pull { name, to, pipeline },
         } => data::pull(&Project::open(&pipeline, None)?, &name, &to, format),
+        Command::Keys { command } => match command {
+            KeysCommand::List(at) => runtime()?.block_on(keys::list(&Project::open(&at.pipeline, None)?, format)),
+            KeysCommand::Rotate { pipeline, no_keeper } => {
+                let project = Project::open(&pipeline.pipeline, None)?;
+                runtime()?.block_on(keys::rotate(&project, !no_keeper, format))
+            }
+            KeysCommand::Backup { to, out, pipeline } => {
+                let project = Project::open(&pipeline, None)?;
+                runtime()?.block_on(keys::backup(&project, &to, &out, format))
+            }
+            KeysCommand::Restore {
+                backup,
+                identity,
+                pipeline,
+            } => {
+                let project = Project::open(&pipeline, None)?;
+                runtime()?.block_on(keys::restore(&project, &backup, &identity, format))
+            }
+            KeysCommand::Shred {
+                artifact,
+                pipeline,
+                no_keeper,
+            } => {
+                let project = Project::open(&pipeline, None)?;
+                runtime()?.block_on(keys::shred(&project, &artifact, !no_keeper, format))
+            }
+        },
         Command::Serve { pipeline, site, listen } => {
             let project = Project::open(&pipeline.pipeline, None)?;
             runtime()?.block_on(serve::serve(&project, &site, listen, format))
@@ -235,7 +262,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
-        Command::Worker { work } => runtime()?.block_on(infer::worker(work)),
+        Command::Worker { work, memory } => runtime()?.block_on(infer::worker(work, memory)),
         Command::Trainer => infer::trainer(),
         Command::Infer { model, matrix, out } => infer::infer(&model, &matrix, &out),
     }

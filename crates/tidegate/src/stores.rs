@@ -9,11 +9,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use tidegate_cloud::{Address, AddressError, CloudStore, Environment, VaultAddress, VaultCustody};
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
-use tidegate_local::{FileCustody, FolderStore};
+use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
 use tidegate_seal::random::random_bytes;
 use tidegate_transfer::patiently;
 use tidegate_types::files::sites::Site;
 use tidegate_types::files::{FileError, Sites, SourceText};
+use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
 use crate::project::Project;
@@ -32,22 +33,52 @@ pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn S
     Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
 }
 
-/// Opens the custody of a private site's keys: a file below `folder`, or a service.
-pub(crate) fn custody(site: &Site, folder: &Path, environment: &Environment) -> Result<Arc<dyn Custody>, Failure> {
+/// Opens the custody of a private site's keys: a file below `folder`, a token, or a service.
+pub(crate) async fn custody(
+    site: &Site,
+    folder: &Path,
+    environment: &Environment,
+) -> Result<Arc<dyn Custody>, Failure> {
+    // Where something was wrapped already, a new key would only hide that the old one is lost.
+    let first = !folder.join("keys").join("site-keys.json").exists();
+    custody_that(first, site, folder, environment).await
+}
+
+/// As [`custody`]; a wrapping key is made where there is none, if `creates`.
+pub(crate) async fn custody_that(
+    creates: bool,
+    site: &Site,
+    folder: &Path,
+    environment: &Environment,
+) -> Result<Arc<dyn Custody>, Failure> {
     let opening = "opening the custody of the site's keys";
     match site.custody.as_deref().unwrap_or_default() {
         vault if vault.starts_with("vault:") => {
             let address = vault.parse().while_(opening)?;
             Ok(Arc::new(VaultCustody::open(address, environment).while_(opening)?))
         }
+        token if token.starts_with("pkcs11:") => {
+            let address: Pkcs11Address = token.parse().while_(opening)?;
+            let pin = environment.get("TIDEGATE_PKCS11_PIN").filter(|pin| !pin.is_empty());
+            let pin = pin.ok_or_else(|| Failure::failed(opening, "set TIDEGATE_PKCS11_PIN"))?;
+            let custody = Pkcs11Custody::new(address, pin.clone().into());
+            if !custody.takes_pin().await.while_(opening)? {
+                // Tokens lock themselves after a few tries: nobody tries again before a person has looked.
+                return Err(Failure::Usage(
+                    "the token of `custody:` does not take the PIN in TIDEGATE_PKCS11_PIN".to_owned(),
+                ));
+            }
+            if creates {
+                custody.create().await.while_(opening)?;
+            }
+            Ok(Arc::new(custody))
+        }
         "file:" => {
-            let keys = folder.join("keys");
-            let file = keys.join("custody.key");
-            // Where something was wrapped already, a new key would only hide that the old one is lost.
-            let custody = if keys.join("site-keys.json").exists() {
-                FileCustody::open(file)
-            } else {
+            let file = folder.join("keys").join("custody.key");
+            let custody = if creates {
                 FileCustody::open_or_create(file)
+            } else {
+                FileCustody::open(file)
             };
             Ok(Arc::new(custody.while_(opening)?))
         }
@@ -145,6 +176,49 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<Trial>, Failure> {
     Ok(trials)
 }
 
+/// What came of trying the custody of a private site's keys.
+#[derive(Debug, Serialize)]
+pub(crate) struct CustodyTrial {
+    pub(crate) site: String,
+    /// Its address in the sites file.
+    pub(crate) custody: String,
+    /// What does not work, with the reason.
+    pub(crate) fault: Option<String>,
+}
+
+/// Tries to wrap and open a key by the custody of a private site, where it is a token or a service. None where it
+/// is a file, or where its first key comes with the first run.
+pub(crate) async fn try_custody(project: &Project) -> Result<Option<CustodyTrial>, Failure> {
+    let name = project.home()?;
+    let Some(site) = project.sites.sites.get(&name) else {
+        return Ok(None);
+    };
+    let address = site.custody.clone().unwrap_or_default();
+    let folder = project.layout.site(&name);
+    let made_by_first_run = address.starts_with("pkcs11:") && !folder.join("keys").join("site-keys.json").exists();
+    if address == "file:" || made_by_first_run {
+        return Ok(None);
+    }
+    let tried = async {
+        let context = "tidegate check";
+        let key = Zeroizing::new(random_bytes::<32>().while_("making a key to try with")?);
+        let custody = custody_that(false, site, &folder, &environment()).await?;
+        let wrapped = custody.wrap(&key, context).await.while_("wrapping a key")?;
+        let opened = custody.unwrap_key(&wrapped, context).await;
+        if Zeroizing::new(opened.while_("opening a wrapped key")?) == key {
+            Ok(())
+        } else {
+            Err(Failure::failed("opening a wrapped key", "another key came back"))
+        }
+    };
+    let fault = tried.await.err().map(|failure| failure.to_string());
+    Ok(Some(CustodyTrial {
+        site: name.to_string(),
+        custody: address,
+        fault,
+    }))
+}
+
 /// What a run needs of a store and cannot do there.
 async fn try_out(store: &dyn Store) -> Result<Vec<String>, Failure> {
     let trying = "naming an object to try with";
@@ -211,16 +285,21 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 help,
             ));
         }
-        if let Some(custody) = site.custody.as_deref().filter(|custody| custody.starts_with("vault:"))
-            && let Err(error) = custody.parse::<VaultAddress>()
-        {
-            let help = "write `vault:https://host:8200/mount/key`";
-            faults.push(fault(
-                source,
-                custody,
-                format!("the custody of site `{name}`: {}", error.why()),
-                help,
-            ));
+        let custody = site.custody.as_deref().unwrap_or_default();
+        let wrong = match custody.split_once(':') {
+            Some(("vault", _)) => custody
+                .parse::<VaultAddress>()
+                .err()
+                .map(|error| (error.why().to_owned(), "write `vault:https://host:8200/mount/key`")),
+            Some(("pkcs11", _)) => custody.parse::<Pkcs11Address>().err().map(|error| {
+                let help = "write `pkcs11:token=LABEL;object=NAME?module-path=FILE`";
+                (error.why().to_owned(), help)
+            }),
+            _ => None,
+        };
+        if let Some((why, help)) = wrong {
+            let message = format!("the custody of site `{name}`: {why}");
+            faults.push(fault(source, custody, message, help));
         }
     }
     faults

@@ -244,6 +244,9 @@ for key in ("site", "other"):
     ask("POST", f"transit/keys/{key}", {"type": "aes256-gcm96"})
     for verb in ("encrypt", "decrypt"):
         rules += 'path "transit/%s/%s" { capabilities = ["update"] }\n' % (verb, key)
+    for change in ("rotate", "config", "trim"):
+        rules += 'path "transit/keys/%s/%s" { capabilities = ["update"] }\n' % (key, change)
+    rules += 'path "transit/keys/%s" { capabilities = ["read"] }\n' % key
 ask("PUT", "sys/policies/acl/keeper", {"policy": rules})
 ask("POST", "sys/auth/approle", {"type": "approle"})
 # A token ends after two uses, so that the client has to log in again and again.

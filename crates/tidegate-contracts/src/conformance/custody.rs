@@ -57,7 +57,42 @@ pub async fn custody(open: &dyn Fn(&str) -> Arc<dyn Custody>) -> Verdict {
         refused(&*site, cut, context, &key, "a cut wrapped key does not open").await?;
     }
     let longer = [&wrapped[..], &[0]].concat();
-    refused(&*site, &longer, context, &key, "a longer wrapped key does not open").await
+    refused(&*site, &longer, context, &key, "a longer wrapped key does not open").await?;
+    renewed(open, &wrapped, context, &key).await
+}
+
+/// A new wrapping key, and the end of the one before.
+async fn renewed(open: &dyn Fn(&str) -> Arc<dyn Custody>, old: &[u8], context: &str, key: &[u8; 32]) -> Verdict {
+    let site = open("site");
+    let number = done(site.rotate().await, "a new key is made")?;
+    let new = done(site.wrap(key, context).await, "the new key wraps")?;
+    for custody in [&site, &open("site")] {
+        for wrapped in [old, &new] {
+            let opened = done(
+                custody.unwrap_key(wrapped, context).await,
+                "after a rotation old and new open",
+            )?;
+            must(opened == *key, "after a rotation old and new open")?;
+        }
+    }
+    done(site.rotate().await, "a key after the new one is made")?;
+    done(site.retire(number).await, "the old key is destroyed")?;
+    for custody in [&site, &open("site")] {
+        let opened = done(
+            custody.unwrap_key(&new, context).await,
+            "a key that is not before the number is kept",
+        )?;
+        must(opened == *key, "a key that is not before the number is kept")?;
+        refused(
+            &**custody,
+            old,
+            context,
+            key,
+            "what a destroyed key wrapped does not open",
+        )
+        .await?;
+    }
+    Ok(())
 }
 
 async fn refused(custody: &dyn Custody, wrapped: &[u8], context: &str, key: &[u8; 32], promise: &str) -> Verdict {

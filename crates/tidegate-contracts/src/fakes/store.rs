@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::locked;
-use crate::store::{ObjectInfo, ObjectName, Store, StoreError};
+use crate::store::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 
 /// A store in memory. Clones share their objects.
 #[derive(Clone, Default)]
@@ -100,5 +100,9 @@ impl Store for MemoryStore {
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         locked(&self.objects).remove(name);
         Ok(())
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::NEAR
     }
 }

@@ -116,7 +116,8 @@ impl Keeper {
         }
         let secret = self.ticket_secret(&self.attempt_record(attempt)?).await?;
         let mut admitted: Option<Admitted<Worker>> = None;
-        let mut patience = Patience::begin();
+        let pace = self.store(&self.attempt_record(attempt)?.site)?.pace();
+        let mut patience = Patience::begin(pace);
         let mut lease = tokio::time::Instant::now() + LEASE_EVERY;
         loop {
             let mut record = match self.attempt_record(attempt)? {
@@ -148,7 +149,7 @@ impl Keeper {
             };
             match next {
                 Some((new, message)) => {
-                    patience = Patience::begin();
+                    patience = Patience::begin(pace);
                     let Some(stepped) = self.step(&record, new, message).await? else {
                         continue;
                     };

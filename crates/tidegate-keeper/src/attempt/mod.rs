@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_contracts::journal::Batch;
-use tidegate_contracts::store::Patience;
+use tidegate_contracts::store::{Pace, Patience};
 use tidegate_seal::random::random_bytes;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
@@ -43,6 +43,8 @@ const TICKET_SECONDS: u64 = 600;
 /// How long a lease lasts, and how often it is renewed.
 const LEASE_SECONDS: u64 = 30;
 const LEASE_EVERY: Duration = Duration::from_secs(5);
+/// How long to wait after the first failure of following an attempt; longer after more.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 impl Keeper {
     pub(crate) async fn start_attempt(
@@ -238,13 +240,18 @@ impl Keeper {
     /// How the attempt ended, once it has.
     pub(crate) async fn await_attempt(self: &Arc<Self>, attempt: &Attempt) -> Result<ReplyBody, KeeperError> {
         self.watch(attempt.clone());
-        let patience = Patience::begin();
+        let patience = Patience::begin(Pace::NEAR);
         loop {
+            // Before the look, so that an end right after it is heard of.
+            let ended = self.ended.notified();
             let record = self.attempt_record(attempt)?;
             if let Some(outcome) = record.outcome {
                 return Ok(ReplyBody::AttemptEnded { outcome });
             }
-            tokio::time::sleep(patience.pause()).await;
+            tokio::select! {
+                () = ended => {}
+                () = tokio::time::sleep(patience.pause()) => {}
+            }
         }
     }
 
@@ -323,14 +330,15 @@ impl Keeper {
                     }
                 }
             }
-            tokio::time::sleep(Patience::MOST * failures.clamp(1, 20)).await;
+            tokio::time::sleep(RETRY_AFTER * failures.clamp(1, 20)).await;
         }
         if let Ok(mut watched) = self.watched.lock() {
             watched.remove(attempt);
         }
+        self.ended.notify_waiters();
     }
 }
 
-fn fence_key(attempt: &Attempt) -> String {
+pub(crate) fn fence_key(attempt: &Attempt) -> String {
     format!("{}.{}", attempt.run, attempt.task)
 }

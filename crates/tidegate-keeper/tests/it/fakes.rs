@@ -13,7 +13,7 @@ use tidegate_contracts::journal::{Batch, Journal, JournalError};
 use tidegate_contracts::stage::{
     BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
 };
-use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+use tidegate_contracts::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 use tidegate_seal::digest::sha256;
 use tidegate_types::keeper::QualitySummary;
 use tidegate_types::report::{LabelReport, RiskReport};
@@ -98,6 +98,10 @@ impl Store for Disk {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.store.delete(name).await
+    }
+
+    fn pace(&self) -> Pace {
+        self.store.pace()
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod attempts;
+mod custodian;
 mod fakes;
 mod outputs;
 mod permits;

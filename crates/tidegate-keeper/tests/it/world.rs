@@ -146,7 +146,7 @@ pub(crate) struct World {
     pub(crate) full: Arc<AtomicBool>,
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
-    custody: MemoryCustody,
+    pub(crate) custody: MemoryCustody,
     mailbox: MemoryStore,
     ledger: Ledger,
     asked: u64,

@@ -12,5 +12,6 @@ mod child;
 mod conformance;
 mod custody;
 mod journal;
+mod pkcs11;
 mod process;
 mod store;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tempfile::TempDir;
 use tidegate_contracts::fakes::MemoryStore;
-use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+use tidegate_contracts::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 use tidegate_seal::digest::sha256;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_seal::key::DataKey;
@@ -378,6 +378,10 @@ impl Store for Flaky {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.inner.delete(name).await
+    }
+
+    fn pace(&self) -> Pace {
+        self.inner.pace()
     }
 }
 

@@ -25,8 +25,9 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::message::SandboxEvidence;
@@ -198,6 +199,8 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
     let (begun, started) = std::sync::mpsc::channel();
     let (tell, ended) = oneshot::channel();
     let stopper = Arc::clone(&stop);
+    let closed = Arc::new(OnceLock::new());
+    let begins = Arc::clone(&closed);
     // The kernel ends the command when the thread that started it ends, so that thread has to live as
     // long as the command.
     let thread = move || match program.spawn() {
@@ -206,7 +209,7 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
             let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
             // The receiver waits below, or is gone and the drop of `Running` set the stop flag.
             let _ = begun.send(Ok(pipes));
-            let _ = tell.send(watch::until_ended(&mut child, &limits, &stopper));
+            let _ = tell.send(watch::until_ended(&mut child, &limits, &begins, &stopper));
         }
     };
     std::thread::Builder::new()
@@ -234,6 +237,7 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
     if let Some(what) = ready.refused {
         return Err(SandboxError::NotEnforced { what });
     }
+    let _ = closed.set(Instant::now());
     running.evidence = ready.evidence;
     running.pipes = Some((stdout, stderr));
     Ok(running)

@@ -144,7 +144,7 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
         ..Policy::default()
     };
     let none = Limits::of(&base);
-    let begin = |probe, policy: Policy, limits: Limits| -> Result<_, SandboxError> {
+    let attempt = |probe, policy: Policy, limits: Limits| -> Result<Completed, SandboxError> {
         let order = Order {
             parent: std::process::id(),
             policy,
@@ -152,40 +152,37 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
             environment: std::collections::BTreeMap::new(),
             probe: Some(probe),
         };
-        start(executable, order, &inside, limits)
+        complete(start(executable, order, &inside, limits)?, executable, 0)
+    };
+    let attempt = &attempt;
+    let escape = Probe::Escape {
+        listener: address,
+        secret,
+        outside,
+    };
+    let long = Probe::FileSize {
+        file: inside.join("long"),
+    };
+    let short_files = Policy {
+        file_bytes: FILE,
+        ..base.clone()
+    };
+    let small = Policy {
+        memory_bytes: MEMORY,
+        ..base.clone()
     };
     let tries = [
-        begin(
-            Probe::Escape {
-                listener: address,
-                secret,
-                outside,
-            },
-            base.clone(),
-            none,
-        ),
-        begin(
-            Probe::FileSize {
-                file: inside.join("long"),
-            },
-            Policy {
-                file_bytes: FILE,
-                ..base.clone()
-            },
-            none,
-        ),
-        begin(
+        (escape, base.clone(), none),
+        (long, short_files, none),
+        (
             Probe::Memory,
-            Policy {
-                memory_bytes: MEMORY,
-                ..base.clone()
-            },
+            small,
             Limits {
                 memory_bytes: MEMORY,
                 ..none
             },
         ),
-        begin(
+        (
             Probe::Tasks,
             base.clone(),
             Limits {
@@ -193,10 +190,14 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
                 ..none
             },
         ),
-        begin(Probe::Time, base, Limits { time: TIME, ..none }),
+        (Probe::Time, base.clone(), Limits { time: TIME, ..none }),
     ];
-    let [escape, file_size, memory, tasks, time] =
-        tries.map(|begun| begun.and_then(|running| complete(running, executable, 0)).ok());
+    // At once, because most of the time goes by while programs start.
+    let [escape, file_size, memory, tasks, time] = std::thread::scope(|scope| {
+        tries
+            .map(|(probe, policy, limits)| scope.spawn(move || attempt(probe, policy, limits)))
+            .map(|tried| tried.join().ok().and_then(Result::ok))
+    });
     let mut evidence = SandboxEvidence::default();
     let stopped = Ended::Exited(i32::from(STOPPED));
     if let Some(Completed {

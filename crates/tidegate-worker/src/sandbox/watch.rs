@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Child;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(super) const TICK: Duration = Duration::from_millis(5);
 const LIST_FOR: Duration = Duration::from_secs(1);
 /// So many numbers given to new tasks since the last look make the list old at once.
 const MANY_NEW: i32 = 256;
+/// How long the sandbox may take to close itself.
+const START_WITHIN: Duration = Duration::from_secs(10);
 /// How long the end of the group is waited for.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -44,11 +47,14 @@ impl Limits {
 
 /// Watches a child that leads its own process group until it has ended, and everything in the group
 /// with it.
-pub(super) fn until_ended(child: &mut Child, limits: &Limits, stop: &AtomicBool) -> Ended {
+///
+/// `begins` is set when the sandbox is closed and the command takes over: its time counts from there, so
+/// that a machine that is slow to start programs does not take it from the command.
+pub(super) fn until_ended(child: &mut Child, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicBool) -> Ended {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         return Ended::Lost;
     };
-    let why = watch(group, limits, stop);
+    let why = watch(group, limits, begins, stop);
     // The leader is not reaped yet, so its number still names this group and no other.
     end_group(group);
     let status = child.wait();
@@ -66,7 +72,7 @@ fn told(status: std::process::ExitStatus) -> Ended {
 }
 
 /// `None` when the leader ended by itself.
-fn watch(group: Pid, limits: &Limits, stop: &AtomicBool) -> Option<Ended> {
+fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicBool) -> Option<Ended> {
     let started = Instant::now();
     let mut members = Members::new(group);
     loop {
@@ -82,7 +88,11 @@ fn watch(group: Pid, limits: &Limits, stop: &AtomicBool) -> Option<Ended> {
         if stop.load(Ordering::Acquire) {
             return Some(Ended::Stopped);
         }
-        if !limits.time.is_zero() && started.elapsed() >= limits.time {
+        let over = match begins.get() {
+            Some(begun) => begun.elapsed() >= limits.time,
+            None => started.elapsed() >= limits.time.saturating_add(START_WITHIN),
+        };
+        if !limits.time.is_zero() && over {
             return Some(Ended::OverTime);
         }
         let use_now = members.measure();

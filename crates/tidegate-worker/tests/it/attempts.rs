@@ -99,10 +99,7 @@ async fn contested(keeper: &Keeper) -> bool {
 }
 
 async fn start_again(keeper: &Keeper, work: std::path::PathBuf) -> Result<(), WorkerError> {
-    let options = tidegate_worker::Options {
-        work,
-        executable: crate::executable().to_owned(),
-    };
+    let options = crate::options(work);
     tidegate_worker::run(keeper.ticket.clone(), Arc::clone(&keeper.store), options).await
 }
 

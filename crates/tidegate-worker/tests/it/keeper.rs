@@ -23,7 +23,7 @@ use tidegate_types::message::{
 };
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
 use tidegate_types::{ArtifactId, ArtifactKind, Digest, Label, Level, RunId, SiteName, TaskName};
-use tidegate_worker::{Options, WorkerError};
+use tidegate_worker::WorkerError;
 
 pub(crate) const ORGANISATION: &str = "st-mary";
 const DIGEST_KEY: [u8; 32] = [3; 32];
@@ -175,10 +175,7 @@ impl Keeper {
 
     /// Starts the worker beside this keeper.
     pub(crate) fn start(&self) -> tokio::task::JoinHandle<Result<(), WorkerError>> {
-        let options = Options {
-            work: self.work(),
-            executable: crate::executable().to_owned(),
-        };
+        let options = crate::options(self.work());
         tokio::spawn(tidegate_worker::run(
             self.ticket.clone(),
             Arc::clone(&self.store),

@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tidegate_local::FolderStore;
-use tidegate_worker::Options;
 
 use crate::keeper::{Keeper, pause};
 
@@ -21,10 +20,7 @@ const WORK: &str = "TIDEGATE_TEST_WORK";
 async fn worker_process() {
     let (store, work) = (std::env::var(STORE).unwrap(), std::env::var(WORK).unwrap());
     let ticket = serde_json::from_reader(std::io::stdin()).unwrap();
-    let options = Options {
-        work: work.into(),
-        executable: crate::executable().to_owned(),
-    };
+    let options = crate::options(work.into());
     tidegate_worker::run(ticket, Arc::new(FolderStore::open(store).unwrap()), options)
         .await
         .unwrap();

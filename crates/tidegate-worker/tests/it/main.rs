@@ -18,3 +18,13 @@ mod sandbox;
 fn executable() -> &'static std::path::Path {
     std::path::Path::new(env!("CARGO_BIN_EXE_tidegate-worker"))
 }
+
+/// A worker in this process, whose program is the sandbox program.
+fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
+    let digest = tidegate_local::program_digest(executable(), None).map_err(|error| error.to_string());
+    tidegate_worker::Options {
+        work,
+        executable: executable().to_owned(),
+        digest: digest.into(),
+    }
+}

@@ -13,7 +13,7 @@ use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::Project;
 use crate::show;
-use crate::stores::{self, Trial};
+use crate::stores::{self, CustodyTrial, Trial};
 
 /// A name for a dataset from a file's name.
 fn dataset_name(from: &Path) -> Result<DatasetName, Failure> {
@@ -109,12 +109,12 @@ fn source_from(out: &Path, from: &Path) -> std::io::Result<String> {
 }
 
 /// Says that the three files fit each other, which opening the project has checked; tries the query on every
-/// row of the source, unless the keeper and the source are elsewhere; and tries the stores.
+/// row of the source and the custody of keys, unless the keeper and the source are elsewhere; and tries the stores.
 pub(crate) async fn check(project: &Project, source_is_here: bool, format: Format) -> Result<(), Failure> {
-    let rehearsal = if source_is_here {
-        Some(rehearse(project).await?)
+    let (rehearsal, custody) = if source_is_here {
+        (Some(rehearse(project).await?), stores::try_custody(project).await?)
     } else {
-        None
+        (None, None)
     };
     let trials = stores::try_all(project).await?;
     if format == Format::Json {
@@ -125,6 +125,7 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
             "rows": rehearsal.as_ref().map(|rehearsal| rehearsal.rows),
             "with_outcome": rehearsal.as_ref().map(|rehearsal| rehearsal.with_outcome),
             "warnings": rehearsal.as_ref().map(|rehearsal| &rehearsal.labels.warnings),
+            "custody": custody,
             "stores": trials,
         }))?;
     } else {
@@ -144,9 +145,27 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
                 show::line(&format!("  {warning}"))?;
             }
         }
+        match &custody {
+            Some(CustodyTrial { site, fault: None, .. }) => {
+                show::line(&format!("Site {site}: its custody wraps and opens keys."))?;
+            }
+            Some(CustodyTrial {
+                site,
+                fault: Some(fault),
+                ..
+            }) => show::line(&format!("Site {site}: its custody does not work:\n  {fault}"))?,
+            None => {}
+        }
         for trial in &trials {
             describe(trial)?;
         }
+    }
+    if let Some(trial) = custody.filter(|trial| trial.fault.is_some()) {
+        let why = format!(
+            "that of site {} does not wrap and open keys; see docs/custody.md",
+            trial.site
+        );
+        return Err(Failure::failed("trying the custody of keys", why));
     }
     let broken: Vec<&str> = trials
         .iter()

@@ -88,7 +88,7 @@ pub(crate) async fn predict(
     let folder = project.layout.site(&site);
     let at = newest(&folder.join("serve").join("models"), project.pipeline.name.as_str())?;
     let definition = definition.ok_or_else(|| Failure::failed(predicting, "the sites file does not have this site"))?;
-    let custody = stores::custody(definition, &folder, &stores::environment())?;
+    let custody = stores::custody(definition, &folder, &stores::environment()).await?;
     let keys = SiteKeys::open(&folder.join("keys").join("site-keys.json"), &*custody, &site)
         .await
         .while_(predicting)?;

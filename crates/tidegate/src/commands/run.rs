@@ -15,7 +15,7 @@ use tidegate_types::refusal::Refusal;
 
 use crate::cli::{Format, Until};
 use crate::failure::{Failure, While};
-use crate::keeper_process::{EmbeddedKeeper, lock, program_digest, try_lock};
+use crate::keeper_process::{EmbeddedKeeper, lock, program_memory, this_program, try_lock};
 use crate::project::{Project, State, now};
 use crate::screen::Screen;
 use crate::show;
@@ -151,6 +151,21 @@ async fn run_in(session: &Session, last: Option<Step>, options: &Options) -> Res
     }
 }
 
+/// Takes what the keeper recorded since the last run into the ledger.
+pub(crate) async fn settle(project: &Project, format: Format) -> Result<(), Failure> {
+    let options = Options {
+        yes: false,
+        until: None,
+        sample: None,
+        embedded_keeper: true,
+        format,
+    };
+    let session = Session::open(project, &options).await?;
+    let settled = session.engine.settle().await;
+    session.close().await;
+    Ok(settled?)
+}
+
 fn confirm() -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::Usage(
@@ -171,6 +186,10 @@ fn confirm() -> Result<(), Failure> {
         Err(Failure::Stopped("nothing was run".to_owned()))
     }
 }
+
+/// Where the workers of a site on this machine remember the digest of their program, as their jobs see it: the
+/// folder of the site's driver.
+const WORKERS_MEMORY: &str = "../../program.json";
 
 /// An engine with everything around it.
 struct Session {
@@ -200,7 +219,8 @@ impl Session {
         };
         let lost = keeper.as_ref().map(EmbeddedKeeper::watch);
         let program = std::env::current_exe().while_(opening)?;
-        let digest = Later::begin(|| program_digest().map_err(|error| error.to_string()));
+        let memory = program_memory(&layout.control());
+        let digest = Later::begin(move || this_program(Some(&memory)).map_err(|error| error.to_string()));
         let screen = Arc::new(Screen::new(format));
         let shown = Arc::clone(&screen);
         let cancel = layout.clone();
@@ -219,7 +239,12 @@ impl Session {
             compute: drivers(project)?,
             stores: Arc::new(SiteStores::of(project)),
             worker: WorkerProgram {
-                command: vec![program.display().to_string(), "worker".to_owned()],
+                command: vec![
+                    program.display().to_string(),
+                    "worker".to_owned(),
+                    "--memory".to_owned(),
+                    WORKERS_MEMORY.to_owned(),
+                ],
                 digest,
             },
             // The site publishes its own recipient: its keys never pass through this process.

@@ -15,6 +15,7 @@ mod contested;
 mod control;
 mod fixture;
 mod journey;
+mod keys;
 mod kills;
 #[path = "../../../tidegate-cloud/tests/it/peers.rs"]
 #[allow(dead_code, reason = "some of it serves the tests of stores alone")]
