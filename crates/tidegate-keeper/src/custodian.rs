@@ -255,15 +255,17 @@ impl Custodian {
             count += 1;
         }
         for old in self.records.all::<AttemptRecord>("attempts")? {
-            // The ticket of an attempt that has ended opens nothing any more.
             if old.secret.is_empty() {
                 continue;
             }
             let key = attempt_key(&old.attempt);
             let mut new = old.clone();
-            new.secret = match &old.outcome {
-                Some(_) => String::new(),
-                None => self.wrapped_again(&old.secret, &key).await?,
+            // Whoever goes on with a run asks for the tickets of attempts that have ended, too. One that was lost
+            // with an earlier wrapping key must not keep this one from being renewed.
+            new.secret = if old.outcome.is_some() && !self.opens(&old.secret, &key).await? {
+                String::new()
+            } else {
+                self.wrapped_again(&old.secret, &key).await?
             };
             count += u64::from(!new.secret.is_empty());
             self.replace("attempts", &key, value(&old)?, value(&new)?)?;
@@ -477,7 +479,6 @@ impl Custodian {
         let mut new = old.clone();
         new.outcome = Some(AttemptOutcome::Fenced { why: why.to_owned() });
         new.pending = None;
-        new.secret.clear();
         let names = [("task", old.attempt.task.as_str()), ("why", why)];
         let data = EventData {
             names: names.map(|(key, name)| (key.to_owned(), name.to_owned())).into(),

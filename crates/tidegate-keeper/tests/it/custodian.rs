@@ -200,6 +200,20 @@ async fn keys_that_are_destroyed_never_come_back() {
     assert!(error.contains("cannot be opened"), "{error}");
 }
 
+/// A run that was interrupted asks again for the tickets of its attempts, and finds how they ended.
+#[tokio::test]
+async fn an_attempt_that_ended_before_a_rotation_is_found_ended_after_it() {
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    let before = world.ticket(1, &permits).await;
+    world.fence(1).await;
+    custodian(&world, u64::MAX).rotate().await.unwrap();
+    world.restart().await;
+    let after = world.ticket(1, &permits).await;
+    assert!(before.secret == after.secret, "it is another ticket");
+    assert!(matches!(world.ended(1).await, AttemptOutcome::Fenced { .. }));
+}
+
 /// A grant that was committed and not delivered when the keeper died is not delivered after a destruction.
 #[tokio::test]
 async fn an_attempt_that_waits_for_destroyed_keys_is_fenced() {

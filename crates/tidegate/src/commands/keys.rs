@@ -49,16 +49,23 @@ pub(crate) async fn rotate(project: &Project, ledger: bool, format: Format) -> R
             .await
             .while_("renewing the wrapping key")?
     };
-    if ledger {
-        run::settle(project, format).await?;
-    }
     match format {
         Format::Json => show::json(&rotated),
         Format::Text => show::print(&format!(
             "A new key wraps the {} keys of this site; those before it are destroyed.\n{BACKUPS}",
             rotated.wrapped_keys
         )),
+    }?;
+    recorded(project, ledger, format).await
+}
+
+/// Has the ledger hold what was done, if it is on this machine. The answer comes first: it is done, and the ledger
+/// holds it with the next run, whatever comes of this.
+async fn recorded(project: &Project, ledger: bool, format: Format) -> Result<(), Failure> {
+    if ledger {
+        run::settle(project, format).await?;
     }
+    Ok(())
 }
 
 /// Writes the keys of the site and all data keys into a file that one age identity opens.
@@ -171,9 +178,6 @@ pub(crate) async fn shred(project: &Project, artifact: &str, ledger: bool, forma
             .await
             .while_("destroying the keys of an artifact")?
     };
-    if ledger {
-        run::settle(project, format).await?;
-    }
     match format {
         Format::Json => show::json(&shredded),
         Format::Text => {
@@ -187,7 +191,8 @@ pub(crate) async fn shred(project: &Project, artifact: &str, ledger: bool, forma
                 described(&shredded)
             ))
         }
-    }
+    }?;
+    recorded(project, ledger, format).await
 }
 
 /// The keys of the project's private site, which must have some.
