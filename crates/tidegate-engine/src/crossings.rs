@@ -13,7 +13,7 @@ use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{CrossingEntry, RunRecord, get, put, scan, value};
+use crate::state::{CrossingEntry, RunRecord, get, scan, value};
 
 /// What shall cross, in the words of the plan.
 pub(crate) struct Wanted<'a> {
@@ -52,6 +52,8 @@ impl Engine {
             });
             permits.push(permit);
         }
+        // Whoever reads the folder finds why something moves before it moves.
+        self.ledger.render()?;
         for (wanted, permit) in wanted.iter().zip(&permits) {
             self.send(run, wanted, permit).await?;
         }
@@ -68,7 +70,10 @@ impl Engine {
             worker: wanted.worker,
             intent,
         };
-        let reply = self.keeper.ask("sign-a-permit", body(self.proof(intent)?)).await?;
+        let reply = self
+            .keeper
+            .ask("sign-a-permit", body(self.ledger.prove(intent)?))
+            .await?;
         let ReplyBody::Permit { permit, checkpoint, .. } = reply else {
             return Err(self.keeper.wrong_reply());
         };
@@ -81,25 +86,13 @@ impl Engine {
         Ok(permit)
     }
 
-    /// A proof for the keeper that the ledger holds an intent, from where the keeper saw it last.
-    pub(crate) fn proof(&self, intent: &str) -> Result<LedgerProof, EngineError> {
-        let since: u64 = get(&*self.journal, "witness", self.home.as_str())?.unwrap_or(0);
-        self.ledger.prove(intent, since)
-    }
-
-    /// Remembers how far the keeper has seen the ledger.
+    /// Remembers how far the keeper has seen and cosigned the ledger.
     pub(crate) fn seen(&self, checkpoint: &str) -> Result<(), EngineError> {
         if checkpoint.is_empty() {
             return Ok(());
         }
         let signed = tidegate_ledger::SignedCheckpoint::parse(checkpoint).while_("reading the keeper's checkpoint")?;
-        self.ledger.continues(signed.checkpoint(), &self.home)?;
-        let size = signed.checkpoint().size;
-        let known: u64 = get(&*self.journal, "witness", self.home.as_str())?.unwrap_or(0);
-        if size >= known {
-            put(&*self.journal, "witness", self.home.as_str(), &size)?;
-        }
-        self.ledger.cosigned(checkpoint)
+        self.ledger.cosigned(signed, &self.home)
     }
 
     /// Takes what the keeper has recorded itself into the ledger: permits, grants, fences, refusals, the end of
@@ -133,12 +126,14 @@ impl Engine {
         // A keeper that looked at the ledger and then refused has seen more than its answer said.
         let (_, checkpoint) = self.keeper.identify().await?;
         self.seen(&checkpoint)?;
-        let proof = self.proof(entry)?;
+        let proof = self.ledger.prove(entry)?;
         let reply = self.keeper.ask("cosign", RequestBody::Cosign { proof }).await?;
         let ReplyBody::Cosigned { checkpoint } = reply else {
             return Err(self.keeper.wrong_reply());
         };
-        self.seen(&checkpoint)
+        self.seen(&checkpoint)?;
+        self.ledger.render()?;
+        Ok(())
     }
 
     async fn send(&self, run: &RunRecord, wanted: &Wanted<'_>, permit: &PermitId) -> Result<(), EngineError> {

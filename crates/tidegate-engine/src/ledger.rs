@@ -1,7 +1,8 @@
 //! The ledger: the journal's leaves, rendered as a folder of tiles under a signed checkpoint.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_ledger::merkle::leaf_hash;
@@ -62,8 +63,23 @@ pub struct LedgerBook {
     key: Arc<ControlKey>,
     verifier: VerifierKey,
     folder: PathBuf,
-    tree: Mutex<Tree>,
+    state: Mutex<State>,
     clock: fn() -> u64,
+}
+
+/// What the log knows without its folder.
+#[derive(Debug, Default)]
+struct State {
+    tree: Tree,
+    /// The newest checkpoint that the keeper has cosigned, as far as this process has heard.
+    cosigned: Option<SignedCheckpoint>,
+}
+
+impl State {
+    /// How much of the log the keeper has cosigned.
+    fn seen(&self) -> u64 {
+        self.cosigned.as_ref().map_or(0, |cosigned| cosigned.checkpoint().size)
+    }
 }
 
 impl LedgerBook {
@@ -84,7 +100,7 @@ impl LedgerBook {
             key,
             verifier,
             folder,
-            tree: Mutex::new(Tree::default()),
+            state: Mutex::default(),
             clock,
         })
     }
@@ -125,49 +141,89 @@ impl LedgerBook {
         Ok(ids)
     }
 
-    /// Renders everything in the journal under a signed checkpoint, and gives it.
+    /// Renders everything in the journal under a signed checkpoint, and gives it. It carries the keeper's signature
+    /// too where the keeper has cosigned all of it.
     ///
     /// # Errors
     /// When the journal cannot be read or the folder not be written, or when the folder holds more
     /// than the journal: somebody cut the journal.
     pub fn render(&self) -> Result<SignedCheckpoint, EngineError> {
-        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = self.grow(&mut tree)?;
-        let root = tree.root(size).while_(WRITING)?;
-        let rendered = self.rendered()?;
-        if let Some(rendered) = &rendered {
-            let old = rendered.checkpoint();
-            if old.size > size || tree.root(old.size).while_(WRITING)? != old.root {
-                return Err(EngineError::failed(
-                    WRITING,
-                    "the folder of the ledger does not agree with the journal; restore both from the same backup",
-                ));
-            }
-            if old.size == size {
-                return Ok(rendered.clone());
-            }
+        let mut state = self.state();
+        let size = self.grow(&mut state.tree)?;
+        let root = state.tree.root(size).while_(WRITING)?;
+        let rendered = self.read(CHECKPOINT_PATH)?;
+        let old = rendered.as_ref().map_or(0, |rendered| rendered.checkpoint().size);
+        if let Some(rendered) = &rendered
+            && (old > size || state.tree.root(old).while_(WRITING)? != rendered.checkpoint().root)
+        {
+            return Err(EngineError::failed(
+                WRITING,
+                "the folder of the ledger does not agree with the journal; restore both from the same backup",
+            ));
         }
-        let old = rendered.map_or(0, |rendered| rendered.checkpoint().size);
+        let mut folders = BTreeSet::new();
         let leaves = Leaves {
             journal: &*self.journal,
             size,
         };
-        for (path, bytes) in hash_tiles(&tree, old, size)
+        for (path, bytes) in hash_tiles(&state.tree, old, size)
             .while_(WRITING)?
             .into_iter()
             .chain(entry_bundles(&leaves, old, size).while_(WRITING)?)
         {
-            write_file(&self.folder.join(path), &bytes).while_(WRITING)?;
+            let file = self.folder.join(path);
+            let mut changed: Vec<PathBuf> = file.parent().map(Path::to_path_buf).into_iter().collect();
+            while let Some(parent) = changed
+                .last()
+                .filter(|folder| !folder.exists())
+                .and_then(|folder| folder.parent())
+            {
+                changed.push(parent.to_path_buf());
+            }
+            replace_file(&file, &bytes).while_(WRITING)?;
+            folders.extend(changed);
         }
-        let head = Checkpoint {
-            origin: self.verifier.name().to_owned(),
-            size,
-            root,
+        // The checkpoint comes after everything that it covers.
+        for folder in &folders {
+            sync_folder(folder).while_(WRITING)?;
+        }
+        let cosigned = state.cosigned.as_ref();
+        let head = match (cosigned.filter(|cosigned| cosigned.checkpoint().size == size), rendered) {
+            (Some(cosigned), _) => cosigned.clone(),
+            (None, Some(rendered)) if old == size => rendered,
+            (None, _) => self.sign(size, root)?,
         };
-        let signed =
-            SignedCheckpoint::sign(head, &self.verifier, &|text| self.key.signing().sign(text)).while_(WRITING)?;
-        write_file(&self.folder.join(CHECKPOINT_PATH), signed.to_string().as_bytes()).while_(WRITING)?;
-        Ok(signed)
+        let mut changed = self.publish(CHECKPOINT_PATH, &head)?;
+        if let Some(cosigned) = cosigned
+            && self
+                .read(COSIGNED_PATH)?
+                .is_none_or(|there| there.checkpoint().size < cosigned.checkpoint().size)
+        {
+            changed |= self.publish(COSIGNED_PATH, cosigned)?;
+        }
+        if changed {
+            sync_folder(&self.folder).while_(WRITING)?;
+        }
+        Ok(head)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sign(&self, size: u64, root: Digest) -> Result<SignedCheckpoint, EngineError> {
+        let origin = self.verifier.name().to_owned();
+        let head = Checkpoint { origin, size, root };
+        SignedCheckpoint::sign(head, &self.verifier, &|text| self.key.signing().sign(text)).while_(WRITING)
+    }
+
+    /// Writes a checkpoint where the folder holds another one. It lasts when the folder is synced.
+    fn publish(&self, path: &str, checkpoint: &SignedCheckpoint) -> Result<bool, EngineError> {
+        let other = self.read(path)?.as_ref() != Some(checkpoint);
+        if other {
+            replace_file(&self.folder.join(path), checkpoint.to_string().as_bytes()).while_(WRITING)?;
+        }
+        Ok(other)
     }
 
     /// Appends the journal's new leaves to the tree; gives their number.
@@ -184,24 +240,28 @@ impl LedgerBook {
         Ok(size)
     }
 
-    /// Whether this log continues what the keeper of `site` saw of it.
+    /// Takes note of a checkpoint that the keeper of `site` has cosigned.
     ///
     /// # Errors
-    /// A refusal when it was cut or rewritten since.
-    pub(crate) fn continues(&self, seen: &Checkpoint, site: &SiteName) -> Result<(), EngineError> {
-        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = self.grow(&mut tree)?;
+    /// A refusal when the log does not continue it: the log was cut or rewritten since.
+    pub(crate) fn cosigned(&self, cosigned: SignedCheckpoint, site: &SiteName) -> Result<(), EngineError> {
+        let mut state = self.state();
+        let size = self.grow(&mut state.tree)?;
+        let seen = cosigned.checkpoint();
         let why = if size < seen.size {
             format!(
                 "the keeper of site `{site}` has seen {} entries, and {size} are left",
                 seen.size
             )
-        } else if tree.root(seen.size).while_("reading the ledger")? != seen.root {
+        } else if state.tree.root(seen.size).while_("reading the ledger")? != seen.root {
             format!(
                 "its first {} entries are not those that the keeper of site `{site}` has seen",
                 seen.size
             )
         } else {
+            if state.seen() <= seen.size {
+                state.cosigned = Some(cosigned);
+            }
             return Ok(());
         };
         Err(tidegate_types::Refusal {
@@ -213,11 +273,9 @@ impl LedgerBook {
         .into())
     }
 
-    /// Proves to somebody who saw the log at size `since` that it holds a leaf now.
-    pub(crate) fn prove(&self, id: &str, since: u64) -> Result<LedgerProof, EngineError> {
+    /// Proves to the keeper that the log holds a leaf, and that it continues what the keeper cosigned last.
+    pub(crate) fn prove(&self, id: &str) -> Result<LedgerProof, EngineError> {
         let proving = "proving an entry of the ledger";
-        let signed = self.render()?;
-        let size = signed.checkpoint().size;
         let index = self
             .journal
             .log_index(id)
@@ -225,40 +283,27 @@ impl LedgerBook {
             .ok_or_else(|| EngineError::failed(proving, "it is not there"))?;
         let leaf = self.journal.log_leaves(index, index + 1).while_(proving)?;
         let leaf = leaf.into_iter().next().unwrap_or_default();
-        let tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        let size = self.grow(&mut state.tree)?;
+        let since = state.seen();
+        let signed = self.sign(size, state.tree.root(size).while_(proving)?)?;
         let hex = |hashes: Vec<Digest>| hashes.iter().map(Digest::to_hex).collect();
         Ok(LedgerProof {
             leaf: String::from_utf8(leaf).while_(proving)?,
             index,
             checkpoint: signed.to_string(),
-            inclusion: hex(tree.inclusion_proof(index, size).while_(proving)?),
-            consistency: hex(tree.consistency_proof(since, size).while_(proving)?),
+            inclusion: hex(state.tree.inclusion_proof(index, size).while_(proving)?),
+            consistency: hex(state.tree.consistency_proof(since, size).while_(proving)?),
             since,
         })
     }
 
-    /// Keeps a checkpoint that a keeper cosigned, when it is the newest one.
-    pub(crate) fn cosigned(&self, text: &str) -> Result<(), EngineError> {
-        let keeping = "keeping a cosigned checkpoint";
-        let cosigned = SignedCheckpoint::parse(text).while_(keeping)?;
-        if let Some(rendered) = self.rendered()?
-            && rendered.checkpoint() == cosigned.checkpoint()
-        {
-            for path in [CHECKPOINT_PATH, COSIGNED_PATH] {
-                replace_file(&self.folder.join(path), text.as_bytes()).while_(keeping)?;
-            }
-            sync_folder(&self.folder).while_(keeping)?;
-        }
-        Ok(())
-    }
-
-    fn rendered(&self) -> Result<Option<SignedCheckpoint>, EngineError> {
-        match std::fs::read_to_string(self.folder.join(CHECKPOINT_PATH)) {
-            Ok(text) => Ok(Some(
-                SignedCheckpoint::parse(&text).while_("reading the ledger's checkpoint")?,
-            )),
+    fn read(&self, path: &str) -> Result<Option<SignedCheckpoint>, EngineError> {
+        let reading = "reading the ledger's checkpoint";
+        match std::fs::read_to_string(self.folder.join(path)) {
+            Ok(text) => Ok(Some(SignedCheckpoint::parse(&text).while_(reading)?)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(EngineError::failed("reading the ledger's checkpoint", error)),
+            Err(error) => Err(EngineError::failed(reading, error)),
         }
     }
 }

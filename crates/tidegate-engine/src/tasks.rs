@@ -167,7 +167,7 @@ impl Engine {
             run: run.id.clone(),
             pipeline: self.text.clone(),
             model: model.artifact,
-            intent: self.proof(intent)?,
+            intent: self.ledger.prove(intent)?,
         };
         let ReplyBody::Released {
             bundle,

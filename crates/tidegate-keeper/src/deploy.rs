@@ -37,7 +37,10 @@ impl Keeper {
             .and_then(|version| version.parse::<u64>().ok())
             .ok_or_else(|| KeeperError::failed("deploying a bundle", "its name has no version"))?;
         match permit {
-            None if *to == self.site => self.deploy_at_home(&pipeline, &record, version)?,
+            None if *to == self.site => {
+                let _rows = self.rows.lock().await;
+                self.deploy_at_home(&pipeline, &record, version)?;
+            }
             None => {
                 return Err(refuse(
                     "permit-missing",
@@ -91,17 +94,27 @@ impl Keeper {
         if target.exists() {
             return Ok(());
         }
-        let temporary = models.join(format!(".new-{version}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&temporary);
-        std::fs::create_dir_all(&temporary).while_(deploying)?;
+        std::fs::create_dir_all(&models).while_(deploying)?;
+        // What a keeper that died here left, for whichever version.
+        for entry in std::fs::read_dir(&models).while_(deploying)? {
+            let entry = entry.while_(deploying)?;
+            if entry.file_name().to_string_lossy().starts_with(".new-") {
+                std::fs::remove_dir_all(entry.path()).while_(deploying)?;
+            }
+        }
+        let temporary = models.join(format!(".new-{version}"));
+        std::fs::create_dir(&temporary).while_(deploying)?;
         for file in &record.manifest.files {
-            let from = self.folder.join(&record.folder).join(&file.path);
-            std::fs::copy(from, temporary.join(&file.path)).while_(deploying)?;
+            let (from, to) = (
+                self.folder.join(&record.folder).join(&file.path),
+                temporary.join(&file.path),
+            );
+            std::fs::copy(from, &to).while_(deploying)?;
+            brought_to_disk(&to).while_(deploying)?;
         }
-        match std::fs::rename(&temporary, &target) {
-            Err(error) if !target.exists() => Err(KeeperError::failed(deploying, error)),
-            _ => Ok(()),
-        }
+        brought_to_disk(&temporary).while_(deploying)?;
+        std::fs::rename(&temporary, &target).while_(deploying)?;
+        brought_to_disk(&models).while_(deploying)
     }
 
     /// Puts the signed release record into the site's store, with the data key sealed to the site.
@@ -172,4 +185,9 @@ impl Keeper {
             }
         }
     }
+}
+
+/// After this a file's bytes, or a folder's names, are there also when the power fails.
+fn brought_to_disk(path: &std::path::Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
 }

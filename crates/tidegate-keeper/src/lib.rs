@@ -27,7 +27,8 @@
 //! - `permits`, `crossing`: signing and sending
 //! - `attempt`: one worker from hello to output
 //! - `custodian`: what a person does with the site's keys: renew, destroy
-//! - `home`: the stages that read rows; `deploy`: where their bundle goes
+//! - `home`: the stages that read rows; `release`: what they make of a model; `deploy`: where that goes
+//! - `events`: this site's own log
 //! - `service`: the mailbox loop
 
 pub mod admission;
@@ -36,14 +37,17 @@ mod crossing;
 mod custodian;
 mod deploy;
 mod error;
+mod events;
 mod home;
 pub mod keys;
 mod permits;
 mod records;
+mod release;
 mod service;
 mod witness;
 
-pub use custodian::{BackedUp, Custodian, Grantee, KeptArtifact, Restored, Rotated};
+pub use custodian::backup::{BackedUp, Restored};
+pub use custodian::{Custodian, Grantee, KeptArtifact, Rotated};
 pub use error::KeeperError;
 pub use records::newest_inputs;
 pub use service::{Keeper, Setup};

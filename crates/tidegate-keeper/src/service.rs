@@ -15,7 +15,6 @@ use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_seal::dsse;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::digest::Digest;
-use tidegate_types::event::{Event, EventData, EventType};
 use tidegate_types::files::catalog::Dataset;
 use tidegate_types::files::sites::Site;
 use tidegate_types::files::{Catalog, Pipeline, Sites};
@@ -33,8 +32,6 @@ use crate::records::{Records, value};
 
 /// A request is at most this long.
 const REQUEST_BYTES: u64 = 32 << 20;
-/// Entries of the site's own log in one answer.
-const LEAVES_AT_ONCE: u64 = 500;
 /// Requests that are answered at the same time.
 const REQUESTS_AT_ONCE: usize = 64;
 
@@ -366,23 +363,6 @@ impl Keeper {
         }
     }
 
-    /// Entries of this site's own log, for the organisation's ledger.
-    fn leaves(&self, from: u64) -> Result<ReplyBody, KeeperError> {
-        let reading = "reading the site's own log";
-        let journal = &self.records.journal;
-        let size = journal.log_size().while_(reading)?;
-        let to = size.min(from.saturating_add(LEAVES_AT_ONCE));
-        let leaves = if from < to {
-            journal.log_leaves(from, to).while_(reading)?
-        } else {
-            Vec::new()
-        };
-        let texts = leaves.into_iter().map(|leaf| String::from_utf8(leaf).while_(reading));
-        Ok(ReplyBody::Leaves {
-            leaves: texts.collect::<Result<_, _>>()?,
-        })
-    }
-
     /// The pipeline of a text, checked against this site's own files, and its digest.
     pub(crate) fn pipeline(&self, text: &PipelineText) -> Result<(Pipeline, Digest), KeeperError> {
         let reading = "reading the pipeline";
@@ -455,52 +435,6 @@ impl Keeper {
         path.strip_prefix(&self.folder)
             .map(Path::to_path_buf)
             .while_("keeping a path below the site's folder")
-    }
-
-    /// One leaf of this site's own log, as canonical JSON.
-    pub(crate) fn event(
-        &self,
-        event_type: EventType,
-        run: &RunId,
-        names: &[(&str, &str)],
-        digests: &[(&str, Digest)],
-    ) -> Result<Vec<u8>, KeeperError> {
-        let data = EventData {
-            digests: digests
-                .iter()
-                .map(|(key, digest)| ((*key).to_owned(), *digest))
-                .collect(),
-            names: names
-                .iter()
-                .map(|(key, name)| ((*key).to_owned(), (*name).to_owned()))
-                .collect(),
-            numbers: BTreeMap::new(),
-        };
-        let id = canonical_digest(&(event_type, run, &data))
-            .while_("recording an event")?
-            .to_hex();
-        let event = Event::new(
-            event_type,
-            id,
-            format!("/{}", self.site),
-            run.as_str(),
-            (self.clock)(),
-            data,
-        );
-        to_canonical_json(&event).while_("recording an event")
-    }
-
-    /// Refusals are recorded, but a failure to do so does not turn a refusal into something else.
-    pub(crate) fn record_refusal(&self, run: &RunId, rule: &str) {
-        let recorded = self
-            .event(EventType::Refused, run, &[("rule", rule)], &[])
-            .and_then(|leaf| {
-                let id = format!("refused/{run}/{rule}");
-                self.records.commit(&Batch::default().leaf(&id, leaf))
-            });
-        if let Err(error) = recorded {
-            tracing::error!(%run, rule, %error, "refusal not recorded");
-        }
     }
 }
 

@@ -3,6 +3,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,14 +53,22 @@ impl FolderStore {
         Self::with(path.into(), true)
     }
 
-    /// Opens a store for messages that are sent again when nobody answers. What is in it is whole, as in any
-    /// store, but a loss of power may take the newest objects, or bring back what was removed last: a message
-    /// then costs one flush to the disk and not three.
+    /// Opens a store for messages, each of them one JSON document, that are sent again after a loss of power. It
+    /// may take the newest of them, or bring back what was removed last; what it tore is removed here. Nothing
+    /// waits for the disk.
     ///
     /// # Errors
     /// As [`FolderStore::open`].
     pub fn open_mailbox(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        Self::with(path.into(), false)
+        let store = Self::with(path.into(), false)?;
+        let root = store.path();
+        let swept = File::open(root.join(INCOMING)).and_then(|incoming| {
+            // One after the other: what comes after the first sweep is whole, and must stay.
+            incoming.lock()?;
+            remove_torn(root)
+        });
+        swept.map_err(|error| classify(error, || format!("opening the mailbox `{}`", root.display())))?;
+        Ok(store)
     }
 
     fn with(root: PathBuf, lasting: bool) -> Result<Self, StoreError> {
@@ -140,15 +149,43 @@ fn classify(error: io::Error, what: impl FnOnce() -> String) -> StoreError {
     }
 }
 
+/// Removes the files below `folder` that are no whole JSON document.
+fn remove_torn(folder: &Path) -> io::Result<()> {
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() && entry.file_name() != INCOMING {
+            remove_torn(&path)?;
+        } else if kind.is_file() {
+            let file = match File::open(&path) {
+                Ok(file) => io::BufReader::new(file),
+                // Whoever it was for has taken it.
+                Err(error) => {
+                    gone(error)?;
+                    continue;
+                }
+            };
+            match serde_json::from_reader::<_, serde::de::IgnoredAny>(file) {
+                Ok(_) => {}
+                Err(error) if error.is_io() => return Err(error.into()),
+                Err(_) => std::fs::remove_file(&path).or_else(gone)?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes files in the incoming folder that no living writer holds.
 fn remove_abandoned(incoming: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(incoming)? {
         let path = entry?.path();
-        let abandoned = match File::open(&path) {
-            Ok(file) => file.try_lock().is_ok(),
-            Err(_) => false,
-        };
-        if abandoned
+        let Ok(file) = File::open(&path) else { continue };
+        // Held until it is gone: a writer that has made it, and waits for it, sees that it is.
+        if file.try_lock().is_ok()
             && let Err(error) = std::fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -199,10 +236,10 @@ impl Shared {
         Err(Errno::INVAL)
     }
 
-    /// Brings the name of folder `path`, which lies in `parent`, to disk; once is enough.
+    /// Brings the name of folder `path`, which lies in `parent`, to disk where it must last; once is enough.
     fn sync_once(&self, path: &str, parent: &OwnedFd) -> Result<(), Errno> {
         let known = |set: &HashSet<String>| set.contains(path);
-        if !known(&self.synced.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if self.lasting && !known(&self.synced.lock().unwrap_or_else(PoisonError::into_inner)) {
             fsync(parent)?;
             let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
             // A bound, so that years of mailboxes do not fill the memory; to sync again does no harm.
@@ -234,14 +271,15 @@ impl Shared {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let incoming = openat(self.open_root()?, INCOMING, flags, Mode::empty())?;
-        let new = disk::random_name("")?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = File::from(openat(&incoming, &new, flags, Mode::RUSR | Mode::WUSR)?);
-        let published = file.lock().and_then(|()| {
+        let (new, mut file) = new_file(&incoming)?;
+        let mut write = || -> io::Result<()> {
             file.write_all(body)?;
-            file.sync_all()?;
+            if self.lasting {
+                file.sync_all()?;
+            }
             Ok(publish(&incoming, &new, &folder, last)?)
-        });
+        };
+        let published = write();
         if published.is_err() {
             let _ = unlinkat(&incoming, &new, AtFlags::empty());
         }
@@ -307,6 +345,20 @@ impl Shared {
             // A folder is no object, so the object is not there.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR) if !self.has_link(name)? => Ok(()),
             removed => Ok(removed?),
+        }
+    }
+}
+
+/// A file without a name of its own yet, which its writer holds.
+fn new_file(incoming: &OwnedFd) -> io::Result<(String, File)> {
+    loop {
+        let new = disk::random_name("")?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(incoming, &new, flags, Mode::RUSR | Mode::WUSR)?);
+        file.lock()?;
+        // Whoever opens the store in just this moment takes it for abandoned.
+        if file.metadata()?.nlink() > 0 {
+            return Ok((new, file));
         }
     }
 }

@@ -194,3 +194,50 @@ fn quality(out: &mut String, home: &QualitySummary, refined: Option<&QualitySumm
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn quality(shift: f64) -> Value {
+        let figure =
+            |value: f64| json!({"value": value + shift, "low": value + shift - 0.03, "high": value + shift + 0.03});
+        json!({
+            "figures": {"roc_auc": figure(0.81), "brier": figure(0.14)},
+            "rows": 1800, "subjects": 1650,
+            "confusion": {"true_positives": 300, "false_positives": 200, "true_negatives": 1150, "false_negatives": 150},
+            "subgroups": {"sex = female": {"roc_auc": figure(0.79)}, "sex = other": {}},
+        })
+    }
+
+    /// What a person reads at the end of a run: everything that the command promises, and nothing twice.
+    #[test]
+    fn the_end_of_a_run_tells_quality_risk_crossings_cost_ledger_and_what_comes_next() {
+        let done = json!({
+            "run": "readmission-20260101-000000-abcdef", "status": "done",
+            "model": {"name": "readmission", "version": 3, "digest": "sha256:00"},
+            "metrics": {"home": {"roc_auc": 0.81}, "refined": {"roc_auc": 0.81}, "raw": {"roc_auc": 0.82}},
+            "home": quality(0.0), "refined": quality(0.001),
+            "gates": [
+                {"metric": "roc_auc", "condition": ">= 0.75", "value": 0.81, "judged": 0.78, "passed": true},
+                {"metric": "membership_auc", "condition": "<= 0.60", "value": null, "judged": 1.0, "passed": false},
+            ],
+            "risk": {"k": 11, "l": 2, "suppressed": 40, "rows": 9000, "raw_unique": 3354},
+            "crossings": [
+                {"artifact": "train", "from": "hospital", "to": "cloud", "bytes": 123456, "permit": "p-1"},
+                {"artifact": "model", "from": "cloud", "to": "hospital", "bytes": 789, "permit": "p-1"},
+            ],
+            "cost": "0.01 USD", "ledger": {"size": 42, "root": "00ff"},
+            "deployed": ["ward", "hospital"], "reused": [], "seconds": 2.5,
+        });
+        let mut unchanged = done.clone();
+        unchanged["crossings"] = json!([]);
+        unchanged["reused"] = json!(["prepare", "train"]);
+        let home = SiteName::new("hospital").unwrap();
+        let text = |value: Value| summary(&serde_json::from_value(value).unwrap(), "tidegate.yaml", Some(&home));
+        insta::assert_snapshot!(text(done));
+        insta::assert_snapshot!(text(unchanged));
+    }
+}

@@ -1,10 +1,14 @@
 //! Whom a keeper admits, and what burns an attempt.
 
+use std::process::Command;
 use std::sync::atomic::Ordering;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tidegate_contracts::Store;
 use tidegate_seal::digest::sha256;
+use tidegate_seal::key::DataKey;
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{SandboxEvidence, WorkerMessage};
@@ -45,6 +49,62 @@ async fn a_worker_that_keeps_the_rules_brings_its_output_home() {
     world.accepted(1).await;
     assert_eq!(grants(&world), 2);
     assert_eq!(world.models().len(), 1);
+}
+
+/// A policy that had nothing against a permit may have something against the key.
+#[tokio::test]
+async fn the_organisations_policy_is_asked_again_before_a_key_is_released() {
+    for (policy, granted) in [
+        (
+            "@id(\"no-keys-today\") @why(\"the office is closed\") @fix(\"come back\")
+             forbid (principal, action == Action::\"release_key\", resource);",
+            0,
+        ),
+        (
+            "@id(\"no-keys-today\") @why(\"data needs a signature\") @fix(\"come back\")
+             forbid (principal, action == Action::\"release_key\", resource) when { resource.kind == \"dataset\" };",
+            1,
+        ),
+    ] {
+        let mut world = World::under(policy).await;
+        let permits = world.cross().await;
+        let ticket = world.ticket(1, &permits).await;
+        let mut worker = Worker::new(ticket, world.store("cloud"));
+        if granted == 0 {
+            worker.hello().await;
+        } else {
+            worker.admitted().await;
+            worker.setup_done().await;
+        }
+        assert!(worker.turned_away().await.contains("no-keys-today"), "{policy}");
+        assert_eq!(world.burned(1).await, "no-keys-today");
+        assert_eq!(grants(&world), granted, "{policy}");
+    }
+}
+
+/// What a worker was given, opened by software that is not ours.
+#[tokio::test]
+async fn age_opens_the_keys_of_a_grant() {
+    if Command::new("age").arg("--version").output().is_err() {
+        let demanded = std::env::var("TIDEGATE_INTEROP").as_deref() == Ok("1");
+        assert!(!demanded, "TIDEGATE_INTEROP=1, and `age` is not installed");
+        return;
+    }
+    let (world, mut worker) = begun().await;
+    worker.granted().await;
+    let identity = world.folder.path().join("identity");
+    std::fs::write(&identity, format!("{}\n", &*worker.identity.secret())).unwrap();
+    let artifacts = worker.granted.as_ref().unwrap().artifacts.clone();
+    assert_eq!(artifacts.len(), 2);
+    for granted in artifacts {
+        let sealed = world.folder.path().join("sealed");
+        std::fs::write(&sealed, STANDARD.decode(&granted.sealed_key).unwrap()).unwrap();
+        let mut age = Command::new("age");
+        let opened = age.arg("-d").arg("-i").arg(&identity).arg(&sealed).output().unwrap();
+        assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
+        let key = DataKey::from_bytes(opened.stdout.try_into().unwrap());
+        assert_eq!(key.commitment(), granted.key_commitment);
+    }
 }
 
 #[tokio::test]

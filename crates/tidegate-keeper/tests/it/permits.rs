@@ -161,6 +161,20 @@ async fn a_permit_names_what_this_site_knows_and_policy_allows() {
 }
 
 #[tokio::test]
+async fn the_organisations_policy_is_asked_before_a_permit_is_signed() {
+    let mut world = World::under(
+        "@id(\"no-permits-today\") @why(\"the office is closed\") @fix(\"come back\")
+         forbid (principal, action == Action::\"permit\", resource);",
+    )
+    .await;
+    let inputs = world.prepare().await;
+    let body = world.permit_request(&inputs["train"], "cloud");
+    assert_eq!(world.refused(body).await, "no-permits-today");
+    assert!(world.recorded("no-permits-today"));
+    nothing_moved(&world, "own policy");
+}
+
+#[tokio::test]
 async fn no_ticket_is_made_on_a_permit_for_something_else() {
     let mut world = World::new().await;
     let permits = world.cross().await;

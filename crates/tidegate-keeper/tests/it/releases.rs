@@ -15,7 +15,12 @@ use crate::world::{World, let_pass, object, run, site, text};
 
 /// A world in which a model came home.
 async fn trained() -> (World, ArtifactId) {
-    let mut world = World::new().await;
+    trained_under("").await
+}
+
+/// The same, whose organisation has a policy of its own.
+async fn trained_under(policy: &'static str) -> (World, ArtifactId) {
+    let mut world = World::under(policy).await;
     let permits = world.cross().await;
     let mut worker = Worker::new(world.ticket(1, &permits).await, world.store("cloud"));
     worker.granted().await;
@@ -36,7 +41,12 @@ fn release_request(world: &mut World, model: &ArtifactId, intended: &ArtifactId)
 
 /// A world in which a bundle was released, permitted for the ward and sent there.
 async fn released() -> (World, ArtifactId, PermitId) {
-    let (mut world, model) = trained().await;
+    released_under("").await
+}
+
+/// The same, whose organisation has a policy of its own.
+async fn released_under(policy: &'static str) -> (World, ArtifactId, PermitId) {
+    let (mut world, model) = trained_under(policy).await;
     let body = release_request(&mut world, &model, &model);
     let ReplyBody::Released { bundle, checkpoint, .. } = world.done(body).await else {
         panic!("not released")
@@ -162,4 +172,37 @@ async fn a_bundles_key_needs_a_permit_for_exactly_this() {
     let expired = deploy_request(&bundle, Some(&permit));
     assert_eq!(world.refused(expired).await, "permit-expired");
     assert_eq!((releases(&world), world.entries("recipients")), (0, 0));
+}
+
+#[tokio::test]
+async fn the_organisations_policy_is_asked_again_before_a_bundles_key_is_released() {
+    let (mut world, bundle, permit) = released_under(
+        "@id(\"no-bundles-today\") @why(\"the board meets tomorrow\") @fix(\"come back\")
+         forbid (principal, action == Action::\"release_key\", resource) when { resource.kind == \"bundle\" };",
+    )
+    .await;
+    let body = deploy_request(&bundle, Some(&permit));
+    assert_eq!(world.refused(body).await, "no-bundles-today");
+    assert!(world.recorded("no-bundles-today"));
+    assert_eq!(releases(&world), 0);
+}
+
+/// A keeper that died while it copied a bundle has left a part of it, and the next one removes that.
+#[tokio::test]
+async fn a_part_of_a_bundle_that_was_left_behind_is_removed() {
+    let (mut world, bundle, _) = released().await;
+    let models = world.folder.path().join("serve/models/readmission");
+    let left = models.join(".new-1-4711");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("bundle.json"), "{").unwrap();
+    let mut body = deploy_request(&bundle, None);
+    if let RequestBody::Deploy { to, .. } = &mut body {
+        *to = site("hospital");
+    }
+    world.done(body).await;
+    let names: Vec<_> = std::fs::read_dir(models)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["1"]);
 }

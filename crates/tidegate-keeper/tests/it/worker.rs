@@ -29,9 +29,9 @@ pub(crate) struct Worker {
     pub(crate) program: Digest,
     pub(crate) sandbox: SandboxEvidence,
     ticket: Ticket,
-    identity: Identity,
+    pub(crate) identity: Identity,
     inbox: Inbox,
-    granted: Option<Grant>,
+    pub(crate) granted: Option<Grant>,
 }
 
 /// What a worker sends home.

@@ -147,6 +147,8 @@ pub(crate) struct World {
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
     pub(crate) custody: MemoryCustody,
+    /// The organisation's own policy.
+    policy: &'static str,
     mailbox: MemoryStore,
     ledger: Ledger,
     asked: u64,
@@ -156,6 +158,11 @@ pub(crate) struct World {
 impl World {
     /// A keeper that has met its control plane and prepared the run.
     pub(crate) async fn new() -> Self {
+        Self::under("").await
+    }
+
+    /// The same, whose organisation has a policy of its own.
+    pub(crate) async fn under(policy: &'static str) -> Self {
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             journal: Journals::default(),
@@ -166,6 +173,7 @@ impl World {
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
+            policy,
             mailbox: MemoryStore::new(),
             ledger: Ledger {
                 tree: Tree::default(),
@@ -196,7 +204,7 @@ impl World {
             sites: read_sites("sites.yaml", SITES).unwrap(),
             catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
             catalog_folder: self.folder.path().to_owned(),
-            policies: PolicySet::load(&[]).unwrap(),
+            policies: PolicySet::load(&[("own.cedar".to_owned(), self.policy.to_owned())]).unwrap(),
             folder: self.folder.path().to_owned(),
             journal: Arc::new(self.journal.clone()),
             custody: Arc::new(self.custody.clone()),

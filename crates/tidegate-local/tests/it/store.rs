@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tempfile::tempdir;
@@ -168,6 +169,65 @@ async fn files_of_living_writers_are_left_alone() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names, ["alive"]);
+}
+
+/// What a loss of power leaves of files that were not brought to disk: none of it, a part, or a part and zeros.
+#[tokio::test]
+async fn a_mailbox_forgets_messages_that_were_torn() {
+    let folder = tempdir().unwrap();
+    let message = format!(r#"{{"payload":"{}","signatures":[]}}"#, "QUJD".repeat(5_000));
+    let mailbox = FolderStore::open_mailbox(folder.path()).unwrap();
+    for object in ["in/whole", "deep/er/whole", "in/none", "in/part", "deep/er/zeros"] {
+        mailbox.put_new(&name(object), message.clone().into()).await.unwrap();
+    }
+    let part = &message.as_bytes()[..8_192];
+    let mut zeros = part.to_vec();
+    zeros.resize(message.len(), 0);
+    for (object, left) in [("in/none", &[][..]), ("in/part", part), ("deep/er/zeros", &zeros)] {
+        std::fs::write(folder.path().join(object), left).unwrap();
+    }
+    let mailbox = FolderStore::open_mailbox(folder.path()).unwrap();
+    let left = mailbox.list("", None).await.unwrap();
+    assert!(
+        left.iter()
+            .map(|info| info.name.as_str())
+            .eq(["deep/er/whole", "in/whole"]),
+        "{left:?}"
+    );
+    // Whoever it was for gets it when it is sent again.
+    mailbox
+        .put_same(&name("in/part"), message.clone().into())
+        .await
+        .unwrap();
+    assert_eq!(mailbox.get(&name("in/part"), 1 << 20).await.unwrap(), message);
+}
+
+/// Somebody who opens a store tidies it, and takes no file away from those who are about to write it.
+#[test]
+fn opening_a_store_takes_nothing_from_writers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let folder = tempdir().unwrap();
+    let store = FolderStore::open_mailbox(folder.path()).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                FolderStore::open_mailbox(folder.path()).unwrap();
+            }
+        });
+        let written = runtime.block_on(async {
+            let mut putting = tokio::task::JoinSet::new();
+            for number in 0..4_000 {
+                let (store, name) = (store.clone(), name(&number.to_string()));
+                putting.spawn(async move { store.put_new(&name, Bytes::from_static(b"{}")).await });
+            }
+            putting.join_all().await.into_iter().collect::<Result<Vec<()>, _>>()
+        });
+        done.store(true, Ordering::SeqCst);
+        written.unwrap();
+    });
+    let listed = runtime.block_on(store.list_all("", 10_000)).unwrap();
+    assert_eq!((listed.len(), incoming(folder.path())), (4_000, 0));
 }
 
 #[test]

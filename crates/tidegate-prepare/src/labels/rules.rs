@@ -1,8 +1,22 @@
 //! The rules of the analysis, by name, so that a test can switch one off and see that this is caught.
 
-/// One rule of the analysis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Rule {
+/// Makes the rules, and the list of all of them: none can be left out of it.
+macro_rules! rules {
+    ($($(#[$meaning:meta])* $rule:ident,)*) => {
+        /// One rule of the analysis.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Rule {
+            $($(#[$meaning])* $rule,)*
+        }
+
+        impl Rule {
+            /// All rules.
+            pub const ALL: &'static [Self] = &[$(Self::$rule,)*];
+        }
+    };
+}
+
+rules! {
     /// What the catalog does not name is a restricted identifier.
     UnnamedIsIdentifier,
     /// A column of dates is of kind `date`, whatever the catalog says.
@@ -81,51 +95,6 @@ pub enum Rule {
     SensitiveUnchanged,
     /// Free text never leaves, whatever the level.
     TextNeverLeaves,
-}
-
-impl Rule {
-    /// All rules.
-    pub const ALL: [Self; 39] = [
-        Self::UnnamedIsIdentifier,
-        Self::TemporalIsDate,
-        Self::KindRestricts,
-        Self::RowsJoinColumns,
-        Self::FilterDecidesRows,
-        Self::JoinKeysDecideRows,
-        Self::JoinFilterDecidesRows,
-        Self::JoinCarriesRows,
-        Self::GroupKeysDecideRows,
-        Self::DistinctDecidesRows,
-        Self::LimitJoinsEverything,
-        Self::OrderedLimitDecidesRows,
-        Self::OrderReachesAggregates,
-        Self::FailureDecidesRows,
-        Self::CaseConditionsJoin,
-        Self::AggregateFilterJoins,
-        Self::OrderedAggregateJoinsEverything,
-        Self::UnionJoinsBranches,
-        Self::UnionCarriesRows,
-        Self::UnionOfOneColumn,
-        Self::SubqueryJoinsEverything,
-        Self::WindowJoinsEverything,
-        Self::GroupingSetJoinsEverything,
-        Self::UnknownJoinsEverything,
-        Self::OnlyTheDataset,
-        Self::VolatileRefused,
-        Self::SuppliedRowsRefused,
-        Self::NoneLowersNothing,
-        Self::DerivedCodesDoNotLower,
-        Self::DirectReference,
-        Self::KindFits,
-        Self::ConstantParameters,
-        Self::ParametersInBounds,
-        Self::OneFunctionPerColumn,
-        Self::SubjectNeeded,
-        Self::RolesStayApart,
-        Self::SensitiveDecidesNoRows,
-        Self::SensitiveUnchanged,
-        Self::TextNeverLeaves,
-    ];
 }
 
 /// Which rules are in force: all, or all but one.

@@ -5,6 +5,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use prost::Message as _;
+use tidegate_bundle::onnx::proto::{GraphProto, ModelProto};
+
 use crate::fixture::Hospital;
 
 #[test]
@@ -88,6 +91,58 @@ fn a_hostile_model_is_refused_at_home() {
     let (rule, message) = hospital.refused();
     assert_eq!(rule, "hostile-model", "{message}");
     assert!(!hospital.state().join("sites/hospital/serve/models").exists());
+}
+
+/// Models that a runtime would load, and that reach for more than a model may.
+#[test]
+fn a_well_formed_hostile_model_is_refused_at_home() {
+    let trained = Hospital::new();
+    trained.run();
+    let bundle = trained.state().join("sites/hospital/serve/models/readmission/1");
+    let model = ModelProto::decode(std::fs::read(bundle.join("model.onnx")).unwrap().as_slice()).unwrap();
+    type Change = fn(&mut GraphProto);
+    let brought = |change: Change| {
+        let mut changed = model.clone();
+        change(changed.graph.as_mut().unwrap());
+        let hospital = Hospital::new();
+        hospital.edit(
+            "tidegate.yaml",
+            "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n",
+            "  code: [train.sh, model.bin, schema.json]\n  run: sh train.sh\n",
+        );
+        hospital.write(
+            "train.sh",
+            "cp model.bin \"$TIDEGATE_OUTPUT/model.onnx\"\ncp schema.json \"$TIDEGATE_OUTPUT/\"\n",
+        );
+        std::fs::write(hospital.path("model.bin"), changed.encode_to_vec()).unwrap();
+        std::fs::copy(bundle.join("schema.json"), hospital.path("schema.json")).unwrap();
+        hospital
+    };
+    assert_eq!(brought(|_| ()).run()["status"], "done");
+    let changes: [(&str, Change); 3] = [
+        ("Loop", |graph| graph.node[0].op_type = Some("Loop".to_owned())),
+        ("outside", |graph| graph.initializer[0].data_location = Some(1)),
+        ("finite", |graph| {
+            let weights = graph
+                .initializer
+                .iter_mut()
+                .find(|tensor| tensor.data_type == Some(1))
+                .unwrap();
+            let values = weights
+                .float_data
+                .len()
+                .max(weights.raw_data.as_ref().map_or(0, |raw| raw.len() / 4));
+            weights.raw_data = None;
+            weights.float_data = vec![f32::NAN; values];
+        }),
+    ];
+    for (word, change) in changes {
+        let hospital = brought(change);
+        let (rule, message) = hospital.refused();
+        assert_eq!(rule, "hostile-model", "{word}: {message}");
+        assert!(message.contains(word), "{word}: {message}");
+        assert!(!hospital.state().join("sites/hospital/serve/models").exists());
+    }
 }
 
 /// Runs an example of the repository with a Python that has its packages, on the hospital's records.

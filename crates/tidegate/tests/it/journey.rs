@@ -57,6 +57,52 @@ fn a_pipeline_ends_with_a_served_model_and_an_account_of_every_byte() {
     assert!((figure("home", "roc_auc") - figure("refined", "roc_auc")).abs() < 0.01);
     assert!(figure("refined", "brier") < figure("home", "brier"));
 
+    // By subgroup, though that column never left; every row is decided in one way.
+    for part in ["home", "refined"] {
+        let judged = &summary[part];
+        let cells = judged["confusion"].as_object().unwrap().values();
+        assert_eq!(
+            cells.filter_map(Value::as_u64).sum::<u64>(),
+            judged["rows"].as_u64().unwrap()
+        );
+        for group in ["sex = female", "sex = male"] {
+            let figure = &judged["subgroups"][group]["roc_auc"];
+            let (low, high) = (figure["low"].as_f64().unwrap(), figure["high"].as_f64().unwrap());
+            assert!(
+                low < figure["value"].as_f64().unwrap() && high <= 1.0,
+                "{part} {group}: {figure}"
+            );
+        }
+    }
+    // The bundle says the same to whoever gets it.
+    let bundle = hospital.state().join("sites/hospital/serve/models/readmission/1");
+    let text = |file: &str| std::fs::read_to_string(bundle.join(file)).unwrap();
+    let metrics: Value = serde_json::from_str(&text("metrics.json")).unwrap();
+    for part in ["home", "refined"] {
+        assert_eq!(
+            metrics[part]["figures"]["roc_auc"]["value"],
+            summary["metrics"][part]["roc_auc"]
+        );
+    }
+    let card = text("card.md");
+    for told in [
+        "| sex = female |",
+        "| sex = male |",
+        "never left the private site",
+        "by the model's loss: ROC-AUC 0.",
+    ] {
+        assert!(card.contains(told), "{told}: {card}");
+    }
+    assert!(card.contains(&format!("k = {} people", summary["risk"]["k"])), "{card}");
+    let schema: Value = serde_json::from_str(&text("schema.json")).unwrap();
+    let features: Vec<&Value> = schema["features"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| &it["name"])
+        .collect();
+    assert_eq!(features, ["age", "lactate", "pressure", "unit"]);
+
     let risk = &summary["risk"];
     assert_eq!(keys(risk), ["k", "l", "raw_unique", "rows", "suppressed"]);
     assert!(risk["k"].as_u64().unwrap() >= 5);

@@ -4,7 +4,7 @@
 //! `TIDEGATE_KILLS` sets how many random moments are tried; every recorded step is tried besides when
 //! it is at least 50.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,10 +47,18 @@ fn start(hospital: &Hospital) -> Child {
     hospital
         .command(&["run", "--yes", "--format", "json"])
         .env("TIDEGATE_LOG", "off")
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// Reads what a run tells to its end; gives its answer, and whether it went well. Nobody waits for a reader.
+fn ended(mut child: Child) -> (bool, Vec<u8>) {
+    let mut told = child.stderr.take().unwrap();
+    std::io::copy(&mut told, &mut std::io::sink()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), output.stdout)
 }
 
 fn strike(hospital: &Hospital, child: &mut Child, victim: Victim) {
@@ -72,10 +80,7 @@ fn finish(hospital: &Hospital, expected: &Value, what: &str) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(summary["status"], "done", "{what}");
-    assert_eq!(summary["metrics"], expected["metrics"], "{what}");
-    assert_eq!(summary["risk"], expected["risk"], "{what}");
+    let summary = done(&output.stdout, expected, what);
     // Killed after its last entry, the run was done, and this one finds that everything is there.
     let was_done = summary["reused"].as_array().unwrap().len() == TASKS;
     assert_eq!(
@@ -84,6 +89,15 @@ fn finish(hospital: &Hospital, expected: &Value, what: &str) {
         "{what}"
     );
     whole(hospital, what);
+}
+
+/// The answer of a run that came to the same end.
+fn done(answer: &[u8], expected: &Value, what: &str) -> Value {
+    let summary: Value = serde_json::from_slice(answer).unwrap();
+    assert_eq!(summary["status"], "done", "{what}");
+    assert_eq!(summary["metrics"], expected["metrics"], "{what}");
+    assert_eq!(summary["risk"], expected["risk"], "{what}");
+    summary
 }
 
 /// The ledger verifies, nothing is half-written, one version is served, and nobody was left running.
@@ -121,8 +135,12 @@ fn ways(summary: &Value) -> Vec<String> {
     ways
 }
 
-/// After a run that went well all the same: the same command finds everything done.
-fn again(hospital: &Hospital, expected: &Value, what: &str) {
+/// Whoever else than the control plane was killed is started again by the same command, which does everything
+/// once; the next one finds it done.
+fn survived(hospital: &Hospital, child: Child, expected: &Value, what: &str) {
+    let (well, answer) = ended(child);
+    assert!(well, "{what}");
+    assert_eq!(ways(&done(&answer, expected, what)), ways(expected), "{what}");
     let summary = hospital.run();
     assert_eq!(summary["metrics"], expected["metrics"], "{what}");
     assert_eq!(summary["crossings"], serde_json::json!([]), "{what}");
@@ -164,23 +182,18 @@ fn whoever_is_killed_whenever_the_same_command_ends_in_the_same_place() {
             }
         }
         strike(&hospital, &mut child, victim);
-        // Read to its end, or whoever goes on could not tell what it does.
-        let mut told = child.stderr.take().unwrap();
-        std::io::copy(&mut told, &mut std::io::sink()).unwrap();
-        let status = child.wait().unwrap();
         let what = format!("{victim:?} killed at {share:.2} of a run");
         if victim == Victim::Control {
+            ended(child);
             finish(&hospital, &expected, &what);
         } else {
-            // Whoever else was killed is started again by the same command.
-            assert!(status.success(), "{what}: {status}");
-            again(&hospital, &expected, &what);
+            survived(&hospital, child, &expected, &what);
         }
     }
 }
 
-#[test]
-fn the_control_plane_may_die_at_every_recorded_step() {
+/// Kills `victim` once after each line that a run tells.
+fn dies_at_every_step(victim: Victim) {
     let all = moments() >= 50;
     let reference = Hospital::new();
     let expected = reference.run();
@@ -190,14 +203,37 @@ fn the_control_plane_may_die_at_every_recorded_step() {
         }
         let hospital = twin(&reference);
         let mut child = start(&hospital);
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let seen = lines.map_while(Result::ok).take(line).count();
-        let _ = child.kill();
-        child.wait().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap());
+        let seen = told.by_ref().lines().map_while(Result::ok).take(line).count();
+        strike(&hospital, &mut child, victim);
+        child.stderr = Some(told.into_inner());
         if seen < line {
+            ended(child);
             assert!(line > 10, "the run showed only {seen} steps");
             break;
         }
-        finish(&hospital, &expected, &format!("control plane killed after step {line}"));
+        let what = format!("{victim:?} killed after step {line}");
+        if victim == Victim::Control {
+            ended(child);
+            finish(&hospital, &expected, &what);
+        } else {
+            survived(&hospital, child, &expected, &what);
+        }
     }
+}
+
+#[test]
+fn the_control_plane_may_die_at_every_recorded_step() {
+    dies_at_every_step(Victim::Control);
+}
+
+#[test]
+fn the_keeper_may_die_at_every_recorded_step() {
+    dies_at_every_step(Victim::Keeper);
+}
+
+/// Where a worker works, which is while the job is being done.
+#[test]
+fn the_worker_may_die_at_every_recorded_step() {
+    dies_at_every_step(Victim::Worker);
 }

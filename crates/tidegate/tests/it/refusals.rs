@@ -76,6 +76,24 @@ fn a_label_is_not_laundered_through_a_function_that_lowers_others() {
             "parameter-bounds",
             "age",
         ),
+        // Two functions over one column say together what neither says alone.
+        (
+            "select age_band(age, 10) as a, age_band(age, 7) as b, readmitted from admissions",
+            "one-function-per-column",
+            "age",
+        ),
+        // A literal, or rows that the query brings along, in the place of what they were chosen by.
+        (
+            "select case when notes like '%seen%' then 'x' else 'y' end as t, readmitted from admissions",
+            "text-selected",
+            "notes",
+        ),
+        (
+            "select v.column1 as z, a.readmitted from admissions a join (values ('10001'), ('10102')) as v on a.zip = \
+             v.column1",
+            "label-above-clearance",
+            "zip",
+        ),
     ] {
         refuses_query(sql, rule, column);
     }

@@ -54,6 +54,50 @@ fn a_planted_name_is_found_nowhere_outside_the_private_site() {
     }
 }
 
+/// What is refused or goes wrong is told at length, and without what it was about.
+#[test]
+fn a_planted_name_is_told_by_no_refusal_and_no_error() {
+    for (file, from, to) in [
+        ("tidegate.yaml", "roc_auc: \">= 0.55\"", "roc_auc: \">= 0.999\""),
+        (
+            "tidegate.yaml",
+            "k: 5, on_violation: suppress",
+            "k: 200, on_violation: refuse",
+        ),
+        // The last record is cut off.
+        ("admissions.csv", ",Person Invented699 was seen,", ","),
+        // A value that is no number, where all others are.
+        (
+            "admissions.csv",
+            ",Zebulon Quackenbush was seen,",
+            ",Zebulon Quackenbush was seen,MRN4100021",
+        ),
+    ] {
+        let hospital = Hospital::new();
+        hospital.edit(file, from, to);
+        let output = hospital
+            .command(&["run", "--yes", "--format", "json"])
+            .env("TIDEGATE_LOG", "trace")
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{to}");
+        for planted in [PLANTED_NAME, "MRN4100021", "Invented17", "Invented699"] {
+            assert!(
+                !holds(&output.stdout, planted) && !holds(&output.stderr, planted),
+                "{to}: {planted}"
+            );
+            for file in files(&hospital.state()) {
+                let outside = !file.starts_with(hospital.state().join("sites/hospital"));
+                assert!(
+                    !outside || !holds(&std::fs::read(&file).unwrap(), planted),
+                    "{to}: {planted} in {}",
+                    file.display()
+                );
+            }
+        }
+    }
+}
+
 fn from_hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text
         .trim()

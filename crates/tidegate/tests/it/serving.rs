@@ -117,6 +117,66 @@ fn an_edge_site_serves_what_was_deployed_and_takes_up_a_new_version() {
     assert_eq!(server.version("2"), "2");
 }
 
+/// The recipe that is frozen with a model makes the same features of a raw row as training had.
+#[test]
+fn a_person_is_predicted_alike_from_raw_values_and_from_features() {
+    let hospital = Hospital::new();
+    hospital.run();
+    let rows = crate::fixture::rows(99);
+    let few: Vec<&str> = rows.lines().take(6).collect();
+    hospital.write("new.csv", &(few.join("\n") + "\n"));
+    let predicted = hospital.succeed(&["predict", "--site", "hospital", "new.csv"]);
+    let predicted: Vec<f64> = predicted
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').nth(1).unwrap().parse().unwrap())
+        .collect();
+    let column = |name: &str| -> Vec<&str> {
+        let at = few[0].split(',').position(|header| header == name).unwrap();
+        few[1..]
+            .iter()
+            .map(|row| row.split(',').nth(at).unwrap().trim())
+            .collect()
+    };
+    let numbers = |name: &str| -> Vec<f64> { column(name).iter().map(|cell| cell.parse().unwrap()).collect() };
+    let decades: Vec<f64> = numbers("age").iter().map(|age| (age / 10.0).floor() * 10.0).collect();
+    let input = |name: &str, datatype: &str, data: Value| json!({"name": name, "datatype": datatype, "shape": [5], "data": data});
+    let body = json!({"inputs": [
+        input("age", "FP64", json!(decades)),
+        input("lactate", "FP64", json!(numbers("lactate"))),
+        input("pressure", "FP64", json!(numbers("pressure"))),
+        input("unit", "BYTES", json!(column("unit"))),
+    ]});
+    let server = Server::start(&hospital, "ward");
+    assert_eq!(server.version("1"), "1");
+    let (status, answer) = server.ask("POST", "/v2/models/readmission/infer", &body.to_string());
+    assert_eq!(status, 200, "{answer}");
+    let served: Vec<f64> = answer["outputs"][0]["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_f64)
+        .collect();
+    assert_eq!((predicted.len(), served.len()), (5, 5));
+    for (raw, features) in predicted.iter().zip(&served) {
+        assert!((raw - features).abs() < 1e-5, "{predicted:?} {served:?}");
+    }
+}
+
+#[test]
+fn an_edge_site_serves_when_nothing_else_is_left() {
+    let hospital = Hospital::new();
+    hospital.run();
+    for gone in ["control", "sites/hospital", "sites/cloud"] {
+        std::fs::remove_dir_all(hospital.state().join(gone)).unwrap();
+    }
+    std::fs::remove_file(hospital.path("admissions.csv")).unwrap();
+    let server = Server::start(&hospital, "ward");
+    assert_eq!(server.version("1"), "1");
+    let body = two_patients(&server);
+    assert_eq!(server.ask("POST", "/v2/models/readmission/infer", &body).0, 200);
+}
+
 #[test]
 fn an_altered_or_unsigned_release_is_not_served() {
     let hospital = Hospital::new();
