@@ -144,6 +144,16 @@ impl FromStr for Address {
 }
 
 fn read(text: &str) -> Result<Address, String> {
+    let (mut address, path) = parts(text)?;
+    address.prefix = match path.trim_end_matches('/') {
+        "" => None,
+        prefix => Some(ObjectName::new(prefix).map_err(|error| error.to_string())?),
+    };
+    Ok(address)
+}
+
+/// The address of the whole bucket, and the path behind it as it is written.
+pub(crate) fn parts(text: &str) -> Result<(Address, String), String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let provider = Provider::ALL
         .into_iter()
@@ -167,15 +177,12 @@ fn read(text: &str) -> Result<Address, String> {
         }
         Provider::S3 | Provider::Google => (None, first, path),
     };
-    let prefix = match rest.trim_end_matches('/') {
-        "" => None,
-        prefix => Some(ObjectName::new(prefix).map_err(|error| error.to_string())?),
-    };
+    let rest = rest.to_owned();
     let mut address = Address {
         provider,
         account,
         bucket,
-        prefix,
+        prefix: None,
         endpoint: None,
         region: None,
         role: None,
@@ -193,7 +200,7 @@ fn read(text: &str) -> Result<Address, String> {
             return Err(format!("the option `{key}` stands in it twice"));
         }
     }
-    Ok(address)
+    Ok((address, rest))
 }
 
 fn endpoint(text: &str) -> Result<Url, String> {

@@ -5,7 +5,9 @@
 //!   `gs://bucket/prefix`, `az://account/container/prefix`.
 //! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
-//! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao.
+//! - [`Source`] reads what somebody else put into a bucket, for a dataset.
+//! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
+//!   Amazon's Key Management Service.
 //!
 //! Credentials come from where each cloud's own tools look for them: the environment, files that it names,
 //! the machine's metadata service. No address and no error ever holds one.
@@ -13,11 +15,16 @@
 mod address;
 mod answer;
 mod credentials;
+mod kms;
+mod profile;
 mod session;
+mod source;
 mod store;
 mod vault;
 
 pub use address::{Address, AddressError, Provider};
 pub use credentials::Environment;
+pub use kms::{KmsAddress, KmsCustody};
+pub use source::{Source, SourceAddress, SourceObject};
 pub use store::{CloudStore, OpenError};
 pub use vault::{VaultAddress, VaultCustody};

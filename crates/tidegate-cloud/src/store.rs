@@ -23,6 +23,7 @@ use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use crate::address::{Address, Provider};
 use crate::answer::{Answer, Watching, watched};
 use crate::credentials::{self, Environment};
+use crate::profile::with_profile;
 use crate::session;
 
 /// How long a connection may take to stand, and how long a server may say nothing.
@@ -36,14 +37,14 @@ const PAGE: usize = 1000;
 const PAGES: usize = 10_000;
 
 /// Says what is being done to which object, for messages.
-type What<'a> = &'a (dyn Fn() -> String + Sync);
+pub(crate) type What<'a> = &'a (dyn Fn() -> String + Sync);
 
 /// A store of a public cloud.
 #[derive(Clone)]
 pub struct CloudStore {
     address: Arc<Address>,
-    objects: Arc<dyn ObjectStore>,
-    pages: Arc<dyn PaginatedListStore>,
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    pub(crate) pages: Arc<dyn PaginatedListStore>,
     /// Who asks for credentials of workers, where there is such a service.
     s3: Option<(Arc<AmazonS3>, HttpClient)>,
 }
@@ -100,7 +101,11 @@ impl CloudStore {
         let (objects, pages): (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) = match address.provider {
             Provider::S3 => {
                 let http = Watching::default().connect(&client).map_err(settings)?;
-                let mut builder = credentials::s3(AmazonS3Builder::new(), environment)
+                let environment = with_profile(environment).map_err(|why| OpenError::Settings {
+                    store: address.to_string(),
+                    why,
+                })?;
+                let mut builder = credentials::s3(AmazonS3Builder::new(), &environment)
                     .with_bucket_name(&address.bucket)
                     .with_client_options(client)
                     .with_retry(retry)
@@ -178,6 +183,11 @@ impl CloudStore {
         &self.address
     }
 
+    /// Whether the library leaves out of a listing what is named exactly as the prefix, taking it for a folder.
+    pub(crate) fn leaves_out_prefix(&self) -> bool {
+        self.address.provider == Provider::Azure
+    }
+
     fn key(&self, name: &str) -> String {
         match &self.address.prefix {
             Some(prefix) => format!("{prefix}/{name}"),
@@ -193,7 +203,7 @@ impl CloudStore {
     }
 
     /// Does one call with a limit of time that fits `bytes`.
-    async fn call<T>(
+    pub(crate) async fn call<T>(
         &self,
         what: What<'_>,
         bytes: u64,
@@ -267,7 +277,7 @@ impl CloudStore {
 }
 
 /// How a call failed, before it is known what that means to the caller.
-enum Failure {
+pub(crate) enum Failure {
     NotFound,
     Exists,
     /// The range begins behind the object.
@@ -277,7 +287,7 @@ enum Failure {
 
 impl Failure {
     /// Where only one kind of failure has a meaning of its own.
-    fn or(self, what: What<'_>) -> StoreError {
+    pub(crate) fn or(self, what: What<'_>) -> StoreError {
         let strange = |why: &str| StoreError::Permanent {
             what: what(),
             source: io::Error::other(why.to_owned()),
@@ -409,8 +419,7 @@ impl Store for CloudStore {
     async fn list(&self, prefix: &str, after: Option<&ObjectName>) -> Result<Vec<ObjectInfo>, StoreError> {
         let what = || format!("listing objects that begin with `{}`", prefix.escape_default());
         let mut beginning = self.key(prefix);
-        if self.address.provider == Provider::Azure {
-            // The library leaves out what is named exactly as the prefix, taking it for a folder.
+        if self.leaves_out_prefix() {
             beginning.pop();
         }
         let root = self.key("");
@@ -467,7 +476,7 @@ impl Store for CloudStore {
 }
 
 /// Takes a body in, exactly `bytes` of it, as long as it keeps coming.
-async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Result<Bytes, StoreError> {
+pub(crate) async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Result<Bytes, StoreError> {
     let broken = |why: &str| StoreError::Transient {
         what: what(),
         source: io::Error::other(why.to_owned()),

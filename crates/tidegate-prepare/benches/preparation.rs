@@ -53,6 +53,7 @@ fn ours(runtime: &tokio::runtime::Runtime, source: &Path, catalog: &Catalog, pip
     let input = PrepareInput {
         catalog,
         catalog_folder: source,
+        brought: None,
         pipeline,
         sql: None,
         sample: None,

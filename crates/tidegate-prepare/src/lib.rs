@@ -49,9 +49,10 @@ mod spool;
 
 pub use error::PrepareError;
 pub use home::{Rows, home_rows, raw_rows};
+pub use ingest::SourceFile;
 pub use prepare::{PrepareInput, Prepared, analyse, prepare};
 pub use recipe::{Feature, FeatureType, Recipe, apply_recipe, read_recipe};
 pub use rehearse::{Rehearsal, rehearse};
 pub use scan::code::scan_code;
-pub use scan::{ScanColumn, ScanReport, first_catalog, scan};
+pub use scan::{ScanColumn, ScanReport, first_catalog, scan, scan_brought};
 pub use split::{Keys, Part};

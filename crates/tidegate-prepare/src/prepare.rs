@@ -17,7 +17,7 @@ use tidegate_types::{Digest, Refusal, to_canonical_json};
 use crate::error::PrepareError;
 use crate::execute::{Chosen, Planned, RowSource, SourceColumn};
 use crate::ingest::durable::{self, Draft};
-use crate::ingest::{InputFile, Snapshot, source};
+use crate::ingest::{InputFile, Snapshot, SourceFile, source};
 use crate::labels::{self, Facts};
 use crate::profile;
 use crate::recipe::token_keys;
@@ -38,6 +38,8 @@ pub struct PrepareInput<'a> {
     pub catalog: &'a Catalog,
     /// The folder that the catalog's sources are relative to.
     pub catalog_folder: &'a Path,
+    /// The files of the dataset's source, where it lies elsewhere and was brought here.
+    pub brought: Option<&'a [SourceFile]>,
     /// The pipeline.
     pub pipeline: &'a Pipeline,
     /// The text of the pipeline's `sql_file`; goes before `sql` of the pipeline itself.
@@ -118,7 +120,10 @@ impl<'a> PrepareInput<'a> {
     }
 
     pub(crate) fn sources(&self, dataset: &Dataset) -> Result<Vec<InputFile>, PrepareError> {
-        source::find(self.catalog_folder, &dataset.source)
+        match self.brought {
+            Some(files) => source::brought(&dataset.source, files),
+            None => source::find(self.catalog_folder, &dataset.source),
+        }
     }
 
     fn key(&self, name: &DatasetName, dataset: &Dataset, purpose: &str, rows: &Digest) -> Result<Digest, PrepareError> {

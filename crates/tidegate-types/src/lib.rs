@@ -14,6 +14,7 @@ pub mod column;
 pub mod digest;
 pub mod event;
 pub mod files;
+pub mod glob;
 pub mod ids;
 pub mod keeper;
 pub mod label;

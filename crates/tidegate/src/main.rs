@@ -9,6 +9,7 @@
 //! - [`scores`]: what a model says of rows at home
 //! - [`keeper_process`]: the keeper as a process of its own
 //! - [`commands`]: what the user asks for
+//! - [`sources`]: what a dataset is read from, brought to its private site
 //! - [`stores`]: the stores of sites, wherever they are
 //! - [`screen`]: progress while it goes on
 //! - [`show`]: what the user sees at the end
@@ -23,6 +24,7 @@ mod project;
 mod scores;
 mod screen;
 mod show;
+mod sources;
 mod stages;
 mod stores;
 

@@ -96,13 +96,20 @@ impl Project {
             },
         )
         .map_err(Failure::File)?;
-        let faults = stores::faults(
+        let mut faults = stores::faults(
             &sites,
             &SourceText {
                 file: &sites_name,
                 text: &sites_source,
             },
         );
+        faults.extend(stores::source_faults(
+            &catalog,
+            &SourceText {
+                file: &catalog_name,
+                text: &catalog_source,
+            },
+        ));
         if !faults.is_empty() {
             return Err(Failure::File(faults));
         }

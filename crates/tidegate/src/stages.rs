@@ -10,7 +10,7 @@ use tidegate_contracts::stage::{
     BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
 };
 use tidegate_learn::{JudgeInput, Judgement, Membership, Table, fit_platt, gates, judge, membership, metrics, train};
-use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, home_rows, raw_rows, read_recipe};
+use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, SourceFile, home_rows, raw_rows, read_recipe};
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_types::digest::Digest;
 use tidegate_types::keeper::{GateResult, QualitySummary};
@@ -21,6 +21,7 @@ use tidegate_types::report::{LabelReport, RiskReport};
 use crate::infer::predict_in_sandbox;
 use crate::project::now;
 use crate::scores::{Scored, Scores};
+use crate::{sources, stores};
 
 mod card;
 
@@ -212,15 +213,15 @@ fn judged(scored: &Scored, calibration: &Calibration, min_cell: u32) -> Result<J
 #[async_trait]
 impl HomeStages for Rows {
     async fn analyse(&self, context: &StageContext<'_>) -> Result<(LabelReport, u64), StageError> {
-        let keys = keys(context);
-        tidegate_prepare::analyse(&input(context, &keys))
+        let (keys, brought) = (keys(context), brought(context).await?);
+        tidegate_prepare::analyse(&input(context, &keys, brought.as_deref()))
             .await
             .map_err(stage_error)
     }
 
     async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError> {
-        let keys = keys(context);
-        let prepared = tidegate_prepare::prepare(&input(context, &keys))
+        let (keys, brought) = (keys(context), brought(context).await?);
+        let prepared = tidegate_prepare::prepare(&input(context, &keys, brought.as_deref()))
             .await
             .map_err(stage_error)?;
         write_once(&prepared.home.join("risk.json"), &prepared.risk)?;
@@ -386,10 +387,25 @@ fn keys(context: &StageContext<'_>) -> Keys {
     }
 }
 
-fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys) -> PrepareInput<'a> {
+/// The files of the dataset's source, where it lies elsewhere.
+async fn brought(context: &StageContext<'_>) -> Result<Option<Vec<SourceFile>>, StageError> {
+    let dataset = context.catalog.datasets.get(&context.pipeline.prepare.from);
+    match dataset.filter(|dataset| sources::is_elsewhere(&dataset.source)) {
+        Some(dataset) => {
+            let folder = context.folder.join("sources");
+            sources::bring(&dataset.source, &folder, &stores::environment())
+                .await
+                .map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys, brought: Option<&'a [SourceFile]>) -> PrepareInput<'a> {
     PrepareInput {
         catalog: context.catalog,
         catalog_folder: context.catalog_folder,
+        brought,
         pipeline: context.pipeline,
         sql: context.text.sql.as_deref(),
         sample: context.text.sample,

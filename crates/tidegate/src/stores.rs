@@ -7,13 +7,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
-use tidegate_cloud::{Address, AddressError, CloudStore, Environment, VaultAddress, VaultCustody};
+use tidegate_cloud::{
+    Address, AddressError, CloudStore, Environment, KmsAddress, KmsCustody, SourceAddress, VaultAddress, VaultCustody,
+};
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
 use tidegate_seal::random::random_bytes;
 use tidegate_transfer::patiently;
 use tidegate_types::files::sites::Site;
-use tidegate_types::files::{FileError, Sites, SourceText};
+use tidegate_types::files::{Catalog, FileError, Sites, SourceText};
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
@@ -56,6 +58,14 @@ pub(crate) async fn custody_that(
         vault if vault.starts_with("vault:") => {
             let address = vault.parse().while_(opening)?;
             Ok(Arc::new(VaultCustody::open(address, environment).while_(opening)?))
+        }
+        service if service.starts_with("aws-kms:") => {
+            let address: KmsAddress = service.parse().while_(opening)?;
+            let custody = KmsCustody::open(address, environment).while_(opening)?;
+            if creates {
+                custody.create().await.while_(opening)?;
+            }
+            Ok(Arc::new(custody))
         }
         token if token.starts_with("pkcs11:") => {
             let address: Pkcs11Address = token.parse().while_(opening)?;
@@ -195,7 +205,8 @@ pub(crate) async fn try_custody(project: &Project) -> Result<Option<CustodyTrial
     };
     let address = site.custody.clone().unwrap_or_default();
     let folder = project.layout.site(&name);
-    let made_by_first_run = address.starts_with("pkcs11:") && !folder.join("keys").join("site-keys.json").exists();
+    let makes_keys = address.starts_with("pkcs11:") || address.starts_with("aws-kms:");
+    let made_by_first_run = makes_keys && !folder.join("keys").join("site-keys.json").exists();
     if address == "file:" || made_by_first_run {
         return Ok(None);
     }
@@ -291,6 +302,10 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 .parse::<VaultAddress>()
                 .err()
                 .map(|error| (error.why().to_owned(), "write `vault:https://host:8200/mount/key`")),
+            Some(("aws-kms", _)) => custody.parse::<KmsAddress>().err().map(|error| {
+                let help = "write `aws-kms://REGION/NAME`";
+                (error.why().to_owned(), help)
+            }),
             Some(("pkcs11", _)) => custody.parse::<Pkcs11Address>().err().map(|error| {
                 let help = "write `pkcs11:token=LABEL;object=NAME?module-path=FILE`";
                 (error.why().to_owned(), help)
@@ -300,6 +315,21 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
         if let Some((why, help)) = wrong {
             let message = format!("the custody of site `{name}`: {why}");
             faults.push(fault(source, custody, message, help));
+        }
+    }
+    faults
+}
+
+/// What is wrong with the addresses of sources in stores of clouds, at its place.
+pub(crate) fn source_faults(catalog: &Catalog, text: &SourceText<'_>) -> Vec<FileError> {
+    let mut faults = Vec::new();
+    for (name, dataset) in &catalog.datasets {
+        if Address::is_meant(&dataset.source)
+            && let Err(error) = dataset.source.parse::<SourceAddress>()
+        {
+            let message = format!("the source of dataset `{name}`: {}", error.why());
+            let help = "write `s3://bucket/path`, `gs://bucket/path` or `az://account/container/path`";
+            faults.push(fault(text, &dataset.source, message, help));
         }
     }
     faults

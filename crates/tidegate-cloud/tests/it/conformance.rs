@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_cloud::{CloudStore, Environment, VaultCustody};
+use tidegate_cloud::{CloudStore, Environment, KmsCustody, VaultCustody};
 use tidegate_contracts::{Custody, CustodyError, ObjectName, Store, StoreError, conformance};
 
 use crate::others::{ACCOUNT, ACCOUNT_KEY, azurite};
-use crate::peers::{Peer, bao, make_bucket, seaweed};
+use crate::peers::{Peer, bao, make_bucket, moto, python, seaweed};
 
 /// Credentials as the environment would have them.
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -76,6 +76,51 @@ async fn the_transit_engine_is_a_custody() {
     drop(peer);
     let error = site.unwrap_key(&wrapped, "context").await.unwrap_err();
     assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn amazons_key_service_is_a_custody() {
+    let Some((peer, id, secret)) = moto() else { return };
+    let known = environment(&[("AWS_ACCESS_KEY_ID", &id), ("AWS_SECRET_ACCESS_KEY", &secret)]);
+    let custody = |name: &str, environment: &Environment| {
+        let address = format!(
+            "aws-kms://eu-central-1/{name}?endpoint=http://127.0.0.1:{}",
+            peer.port()
+        );
+        Arc::new(KmsCustody::open(address.parse().unwrap(), environment).unwrap())
+    };
+    for name in ["site", "other"] {
+        // The second time finds the key.
+        custody(name, &known).create().await.unwrap();
+        custody(name, &known).create().await.unwrap();
+    }
+    conformance::custody(&|name| -> Arc<dyn Custody> { custody(name, &known) })
+        .await
+        .unwrap();
+    // Whoever is not known there, or asks for a key that was never made, is told so, and not that a key is wrong.
+    let stranger = environment(&[("AWS_ACCESS_KEY_ID", &id), ("AWS_SECRET_ACCESS_KEY", "guessed")]);
+    let wrapped = custody("site", &known).wrap(&[7; 32], "context").await.unwrap();
+    for custody in [custody("site", &stranger), custody("third", &known)] {
+        let wrap = custody.wrap(&[7; 32], "context").await.unwrap_err();
+        let unwrap = custody.unwrap_key(&wrapped, "context").await.unwrap_err();
+        for error in [wrap, unwrap] {
+            assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
+            assert!(
+                !error.to_string().contains("guessed") && !error.to_string().contains(&secret),
+                "{error}"
+            );
+        }
+    }
+    // What was destroyed waits for its end in the service, and no name leads to it; others are left alone.
+    let told = python(&format!(
+        "import boto3\nkms = boto3.client('kms', endpoint_url='http://127.0.0.1:{}', region_name='eu-central-1', \
+         aws_access_key_id='{id}', aws_secret_access_key='{secret}')\n\
+         names = [alias for alias in kms.list_aliases()['Aliases'] if '/site/' in alias['AliasName']]\n\
+         print(*sorted(alias['AliasName'] for alias in names))",
+        peer.port()
+    ));
+    assert_eq!(told.trim(), "alias/site/2 alias/site/3");
+    drop(peer);
 }
 
 #[tokio::test]

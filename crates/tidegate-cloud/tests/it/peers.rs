@@ -287,3 +287,32 @@ fn make_bucket_at(endpoint: &str, bucket: &str) {
          aws_secret_access_key='SKADMIN').create_bucket(Bucket='{bucket}')",
     ));
 }
+
+/// moto as Amazon's key service with signatures and policies checked, and the key of a user who may use it: its id
+/// and its secret. None where it is not installed.
+pub(crate) fn moto() -> Option<(Peer, String, String)> {
+    let program = peers()?.join("bin/moto_server");
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut command = Command::new(program);
+    command
+        .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+        // Whoever sets it up has no key yet.
+        .env("INITIAL_NO_AUTH_ACTION_COUNT", "3");
+    let peer = Peer::start(command, folder, port);
+    let told = python(&format!(
+        r#"
+import boto3, json
+iam = boto3.client("iam", endpoint_url="http://127.0.0.1:{port}", region_name="eu-central-1",
+    aws_access_key_id="nobody", aws_secret_access_key="nobody")
+iam.create_user(UserName="keeper")
+actions = ["CreateKey", "CreateAlias", "DeleteAlias", "ListAliases", "Encrypt", "Decrypt", "ScheduleKeyDeletion"]
+iam.put_user_policy(UserName="keeper", PolicyName="keys", PolicyDocument=json.dumps({{"Version": "2012-10-17",
+    "Statement": [{{"Effect": "Allow", "Action": ["kms:" + action for action in actions], "Resource": "*"}}]}}))
+key = iam.create_access_key(UserName="keeper")["AccessKey"]
+print(key["AccessKeyId"], key["SecretAccessKey"])
+"#
+    ));
+    let (id, secret) = told.trim().split_once(' ').unwrap();
+    Some((peer, id.to_owned(), secret.to_owned()))
+}

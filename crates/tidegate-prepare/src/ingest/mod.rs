@@ -11,3 +11,4 @@ pub(crate) mod types;
 pub(crate) use reader::{RecordReader, Records};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use source::InputFile;
+pub use source::SourceFile;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tidegate_types::glob;
+
 use crate::error::PrepareError;
 
 /// How a file is written.
@@ -29,6 +31,15 @@ impl Format {
     }
 }
 
+/// A file of a source that lies elsewhere, as it was brought here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where it lies here.
+    pub path: PathBuf,
+    /// What the source calls it; how it is written is told by its ending.
+    pub name: String,
+}
+
 /// One file to be read.
 #[derive(Debug, Clone)]
 pub(crate) struct InputFile {
@@ -43,7 +54,7 @@ pub(crate) fn find(folder: &Path, source: &str) -> Result<Vec<InputFile>, Prepar
     let failed = |why: String, fix: &str| PrepareError::input(format!("reading source `{source}`"), why, fix);
     if source.contains("://") {
         return Err(failed(
-            "only files, folders and globs can be read here".to_owned(),
+            "only files, folders, globs and stores of clouds can be read".to_owned(),
             "Export the data into CSV or Parquet files and name these in the catalog",
         ));
     }
@@ -54,7 +65,7 @@ pub(crate) fn find(folder: &Path, source: &str) -> Result<Vec<InputFile>, Prepar
         for path in paths {
             if text.contains(['*', '?']) {
                 for name in names(&path)? {
-                    if matches(&text, &name) {
+                    if glob::matches(&text, &name) {
                         next.push(path.join(name));
                     }
                 }
@@ -79,16 +90,33 @@ pub(crate) fn find(folder: &Path, source: &str) -> Result<Vec<InputFile>, Prepar
     }
     files.sort();
     files.dedup();
+    let shown = |path: &PathBuf| path.strip_prefix(folder).unwrap_or(path).display().to_string();
+    let files: Vec<SourceFile> = files
+        .into_iter()
+        .map(|path| SourceFile {
+            name: shown(&path),
+            path,
+        })
+        .collect();
+    brought(source, &files)
+}
+
+/// Files of a source that were found, or brought here from elsewhere.
+pub(crate) fn brought(source: &str, files: &[SourceFile]) -> Result<Vec<InputFile>, PrepareError> {
+    let failed = |why: String, fix: &str| PrepareError::input(format!("reading source `{source}`"), why, fix);
     let mut inputs = Vec::with_capacity(files.len());
-    for path in files {
-        let shown = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-        let Some(format) = Format::of(&path) else {
+    for SourceFile { path, name } in files {
+        let Some(format) = Format::of(Path::new(name)) else {
             return Err(failed(
-                format!("`{shown}` is neither `.csv` nor `.parquet`"),
+                format!("`{name}` is neither `.csv` nor `.parquet`"),
                 "Name CSV or Parquet files",
             ));
         };
-        inputs.push(InputFile { path, shown, format });
+        inputs.push(InputFile {
+            path: path.clone(),
+            shown: name.clone(),
+            format,
+        });
     }
     let Some(first) = inputs.first() else {
         return Err(failed(
@@ -139,49 +167,9 @@ fn names(folder: &Path) -> Result<Vec<String>, PrepareError> {
     Ok(names)
 }
 
-/// Whether `name` fits `pattern`, in which `*` stands for any text and `?` for one character.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    // `reached[j]`: the pattern so far fits the first `j` characters.
-    let mut reached = vec![false; name.len() + 1];
-    reached[0] = true;
-    for wanted in pattern {
-        let mut next = vec![false; name.len() + 1];
-        if wanted == '*' {
-            let mut any = false;
-            for (to, from) in next.iter_mut().zip(&reached) {
-                any |= from;
-                *to = any;
-            }
-        } else {
-            for ((to, from), found) in next.iter_mut().skip(1).zip(&reached).zip(&name) {
-                *to = *from && (wanted == '?' || wanted == *found);
-            }
-        }
-        reached = next;
-    }
-    reached.last().copied().unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn globs() {
-        for (pattern, name, fits) in [
-            ("*.csv", "a.csv", true),
-            ("*.csv", ".csv", true),
-            ("a*b*c", "aXXbYYc", true),
-            ("a?c", "abc", true),
-            ("a?c", "ac", false),
-            ("a*", "ba", false),
-            ("**", "anything", true),
-            ("é?", "éé", true),
-        ] {
-            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
-        }
-    }
 
     #[test]
     fn files_folders_and_globs_are_found_in_order() {

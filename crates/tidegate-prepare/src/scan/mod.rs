@@ -19,7 +19,7 @@ use tidegate_types::label::Residency;
 use tidegate_types::{IdentifierKind, Role};
 
 use crate::error::PrepareError;
-use crate::ingest::{RecordReader, Records, source};
+use crate::ingest::{InputFile, RecordReader, Records, SourceFile, source};
 use look::Look;
 
 /// What a source holds, without any of its values.
@@ -65,7 +65,18 @@ pub struct ScanColumn {
 pub async fn scan(path: &Path, csv: &CsvOptions) -> Result<ScanReport, PrepareError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let files = source::find(folder, name.as_deref().unwrap_or("."))?;
+    scan_files(source::find(folder, name.as_deref().unwrap_or("."))?, csv)
+}
+
+/// As [`scan`], of the files of a source that were brought here.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn scan_brought(source: &str, files: &[SourceFile], csv: &CsvOptions) -> Result<ScanReport, PrepareError> {
+    scan_files(source::brought(source, files)?, csv)
+}
+
+fn scan_files(files: Vec<InputFile>, csv: &CsvOptions) -> Result<ScanReport, PrepareError> {
     let mut bytes = 0;
     for file in &files {
         let metadata =

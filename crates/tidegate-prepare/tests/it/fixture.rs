@@ -119,6 +119,7 @@ impl Hospital {
         run(&PrepareInput {
             catalog: &catalog,
             catalog_folder: self.path(),
+            brought: None,
             pipeline: &pipeline,
             sql: None,
             sample: self.sample,

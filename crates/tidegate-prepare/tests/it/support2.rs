@@ -22,6 +22,7 @@ fn prepared(folder: &Path) -> Prepared {
     block_on(prepare(&PrepareInput {
         catalog: &catalog,
         catalog_folder: &example(),
+        brought: None,
         pipeline: &pipeline(),
         sql: None,
         sample: None,

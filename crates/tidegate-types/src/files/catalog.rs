@@ -24,7 +24,8 @@ pub struct Catalog {
 pub struct Dataset {
     /// The private site that owns it.
     pub site: SiteName,
-    /// A file, folder or glob of CSV or Parquet, relative to this file.
+    /// A file, folder or glob of CSV or Parquet, relative to this file; or objects in a store of a cloud, such as
+    /// `s3://bucket/path/part-*.csv`.
     pub source: String,
     /// The column that names the person behind a row. Absent only for public datasets without people.
     #[serde(default)]

@@ -55,7 +55,8 @@ pub struct Site {
     pub clearance: Clearance,
     /// Where objects are kept: `folder:` (embedded, below the state folder) or `folder:/path`.
     pub store: String,
-    /// Where the key is that wraps all others; private sites only: `file:` (embedded), `pkcs11:…` or `vault:…`.
+    /// Where the key is that wraps all others; private sites only: `file:` (embedded), `pkcs11:…`,
+    /// `vault:…` or `aws-kms:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<String>,
     /// What runs jobs; absent where none can run.

@@ -9,7 +9,7 @@ fn what_does_not_fit_is_named_with_its_place() {
         // The catalog.
         ("site: hospital", "site: hospitl"),
         ("site: hospital", "site: cloud"),
-        ("source: admissions.csv", "source: s3://bucket/admissions.csv"),
+        ("source: admissions.csv", "source: https://example.org/admissions.csv"),
         ("subject: patient_id", "subject: patientid"),
         ("subject: patient_id", "subject: age"),
         ("    subject: patient_id\n", ""),

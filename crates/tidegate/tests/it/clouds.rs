@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Hospital, PLANTED_NAME, files};
-use crate::peers::{Peer, bao, make_bucket, make_open_bucket, open_seaweed, seaweed};
+use crate::fixture::{Hospital, PEOPLE, PLANTED_NAME, files};
+use crate::peers::{Peer, bao, make_bucket, make_open_bucket, moto, open_seaweed, python, seaweed};
 use crate::proxy::Proxy;
 
 const ADMIN: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")];
@@ -142,6 +142,148 @@ fn a_pipeline_survives_a_network_that_breaks() {
     hospital.succeed(&["audit", "verify"]);
 }
 
+/// Puts an object as somebody who fills buckets does.
+fn put(peer: &Peer, bucket: &str, key: &str, text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("body");
+    std::fs::write(&file, text).unwrap();
+    python(&format!(
+        "import boto3\nboto3.client('s3', endpoint_url='https://127.0.0.1:{}', verify='{}', region_name='us-east-1', \
+         aws_access_key_id='AKADMIN', aws_secret_access_key='SKADMIN').upload_file('{}', '{bucket}', '{key}')",
+        peer.port(),
+        peer.folder().join("ca.pem").display(),
+        file.display(),
+    ));
+}
+
+#[test]
+fn a_dataset_is_read_from_a_bucket_into_the_private_site() {
+    let Some(peer) = seaweed() else { return };
+    make_bucket(&peer, "raw");
+    let hospital = Hospital::new();
+    let rows = std::fs::read_to_string(hospital.path("admissions.csv")).unwrap();
+    std::fs::remove_file(hospital.path("admissions.csv")).unwrap();
+    let (header, records) = rows.split_once('\n').unwrap();
+    let middle = records.match_indices('\n').nth(PEOPLE as usize / 2).unwrap().0 + 1;
+    put(
+        &peer,
+        "raw",
+        "visits 2026/part-1.csv",
+        &format!("{header}\n{}", &records[..middle]),
+    );
+    put(
+        &peer,
+        "raw",
+        "visits 2026/part-2.csv",
+        &format!("{header}\n{}", &records[middle..]),
+    );
+    put(&peer, "raw", "visits 2026/notes.md", "no records");
+    put(&peer, "raw", "visits 2026/deep/part-3.csv", "not,meant\n");
+    let source = peer.s3("raw", "visits%202026/part-*.csv");
+    hospital.edit(
+        "catalog.yaml",
+        "source: admissions.csv",
+        &format!("source: \"{source}\""),
+    );
+    let tidegate = |arguments: &[&str]| {
+        let mut command = hospital.command(arguments);
+        command.envs(ADMIN).env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!told.contains("SKADMIN"), "{told}");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), told)
+    };
+    let (code, scanned, told) = tidegate(&["scan"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(scanned.contains(&format!("{PEOPLE} rows")), "{scanned}");
+    assert!(
+        scanned.contains("visits 2026/part-1.csv, visits 2026/part-2.csv"),
+        "{scanned}"
+    );
+    assert_eq!(tidegate(&["check"]).0, Some(0));
+    let run = || {
+        let (code, answer, told) = tidegate(&["run", "--yes", "--format", "json"]);
+        assert_eq!(code, Some(0), "{told}");
+        serde_json::from_str::<Value>(&answer).unwrap()
+    };
+    let first = run();
+    assert_eq!(
+        first["risk"]["rows"].as_u64().unwrap(),
+        first["risk"]["rows"].as_u64().unwrap().min(PEOPLE)
+    );
+    for file in files(&hospital.state()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!holds("SKADMIN"), "{} holds the key of the bucket", file.display());
+        let home = hospital.state().join("sites/hospital");
+        assert!(file.starts_with(home) || !holds(PLANTED_NAME), "{}", file.display());
+    }
+    let reused = |summary: &Value| summary["reused"].as_array().unwrap().len();
+    assert_eq!(reused(&run()), 7, "nothing changed");
+
+    // What was brought and altered here is brought again.
+    let brought = hospital.state().join("sites/hospital/work/sources");
+    let copies = || -> Vec<_> {
+        files(&brought)
+            .into_iter()
+            .filter(|file| file.extension().is_some_and(|it| it == "csv"))
+            .collect()
+    };
+    assert_eq!(copies().len(), 2);
+    let text = std::fs::read_to_string(&copies()[0]).unwrap();
+    std::fs::write(&copies()[0], text.replace("MRN", "XRN")).unwrap();
+    assert_eq!(reused(&run()), 7, "the source is what it was");
+
+    // Another object under the same name is another source, and what was there before is not kept.
+    put(
+        &peer,
+        "raw",
+        "visits 2026/part-2.csv",
+        &format!("{header}\n{}", &records[..middle].replace("MRN", "MRM")),
+    );
+    assert!(reused(&run()) < 7);
+    assert_eq!(copies().len(), 2);
+
+    // Nothing there, and nobody who may look.
+    hospital.edit("catalog.yaml", "part-*.csv", "none-*.csv");
+    let (code, _, told) = tidegate(&["run", "--yes"]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("`s3://raw/visits 2026/none-*.csv` names no object"),
+        "{told}"
+    );
+    let output = hospital
+        .command(&["run", "--yes"])
+        .env("AWS_ACCESS_KEY_ID", "AKSTRANGER")
+        .env("AWS_SECRET_ACCESS_KEY", "SKSTRANGER")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("the credentials do not allow it") && !told.contains("SKSTRANGER"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_source_that_is_no_address_is_told_at_its_place() {
+    let hospital = Hospital::new();
+    hospital.edit(
+        "catalog.yaml",
+        "source: admissions.csv",
+        "source: \"s3://id:hushhush@data/a.csv\"",
+    );
+    let output = hospital.tidegate(&["check"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("catalog.yaml:4:14: the source of dataset `admissions`"),
+        "{told}"
+    );
+    assert!(told.contains("credentials") && !told.contains("hushhush"), "{told}");
+}
+
 #[test]
 fn an_address_that_is_none_is_told_at_its_place() {
     let hospital = Hospital::new();
@@ -197,5 +339,44 @@ fn a_sites_keys_may_be_in_a_key_service_and_nothing_moves_without_it() {
     let output = run();
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("key custody is out of reach"), "{told}");
+}
+
+#[test]
+fn a_sites_keys_may_be_in_amazons_key_service() {
+    let Some((peer, id, secret)) = moto() else { return };
+    let hospital = Hospital::new();
+    let address = format!(
+        "aws-kms://eu-central-1/st-mary?endpoint=http://127.0.0.1:{}",
+        peer.port()
+    );
+    hospital.edit("sites.yaml", "custody: \"file:\"", &format!("custody: \"{address}\""));
+    let tidegate = |arguments: &[&str], secret: &str| {
+        let mut command = hospital.command(arguments);
+        command
+            .env("AWS_ACCESS_KEY_ID", &id)
+            .env("AWS_SECRET_ACCESS_KEY", secret)
+            .env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!told.contains(secret), "the secret is in a log");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), told)
+    };
+    let (code, _, told) = tidegate(&["run", "--yes"], &secret);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!hospital.state().join("sites/hospital/keys/custody.key").exists());
+    let (code, checked, _) = tidegate(&["check"], &secret);
+    assert_eq!(code, Some(0), "{checked}");
+    let (code, _, told) = tidegate(&["keys", "rotate"], &secret);
+    assert_eq!(code, Some(0), "{told}");
+    // What was wrapped is wrapped again, and the run goes on with it.
+    let (code, answer, told) = tidegate(&["run", "--yes", "--format", "json"], &secret);
+    assert_eq!(code, Some(0), "{told}");
+    let summary: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(summary["reused"].as_array().unwrap().len(), 7);
+    // A stranger opens nothing.
+    hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 11");
+    let (code, _, told) = tidegate(&["run", "--yes"], "somebody elses secret");
+    assert_eq!(code, Some(1));
     assert!(told.contains("key custody is out of reach"), "{told}");
 }

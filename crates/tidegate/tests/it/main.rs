@@ -23,6 +23,7 @@ mod peers;
 mod proxy;
 mod refusals;
 mod secrets;
+mod sending;
 mod serving;
 mod tampering;
 mod terminal;

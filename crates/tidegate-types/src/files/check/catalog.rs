@@ -8,6 +8,9 @@ use crate::files::source::suggest;
 use crate::files::{Catalog, Sites};
 use crate::label::{Label, Level, Residency};
 
+/// Stores of clouds that records are read from.
+const CLOUDS: [&str; 3] = ["s3", "gs", "az"];
+
 pub(super) fn check(catalog: &Catalog, sites: &Sites, findings: &mut Findings<'_>) {
     if catalog.datasets.is_empty() {
         findings.key(
@@ -101,12 +104,14 @@ fn check_source(dataset: &Dataset, findings: &mut Findings<'_>, path: &[&str]) {
             "name a file, a folder or a glob of CSV or Parquet",
         );
     } else if let Some((scheme, _)) = source.split_once("://") {
-        let help = "name a file, a folder or a glob of CSV or Parquet";
-        findings.value(
-            path,
-            format!("sources of the kind `{scheme}://` are not supported yet"),
-            help,
-        );
+        if !CLOUDS.contains(&scheme) {
+            let help = "name a file, a folder or a glob of CSV or Parquet, or `s3://…`, `gs://…` or `az://…`";
+            findings.value(
+                path,
+                format!("sources of the kind `{scheme}://` are not supported yet"),
+                help,
+            );
+        }
     } else if source.contains('\0') {
         findings.value(path, "a path cannot hold a NUL character", "");
     }

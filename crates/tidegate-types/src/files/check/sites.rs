@@ -9,7 +9,7 @@ use crate::files::source::suggest;
 /// Kinds of stores that this version can use, as the part of `store` up to its colon.
 const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
-const CUSTODIES: [&str; 3] = ["file:", "pkcs11:", "vault:"];
+const CUSTODIES: [&str; 4] = ["file:", "pkcs11:", "vault:", "aws-kms:"];
 /// Drivers that this version has.
 const DRIVERS: [&str; 1] = ["process"];
 

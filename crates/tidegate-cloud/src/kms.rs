@@ -1,0 +1,454 @@
+//! Custody in Amazon's Key Management Service (API version 2014-11-01): the key that wraps all others never leaves
+//! the service.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::CONTENT_TYPE;
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+use tidegate_contracts::{Custody, CustodyError};
+use tokio::sync::Mutex;
+use url::Url;
+use zeroize::Zeroizing;
+
+use crate::address::{AddressError, secure};
+use crate::answer::Watching;
+use crate::credentials::{self, Environment};
+use crate::profile::with_profile;
+use crate::store::{OpenError, options};
+
+/// How long the service may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The longest answer that is read.
+const ANSWER_BYTES: usize = 1 << 20;
+/// Pages of a hundred names each that are looked through for the keys of a site.
+const PAGES: usize = 1000;
+/// What a wrapped key of this custody begins with.
+const FORMAT: u8 = 1;
+/// The shortest time, in days, after which the service destroys a key.
+const DAYS: u64 = 7;
+/// What a context is written with: as it is read in the service's own log, and never two in one way.
+const CONTEXT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'/');
+
+/// Where a key is: `aws-kms://REGION/NAME[?endpoint=URL&certificates=FILE]`. Its keys have the aliases
+/// `alias/NAME/1`, `alias/NAME/2` and so on, the one with the greatest number wraps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmsAddress {
+    region: String,
+    name: String,
+    endpoint: Option<Url>,
+    certificates: Option<PathBuf>,
+}
+
+impl FromStr for KmsAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = |why: &str| AddressError::new(text, why);
+        let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+        if url.scheme() != "aws-kms" {
+            return Err(wrong("it does not begin with `aws-kms:`"));
+        }
+        if !url.username().is_empty() || url.password().is_some() || url.port().is_some() || url.fragment().is_some() {
+            return Err(wrong(
+                "it holds more than names; credentials have their places elsewhere",
+            ));
+        }
+        let plain = |part: &str, more: &str| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|one| one.is_ascii_alphanumeric() || more.contains(one))
+        };
+        let region = url.host_str().unwrap_or_default().to_owned();
+        let name = url.path().trim_matches('/').to_owned();
+        if !plain(&region, "-") || !plain(&name, "-_/") || name.starts_with("aws/") || name.len() > 200 {
+            return Err(wrong(
+                "region and name are missing or hold other signs, as in `aws-kms://eu-central-1/st-mary`",
+            ));
+        }
+        let mut address = Self {
+            region,
+            name,
+            endpoint: None,
+            certificates: None,
+        };
+        for (key, value) in url.query_pairs() {
+            let twice = match key.as_ref() {
+                "endpoint" => {
+                    let server = Url::parse(&value).map_err(|error| wrong(&format!("its endpoint: {error}")))?;
+                    secure(&server).map_err(|why| wrong(&format!("its endpoint {why}")))?;
+                    address.endpoint.replace(server).is_some()
+                }
+                "certificates" => address.certificates.replace(PathBuf::from(value.as_ref())).is_some(),
+                _ => true,
+            };
+            if twice {
+                return Err(wrong("it has an option that is not known here, or one twice"));
+            }
+        }
+        Ok(address)
+    }
+}
+
+/// Without its options.
+impl fmt::Display for KmsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "aws-kms://{}/{}", self.region, self.name)
+    }
+}
+
+/// Custody in Amazon's Key Management Service.
+///
+/// A wrapped key is one byte of format, the number of the key (eight bytes, big-endian) and the service's
+/// ciphertext; the context is its encryption context, under `tidegate`.
+pub struct KmsCustody {
+    address: KmsAddress,
+    client: HttpClient,
+    /// Finds credentials as for a store, and keeps them fresh.
+    signer: Arc<AmazonS3>,
+    /// The number of the key that wraps, once it is known.
+    newest: Mutex<Option<u64>>,
+}
+
+impl fmt::Debug for KmsCustody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KmsCustody").field(&self.address.to_string()).finish()
+    }
+}
+
+/// How a request ended.
+enum Reply {
+    Done(Value),
+    /// The service's name for what is wrong.
+    Failed(String),
+}
+
+impl KmsCustody {
+    /// The custody at `address`, with the credentials that `environment` has for it, as for a store of S3. Connects
+    /// to nobody yet.
+    ///
+    /// # Errors
+    /// When the certificates cannot be read, or the environment's settings contradict each other.
+    pub fn open(address: KmsAddress, environment: &Environment) -> Result<Self, OpenError> {
+        let settings = |error: object_store::Error| OpenError::Settings {
+            store: address.to_string(),
+            why: error.to_string(),
+        };
+        let environment = with_profile(environment).map_err(|why| OpenError::Settings {
+            store: address.to_string(),
+            why,
+        })?;
+        let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
+        let options = options(&address.to_string(), plain, address.certificates.as_deref())?;
+        let client = Watching::default().connect(&options).map_err(settings)?;
+        let signer = credentials::s3(AmazonS3Builder::new(), &environment)
+            .with_region(&address.region)
+            // Nobody asks for it: credentials are found without a bucket, but not named without one.
+            .with_bucket_name("none")
+            .with_client_options(options)
+            .build()
+            .map_err(settings)?;
+        Ok(Self {
+            address,
+            client,
+            signer: Arc::new(signer),
+            newest: Mutex::new(None),
+        })
+    }
+
+    fn unreachable(&self, what: &str, why: impl fmt::Display) -> CustodyError {
+        CustodyError::Unreachable {
+            what: what.to_owned(),
+            why: format!("{}: {why}", self.address),
+        }
+    }
+
+    fn alias(&self, number: u64) -> String {
+        format!("alias/{}/{number}", self.address.name)
+    }
+
+    /// One request. Bodies of errors are not passed on: they may repeat what was sent.
+    async fn request(&self, what: &str, action: &str, body: &Value) -> Result<Reply, CustodyError> {
+        let failed = |why: &dyn fmt::Display| self.unreachable(what, why);
+        let region = &self.address.region;
+        let server = match &self.address.endpoint {
+            Some(endpoint) => endpoint.to_string(),
+            None if region.starts_with("cn-") => format!("https://kms.{region}.amazonaws.com.cn/"),
+            None => format!("https://kms.{region}.amazonaws.com/"),
+        };
+        let mut request: HttpRequest = http::Request::post(server)
+            .header(CONTENT_TYPE, "application/x-amz-json-1.1")
+            .header("x-amz-target", format!("TrentService.{action}"))
+            .body(body.to_string().into())
+            .map_err(|error| failed(&error))?;
+        let answered = async {
+            let owner = self.signer.credentials().get_credential().await;
+            let owner = owner.map_err(|_| failed(&"no credentials were found"))?;
+            AwsAuthorizer::new(&owner, "kms", region).authorize(&mut request, None);
+            let response = self.client.execute(request).await;
+            let response = response.map_err(|error| failed(&format!("no answer came ({:?})", error.kind())))?;
+            let status = response.status().as_u16();
+            let bytes = response.into_body().bytes().await;
+            Ok((status, bytes.map_err(|_| failed(&"the answer broke off"))?))
+        };
+        let (status, bytes) = match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(answered) => answered?,
+            Err(_) => return Err(failed(&"no answer came in time")),
+        };
+        let text = Some(bytes)
+            .filter(|bytes| bytes.len() <= ANSWER_BYTES)
+            .unwrap_or_default();
+        let answer = match (status, text.is_empty()) {
+            // Some actions answer with nothing.
+            (200, true) => Value::Null,
+            _ => serde_json::from_slice(&text).map_err(|_| failed(&format!("it answered with status {status}")))?,
+        };
+        if status == 200 {
+            return Ok(Reply::Done(answer));
+        }
+        let kind = answer["__type"].as_str().unwrap_or_default();
+        let kind = kind.rsplit('#').next().unwrap_or_default();
+        let known = kind.len() <= 64 && kind.chars().all(|one| one.is_ascii_alphanumeric());
+        match (known && !kind.is_empty(), status) {
+            (true, 400) => Ok(Reply::Failed(kind.to_owned())),
+            _ => Err(failed(&format!("it answered with status {status}"))),
+        }
+    }
+
+    /// A request that must be good.
+    async fn ask(&self, what: &str, action: &str, body: &Value) -> Result<Value, CustodyError> {
+        match self.request(what, action, body).await? {
+            Reply::Done(answer) => Ok(answer),
+            Reply::Failed(kind) => Err(self.unreachable(what, format!("{action}: {kind}"))),
+        }
+    }
+
+    /// The keys of this site: their identifiers in the service, by their numbers.
+    async fn keys(&self, what: &str) -> Result<BTreeMap<u64, String>, CustodyError> {
+        let beginning = self.alias(0);
+        let beginning = beginning.trim_end_matches('0');
+        let mut keys = BTreeMap::new();
+        let mut body = json!({"Limit": 100});
+        for _ in 0..PAGES {
+            let page = self.ask(what, "ListAliases", &body).await?;
+            for alias in page["Aliases"].as_array().into_iter().flatten() {
+                let number = alias["AliasName"]
+                    .as_str()
+                    .and_then(|name| name.strip_prefix(beginning));
+                // As it is written here, and in no other way.
+                let number =
+                    number.and_then(|text| text.parse().ok().filter(|number: &u64| number.to_string() == text));
+                if let (Some(number), Some(key)) = (number, alias["TargetKeyId"].as_str()) {
+                    keys.insert(number, key.to_owned());
+                }
+            }
+            match page["NextMarker"].as_str() {
+                Some(marker) if page["Truncated"] == true => body["Marker"] = marker.into(),
+                _ => return Ok(keys),
+            }
+        }
+        Err(self.unreachable(what, "there are too many aliases"))
+    }
+
+    /// The number of the key that wraps.
+    async fn wrapping(&self, what: &str, fresh: bool) -> Result<u64, CustodyError> {
+        let mut newest = self.newest.lock().await;
+        if let (Some(number), false) = (*newest, fresh) {
+            return Ok(number);
+        }
+        let keys = self.keys(what).await?;
+        let number = keys.last_key_value().map(|(number, _)| *number);
+        let missing = || format!("there is no key `{}`; the site's first run makes it", self.alias(1));
+        let number = number.ok_or_else(|| self.unreachable(what, missing()))?;
+        *newest = Some(number);
+        Ok(number)
+    }
+
+    async fn make(&self, what: &str, number: u64) -> Result<(), CustodyError> {
+        let described = format!("Tidegate: wraps the keys of `{}`, number {number}", self.address.name);
+        let made = self.ask(what, "CreateKey", &json!({"Description": described})).await?;
+        let key = made["KeyMetadata"]["KeyId"].as_str();
+        let key = key.ok_or_else(|| self.unreachable(what, "its answer names no key"))?;
+        let alias = json!({"AliasName": self.alias(number), "TargetKeyId": key});
+        self.ask(what, "CreateAlias", &alias).await?;
+        *self.newest.lock().await = Some(number);
+        Ok(())
+    }
+
+    /// Whether this site may wrap and open by a key.
+    async fn works(&self, what: &str, number: u64) -> Result<bool, CustodyError> {
+        let key = self.alias(number);
+        let context = encryption_context("probe");
+        let body = json!({"KeyId": key, "Plaintext": STANDARD.encode("probe"), "EncryptionContext": context});
+        let Reply::Done(wrapped) = self.request(what, "Encrypt", &body).await? else {
+            return Ok(false);
+        };
+        let body = json!({"KeyId": key, "CiphertextBlob": wrapped["CiphertextBlob"], "EncryptionContext": context});
+        Ok(matches!(self.request(what, "Decrypt", &body).await?, Reply::Done(_)))
+    }
+
+    /// Makes the first key, where there is none.
+    ///
+    /// # Errors
+    /// When the service is out of reach or does not allow it.
+    pub async fn create(&self) -> Result<(), CustodyError> {
+        let what = "making the site's key";
+        if self.keys(what).await?.is_empty() {
+            self.make(what, 1).await?;
+        }
+        Ok(())
+    }
+}
+
+fn encryption_context(context: &str) -> Value {
+    // Never empty, which the service would not take.
+    json!({ "tidegate": format!("v1:{}", utf8_percent_encode(context, CONTEXT)) })
+}
+
+fn parts(wrapped: &[u8]) -> Option<(u64, &[u8])> {
+    let (format, rest) = wrapped.split_first()?;
+    let (number, ciphertext) = rest.split_first_chunk::<8>()?;
+    (*format == FORMAT && !ciphertext.is_empty()).then(|| (u64::from_be_bytes(*number), ciphertext))
+}
+
+#[async_trait]
+impl Custody for KmsCustody {
+    async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
+        let what = "wrapping a key";
+        let plaintext = Zeroizing::new(STANDARD.encode(key));
+        for fresh in [false, true] {
+            let number = self.wrapping(what, fresh).await?;
+            let body = json!({
+                "KeyId": self.alias(number),
+                "Plaintext": plaintext.as_str(),
+                "EncryptionContext": encryption_context(context),
+            });
+            let answer = match self.request(what, "Encrypt", &body).await? {
+                Reply::Done(answer) => answer,
+                // Somebody destroyed it and left a newer one.
+                Reply::Failed(kind) if kind == "NotFoundException" && !fresh => continue,
+                Reply::Failed(kind) => return Err(self.unreachable(what, kind)),
+            };
+            let ciphertext = answer["CiphertextBlob"].as_str();
+            let ciphertext = ciphertext
+                .and_then(|text| STANDARD.decode(text).ok())
+                .unwrap_or_default();
+            if ciphertext.is_empty() {
+                break;
+            }
+            return Ok([&[FORMAT][..], &number.to_be_bytes(), &ciphertext].concat());
+        }
+        Err(self.unreachable(what, "its answer is not that of the service"))
+    }
+
+    async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
+        let what = "opening a wrapped key";
+        let wrong = || CustodyError::WrongKey {
+            context: context.to_owned(),
+        };
+        let (number, ciphertext) = parts(wrapped).ok_or_else(wrong)?;
+        let body = json!({
+            "KeyId": self.alias(number),
+            "CiphertextBlob": STANDARD.encode(ciphertext),
+            "EncryptionContext": encryption_context(context),
+        });
+        let answer = match self.request(what, "Decrypt", &body).await? {
+            Reply::Done(answer) => answer,
+            Reply::Failed(kind) => match kind.as_str() {
+                "InvalidCiphertextException" | "IncorrectKeyException" => return Err(wrong()),
+                // Also said of what another key wrapped. Whoever may use this one is not the one who is denied.
+                "AccessDeniedException" if self.works(what, number).await? => return Err(wrong()),
+                // Destroyed, if there are others. Where there is none at all, this is another account.
+                "NotFoundException" if !self.keys(what).await?.is_empty() => return Err(wrong()),
+                _ => return Err(self.unreachable(what, kind)),
+            },
+        };
+        let plaintext = answer["Plaintext"].as_str();
+        let plaintext = plaintext
+            .and_then(|text| STANDARD.decode(text).ok())
+            .map(Zeroizing::new);
+        let key = plaintext.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+        key.ok_or_else(wrong)
+    }
+
+    async fn rotate(&self) -> Result<u64, CustodyError> {
+        let what = "making a new key";
+        let newest = self.keys(what).await?.last_key_value().map_or(0, |(number, _)| *number);
+        let number = newest.saturating_add(1);
+        self.make(what, number).await?;
+        Ok(number)
+    }
+
+    async fn retire(&self, before: u64) -> Result<(), CustodyError> {
+        let what = "destroying old keys";
+        for (number, key) in self.keys(what).await?.range(..before) {
+            let body = json!({"KeyId": key, "PendingWindowInDays": DAYS});
+            match self.request(what, "ScheduleKeyDeletion", &body).await? {
+                Reply::Done(_) => {}
+                // It was scheduled when somebody died here.
+                Reply::Failed(kind) if kind == "KMSInvalidStateException" => {}
+                Reply::Failed(kind) => return Err(self.unreachable(what, kind)),
+            }
+            let alias = json!({"AliasName": self.alias(*number)});
+            self.ask(what, "DeleteAlias", &alias).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_names_region_and_key() {
+        let address: KmsAddress = "aws-kms://eu-central-1/hospitals/st-mary?certificates=/etc/ca.pem"
+            .parse()
+            .unwrap();
+        assert_eq!(address.to_string(), "aws-kms://eu-central-1/hospitals/st-mary");
+        for (text, why) in [
+            ("aws-kms://eu-central-1", "region and name"),
+            ("aws-kms:eu-central-1/st-mary", "region and name"),
+            ("aws-kms://eu-central-1/aws/s3", "region and name"),
+            ("aws-kms://id:secret@eu-central-1/st-mary", "credentials"),
+            (
+                "aws-kms://eu-central-1/st-mary?endpoint=http://kms.example.org",
+                "https",
+            ),
+            ("aws-kms://eu-central-1/st-mary?secret_access_key=secret", "not known"),
+            ("vault:https://host/transit/st-mary", "aws-kms:"),
+        ] {
+            let error = text.parse::<KmsAddress>().unwrap_err().to_string();
+            assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn contexts_stay_apart() {
+        let shown = |context: &str| encryption_context(context)["tidegate"].as_str().unwrap().to_owned();
+        assert_eq!(shown("p-1f/site keys"), "v1:p-1f/site%20keys");
+        assert_eq!(shown(""), "v1:");
+        assert_ne!(shown("a%20b"), shown("a b"));
+        assert_ne!(shown("a\0"), shown("a"));
+    }
+
+    #[test]
+    fn a_wrapped_key_says_which_key_wrapped_it() {
+        let wrapped = [&[FORMAT][..], &7_u64.to_be_bytes(), b"ciphertext"].concat();
+        assert_eq!(parts(&wrapped), Some((7, &b"ciphertext"[..])));
+        for none in [&wrapped[..9], &wrapped[1..], &[]] {
+            assert_eq!(parts(none), None);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Names with signs that stand for others.
+
+/// Whether `name` fits `pattern`, in which `*` stands for any text and `?` for one character.
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // `reached[j]`: the pattern so far fits the first `j` characters.
+    let mut reached = vec![false; name.len() + 1];
+    reached[0] = true;
+    for wanted in pattern {
+        let mut next = vec![false; name.len() + 1];
+        if wanted == '*' {
+            let mut any = false;
+            for (to, from) in next.iter_mut().zip(&reached) {
+                any |= from;
+                *to = any;
+            }
+        } else {
+            for ((to, from), found) in next.iter_mut().skip(1).zip(&reached).zip(&name) {
+                *to = *from && (wanted == '?' || wanted == *found);
+            }
+        }
+        reached = next;
+    }
+    reached.last().copied().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, name, fits) in [
+            ("*.csv", "a.csv", true),
+            ("*.csv", ".csv", true),
+            ("a*b*c", "aXXbYYc", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("a*", "ba", false),
+            ("**", "anything", true),
+            ("é?", "éé", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}
