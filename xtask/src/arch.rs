@@ -35,7 +35,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     // The key file wraps keys in the format of seal.
     ("tidegate-local", &["types", "contracts", "seal"]),
-    ("tidegate-cloud", &["types", "contracts"]),
+    ("tidegate-cloud", &["types", "contracts", "seal"]),
     ("tidegate-server", &["engine"]),
 ];
 

@@ -17,6 +17,7 @@ use object_store::client::{HttpClient, HttpConnector, HttpRequest};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
+use tidegate_seal::digest::Sha256;
 use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
@@ -37,6 +38,10 @@ const PAGES: usize = 1000;
 const FORMAT: u8 = 1;
 /// The shortest time, in days, after which the service destroys a key.
 const DAYS: u64 = 7;
+/// How long a key that was just made may take until it can be used: the service tells its parts of a new name, and of
+/// who may use it, within five minutes.
+const SETTLING: Duration = Duration::from_secs(400);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// What a context is written with: as it is read in the service's own log, and never two in one way.
 const CONTEXT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'/');
 
@@ -110,15 +115,16 @@ impl fmt::Display for KmsAddress {
 
 /// Custody in Amazon's Key Management Service.
 ///
-/// A wrapped key is one byte of format, the number of the key (eight bytes, big-endian) and the service's
-/// ciphertext; the context is its encryption context, under `tidegate`.
+/// A wrapped key is one byte of format, the number of the key (eight bytes, big-endian), the first eight bytes of the
+/// SHA-256 of number and ciphertext, and the service's ciphertext; the context is its encryption context, under
+/// `tidegate`.
 pub struct KmsCustody {
     address: KmsAddress,
     client: HttpClient,
     /// Finds credentials as for a store, and keeps them fresh.
     signer: Arc<AmazonS3>,
-    /// The number of the key that wraps, once it is known.
-    newest: Mutex<Option<u64>>,
+    /// The keys that are known, by their numbers. The service may tell of a new one late, but what it told once is so.
+    known: Mutex<BTreeMap<u64, String>>,
 }
 
 impl fmt::Debug for KmsCustody {
@@ -163,7 +169,7 @@ impl KmsCustody {
             address,
             client,
             signer: Arc::new(signer),
-            newest: Mutex::new(None),
+            known: Mutex::default(),
         })
     }
 
@@ -261,34 +267,41 @@ impl KmsCustody {
         Err(self.unreachable(what, "there are too many aliases"))
     }
 
-    /// The number of the key that wraps.
-    async fn wrapping(&self, what: &str, fresh: bool) -> Result<u64, CustodyError> {
-        let mut newest = self.newest.lock().await;
-        if let (Some(number), false) = (*newest, fresh) {
-            return Ok(number);
-        }
-        let keys = self.keys(what).await?;
-        let number = keys.last_key_value().map(|(number, _)| *number);
-        let missing = || format!("there is no key `{}`; the site's first run makes it", self.alias(1));
-        let number = number.ok_or_else(|| self.unreachable(what, missing()))?;
-        *newest = Some(number);
-        Ok(number)
+    /// The keys of this site, with those that this process has made or heard of before.
+    async fn all(&self, what: &str) -> Result<BTreeMap<u64, String>, CustodyError> {
+        let listed = self.keys(what).await?;
+        let mut known = self.known.lock().await;
+        known.extend(listed);
+        Ok(known.clone())
     }
 
+    /// Makes a key and waits until it can be used.
     async fn make(&self, what: &str, number: u64) -> Result<(), CustodyError> {
         let described = format!("Tidegate: wraps the keys of `{}`, number {number}", self.address.name);
         let made = self.ask(what, "CreateKey", &json!({"Description": described})).await?;
         let key = made["KeyMetadata"]["KeyId"].as_str();
-        let key = key.ok_or_else(|| self.unreachable(what, "its answer names no key"))?;
+        let key = key
+            .ok_or_else(|| self.unreachable(what, "its answer names no key"))?
+            .to_owned();
         let alias = json!({"AliasName": self.alias(number), "TargetKeyId": key});
         self.ask(what, "CreateAlias", &alias).await?;
-        *self.newest.lock().await = Some(number);
+        let until = tokio::time::Instant::now() + SETTLING;
+        let mut pause = Duration::from_millis(200);
+        while !self.works(what, &key).await? {
+            if tokio::time::Instant::now() > until {
+                let why = format!("its new key `{}` cannot be used by this site", self.alias(number));
+                return Err(self.unreachable(what, why));
+            }
+            tracing::info!(alias = self.alias(number), "waiting until the new key can be used");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.known.lock().await.insert(number, key);
         Ok(())
     }
 
     /// Whether this site may wrap and open by a key.
-    async fn works(&self, what: &str, number: u64) -> Result<bool, CustodyError> {
-        let key = self.alias(number);
+    async fn works(&self, what: &str, key: &str) -> Result<bool, CustodyError> {
         let context = encryption_context("probe");
         let body = json!({"KeyId": key, "Plaintext": STANDARD.encode("probe"), "EncryptionContext": context});
         let Reply::Done(wrapped) = self.request(what, "Encrypt", &body).await? else {
@@ -304,11 +317,46 @@ impl KmsCustody {
     /// When the service is out of reach or does not allow it.
     pub async fn create(&self) -> Result<(), CustodyError> {
         let what = "making the site's key";
-        if self.keys(what).await?.is_empty() {
+        if self.all(what).await?.is_empty() {
             self.make(what, 1).await?;
         }
         Ok(())
     }
+
+    /// One try to open; none where the service says that this key, or this context, did not wrap it.
+    async fn open_by(&self, what: &str, key: &str, ciphertext: &[u8], context: &str) -> Result<Opened, CustodyError> {
+        let body = json!({
+            "KeyId": key,
+            "CiphertextBlob": STANDARD.encode(ciphertext),
+            "EncryptionContext": encryption_context(context),
+        });
+        let answer = match self.request(what, "Decrypt", &body).await? {
+            Reply::Done(answer) => answer,
+            Reply::Failed(kind) => {
+                return match kind.as_str() {
+                    "InvalidCiphertextException" | "IncorrectKeyException" => Ok(Opened::Wrong),
+                    "AccessDeniedException" => Ok(Opened::Denied),
+                    _ => Err(self.unreachable(what, kind)),
+                };
+            }
+        };
+        let plaintext = answer["Plaintext"].as_str();
+        let plaintext = plaintext
+            .and_then(|text| STANDARD.decode(text).ok())
+            .map(Zeroizing::new);
+        let key = plaintext.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+        // It opened, so that this is no wrong key: it is an answer that is not the service's.
+        let key = key.ok_or_else(|| self.unreachable(what, "its answer is not that of the service"))?;
+        Ok(Opened::Key(key))
+    }
+}
+
+/// What came of a try to open.
+enum Opened {
+    Key([u8; 32]),
+    Wrong,
+    /// This site may not, or another key wrapped it.
+    Denied,
 }
 
 fn encryption_context(context: &str) -> Value {
@@ -316,10 +364,30 @@ fn encryption_context(context: &str) -> Value {
     json!({ "tidegate": format!("v1:{}", utf8_percent_encode(context, CONTEXT)) })
 }
 
+/// The first bytes of a digest, by which a number that was altered is noticed without asking anybody.
+fn sum(number: u64, ciphertext: &[u8]) -> [u8; 8] {
+    let mut digest = Sha256::default();
+    digest.update(&number.to_be_bytes());
+    digest.update(ciphertext);
+    digest.finish().as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+fn to_bytes(number: u64, ciphertext: &[u8]) -> Vec<u8> {
+    [
+        &[FORMAT][..],
+        &number.to_be_bytes(),
+        &sum(number, ciphertext),
+        ciphertext,
+    ]
+    .concat()
+}
+
 fn parts(wrapped: &[u8]) -> Option<(u64, &[u8])> {
     let (format, rest) = wrapped.split_first()?;
-    let (number, ciphertext) = rest.split_first_chunk::<8>()?;
-    (*format == FORMAT && !ciphertext.is_empty()).then(|| (u64::from_be_bytes(*number), ciphertext))
+    let (number, rest) = rest.split_first_chunk::<8>()?;
+    let (found, ciphertext) = rest.split_first_chunk::<8>()?;
+    let number = u64::from_be_bytes(*number);
+    (*format == FORMAT && !ciphertext.is_empty() && *found == sum(number, ciphertext)).then_some((number, ciphertext))
 }
 
 #[async_trait]
@@ -327,29 +395,26 @@ impl Custody for KmsCustody {
     async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
         let what = "wrapping a key";
         let plaintext = Zeroizing::new(STANDARD.encode(key));
-        for fresh in [false, true] {
-            let number = self.wrapping(what, fresh).await?;
-            let body = json!({
-                "KeyId": self.alias(number),
-                "Plaintext": plaintext.as_str(),
-                "EncryptionContext": encryption_context(context),
-            });
-            let answer = match self.request(what, "Encrypt", &body).await? {
-                Reply::Done(answer) => answer,
-                // Somebody destroyed it and left a newer one.
-                Reply::Failed(kind) if kind == "NotFoundException" && !fresh => continue,
-                Reply::Failed(kind) => return Err(self.unreachable(what, kind)),
-            };
-            let ciphertext = answer["CiphertextBlob"].as_str();
-            let ciphertext = ciphertext
-                .and_then(|text| STANDARD.decode(text).ok())
-                .unwrap_or_default();
-            if ciphertext.is_empty() {
-                break;
-            }
-            return Ok([&[FORMAT][..], &number.to_be_bytes(), &ciphertext].concat());
+        let mut keys = self.known.lock().await.clone();
+        if keys.is_empty() {
+            keys = self.all(what).await?;
         }
-        Err(self.unreachable(what, "its answer is not that of the service"))
+        let missing = || format!("there is no key `{}`; the site's first run makes it", self.alias(1));
+        let (number, id) = keys.last_key_value().ok_or_else(|| self.unreachable(what, missing()))?;
+        let body = json!({
+            "KeyId": id,
+            "Plaintext": plaintext.as_str(),
+            "EncryptionContext": encryption_context(context),
+        });
+        let answer = self.ask(what, "Encrypt", &body).await?;
+        let ciphertext = answer["CiphertextBlob"].as_str();
+        let ciphertext = ciphertext
+            .and_then(|text| STANDARD.decode(text).ok())
+            .unwrap_or_default();
+        if ciphertext.is_empty() {
+            return Err(self.unreachable(what, "its answer is not that of the service"));
+        }
+        Ok(to_bytes(*number, &ciphertext))
     }
 
     async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
@@ -358,33 +423,34 @@ impl Custody for KmsCustody {
             context: context.to_owned(),
         };
         let (number, ciphertext) = parts(wrapped).ok_or_else(wrong)?;
-        let body = json!({
-            "KeyId": self.alias(number),
-            "CiphertextBlob": STANDARD.encode(ciphertext),
-            "EncryptionContext": encryption_context(context),
-        });
-        let answer = match self.request(what, "Decrypt", &body).await? {
-            Reply::Done(answer) => answer,
-            Reply::Failed(kind) => match kind.as_str() {
-                "InvalidCiphertextException" | "IncorrectKeyException" => return Err(wrong()),
-                // Also said of what another key wrapped. Whoever may use this one is not the one who is denied.
-                "AccessDeniedException" if self.works(what, number).await? => return Err(wrong()),
-                // Destroyed, if there are others. Where there is none at all, this is another account.
-                "NotFoundException" if !self.keys(what).await?.is_empty() => return Err(wrong()),
-                _ => return Err(self.unreachable(what, kind)),
-            },
+        let mut keys = self.known.lock().await.clone();
+        if !keys.contains_key(&number) {
+            keys = self.all(what).await?;
+        }
+        let Some(key) = keys.get(&number) else {
+            // Destroyed, if there are newer ones. Otherwise this is another account, or one that has not heard of it.
+            return Err(match keys.range(number..).next() {
+                Some(_) => wrong(),
+                None => self.unreachable(what, format!("there is no key `{}`", self.alias(number))),
+            });
         };
-        let plaintext = answer["Plaintext"].as_str();
-        let plaintext = plaintext
-            .and_then(|text| STANDARD.decode(text).ok())
-            .map(Zeroizing::new);
-        let key = plaintext.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
-        key.ok_or_else(wrong)
+        for again in [false, true] {
+            match self.open_by(what, key, ciphertext, context).await? {
+                Opened::Key(key) => return Ok(key),
+                Opened::Wrong => return Err(wrong()),
+                // Also said of what another key wrapped. Whoever may use this one is not who is denied, and says so
+                // again when it is asked again.
+                Opened::Denied if again => return Err(wrong()),
+                Opened::Denied if self.works(what, key).await? => {}
+                Opened::Denied => return Err(self.unreachable(what, "it does not allow that to this site")),
+            }
+        }
+        Err(wrong())
     }
 
     async fn rotate(&self) -> Result<u64, CustodyError> {
         let what = "making a new key";
-        let newest = self.keys(what).await?.last_key_value().map_or(0, |(number, _)| *number);
+        let newest = self.all(what).await?.last_key_value().map_or(0, |(number, _)| *number);
         let number = newest.saturating_add(1);
         self.make(what, number).await?;
         Ok(number)
@@ -392,7 +458,12 @@ impl Custody for KmsCustody {
 
     async fn retire(&self, before: u64) -> Result<(), CustodyError> {
         let what = "destroying old keys";
-        for (number, key) in self.keys(what).await?.range(..before) {
+        let keys = self.all(what).await?;
+        if !keys.contains_key(&before) {
+            let why = format!("there is no key `{}`, which is to be kept", self.alias(before));
+            return Err(self.unreachable(what, why));
+        }
+        for (number, key) in keys.range(..before) {
             let body = json!({"KeyId": key, "PendingWindowInDays": DAYS});
             match self.request(what, "ScheduleKeyDeletion", &body).await? {
                 Reply::Done(_) => {}
@@ -401,8 +472,13 @@ impl Custody for KmsCustody {
                 Reply::Failed(kind) => return Err(self.unreachable(what, kind)),
             }
             let alias = json!({"AliasName": self.alias(*number)});
-            self.ask(what, "DeleteAlias", &alias).await?;
+            match self.request(what, "DeleteAlias", &alias).await? {
+                Reply::Done(_) => {}
+                Reply::Failed(kind) if kind == "NotFoundException" => {}
+                Reply::Failed(kind) => return Err(self.unreachable(what, kind)),
+            }
         }
+        self.known.lock().await.retain(|number, _| *number >= before);
         Ok(())
     }
 }
@@ -445,10 +521,13 @@ mod tests {
 
     #[test]
     fn a_wrapped_key_says_which_key_wrapped_it() {
-        let wrapped = [&[FORMAT][..], &7_u64.to_be_bytes(), b"ciphertext"].concat();
+        let wrapped = to_bytes(7, b"ciphertext");
         assert_eq!(parts(&wrapped), Some((7, &b"ciphertext"[..])));
-        for none in [&wrapped[..9], &wrapped[1..], &[]] {
-            assert_eq!(parts(none), None);
+        for at in 0..wrapped.len() {
+            let mut altered = wrapped.clone();
+            altered[at] ^= 1;
+            assert_eq!(parts(&altered), None, "{at}");
+            assert_eq!(parts(&wrapped[..at]), None, "{at}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ini::Ini;
+use ini::{Ini, Properties};
 
 use crate::credentials::Environment;
 
@@ -19,67 +19,83 @@ const KEYS: [(&str, &str); 3] = [
     ("aws_secret_access_key", "AWS_SECRET_ACCESS_KEY"),
     ("aws_session_token", "AWS_SESSION_TOKEN"),
 ];
-/// Ways to get credentials that a profile may name and that are not gone here.
-const OTHER_WAYS: [&str; 5] = [
-    "role_arn",
-    "sso_session",
-    "sso_start_url",
-    "credential_process",
-    "login_session",
-];
+/// A profile with this one acts as a role, whatever keys it has besides.
+const ROLE: &str = "role_arn";
+/// Other ways to get credentials that a profile may name and that are not gone here.
+const OTHER_WAYS: [&str; 4] = ["sso_session", "sso_start_url", "credential_process", "login_session"];
 
 /// The environment with what a profile adds to it: credentials where it holds none, and a region where it names none.
 ///
 /// # Errors
-/// When a file cannot be read, or the profile that `AWS_PROFILE` names is in neither or leads elsewhere.
+/// Where `AWS_PROFILE` names a profile: when a file cannot be read, or the profile is in neither or leads elsewhere.
+/// Where nobody asked for one, such a profile is left alone.
 pub(crate) fn with_profile(environment: &Environment) -> Result<Environment, String> {
-    let mut environment = environment.clone();
     let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
     if SAID.iter().any(|name| value(name).is_some()) {
-        return Ok(environment);
+        return Ok(environment.clone());
     }
     let wanted = value("AWS_PROFILE");
-    let name = wanted.clone().unwrap_or_else(|| "default".to_owned());
+    match added(environment, wanted.as_deref().unwrap_or("default"), wanted.is_some()) {
+        Ok(added) => {
+            let mut environment = environment.clone();
+            if added.iter().any(|(variable, _)| *variable == "AWS_ACCESS_KEY_ID") {
+                // Part of other credentials.
+                environment.remove("AWS_SESSION_TOKEN");
+            }
+            environment.extend(added.into_iter().map(|(variable, value)| (variable.to_owned(), value)));
+            Ok(environment)
+        }
+        Err(why) if wanted.is_none() => {
+            tracing::warn!("the profile `default` is left alone: {why}");
+            Ok(environment.clone())
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// What the profile `name` adds.
+fn added(environment: &Environment, name: &str, needed: bool) -> Result<Vec<(&'static str, String)>, String> {
+    let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
     let file = |variable: &str, usual: &str| {
         let usual = || value("HOME").map(|home| PathBuf::from(home).join(".aws").join(usual));
         value(variable).map(PathBuf::from).or_else(usual)
     };
     let credentials = read(file("AWS_SHARED_CREDENTIALS_FILE", "credentials"))?;
     let config = read(file("AWS_CONFIG_FILE", "config"))?;
-    let in_credentials = credentials.section(Some(name.as_str()));
-    let in_config = match name.as_str() {
+    let in_config = match name {
         "default" => config
             .section(Some("default"))
             .or_else(|| config.section(Some("profile default"))),
         name => config.section(Some(format!("profile {name}"))),
     };
-    let found = |key: &str| {
-        let sections = in_credentials.into_iter().chain(in_config);
-        sections
-            .filter_map(|section| section.get(key))
-            .find(|value| !value.is_empty())
-    };
-    let mut added = Vec::new();
-    if found("aws_access_key_id").is_some() {
-        added.extend(
-            KEYS.iter()
-                .filter_map(|(key, variable)| Some((*variable, found(key)?.to_owned()))),
-        );
-    } else if let Some(way) = OTHER_WAYS.iter().find(|way| found(way).is_some()) {
+    let sections = [credentials.section(Some(name)), in_config];
+    let set = |section: &Properties, key: &str| section.get(key).filter(|value| !value.is_empty()).map(str::to_owned);
+    let found = |key: &str| sections.iter().flatten().find_map(|section| set(section, key));
+    let (first, _) = KEYS[0];
+    let keys = sections.iter().flatten().find(|section| set(section, first).is_some());
+    let mut other = OTHER_WAYS.iter().filter(|_| keys.is_none());
+    if let Some(way) = std::iter::once(&ROLE)
+        .chain(&mut other)
+        .find(|way| found(way).is_some())
+    {
         return Err(format!(
             "the profile `{name}` says `{way}`, which is not followed here; set the variables that \
              `aws configure export-credentials --profile {name} --format env` prints"
         ));
-    } else if wanted.is_some() {
-        return Err(format!(
-            "no profile `{name}` with credentials is in the files of AWS_PROFILE"
-        ));
     }
+    // All of them from one place: those of another would be somebody else's.
+    let mut added: Vec<(&'static str, String)> = match keys {
+        Some(section) => KEYS
+            .iter()
+            .filter_map(|(key, variable)| Some((*variable, set(section, key)?)))
+            .collect(),
+        None if needed => return Err(format!("no profile `{name}` with credentials is in Amazon's files")),
+        None => Vec::new(),
+    };
     if value("AWS_REGION").or_else(|| value("AWS_DEFAULT_REGION")).is_none() {
-        added.extend(found("region").map(|region| ("AWS_REGION", region.to_owned())));
+        added.extend(found("region").map(|region| ("AWS_REGION", region)));
     }
-    environment.extend(added.into_iter().map(|(variable, value)| (variable.to_owned(), value)));
-    Ok(environment)
+    Ok(added)
 }
 
 /// A file, or nothing where there is none. Its lines may be secrets, and are in no error.
@@ -115,6 +131,31 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
         );
         environment
+    }
+
+    #[test]
+    fn keys_come_from_one_place_and_a_role_goes_before_them() {
+        let home = home(
+            "[ward]\naws_access_key_id=ID2\naws_secret_access_key=two\n[both]\naws_access_key_id=ID3\naws_secret_access_key=x\n",
+            "[profile ward]\naws_session_token=of somebody else\n[profile both]\nrole_arn=arn:aws:iam::1:role/x\n",
+        );
+        let ward = environment(&home, &[("AWS_PROFILE", "ward"), ("AWS_SESSION_TOKEN", "left behind")]);
+        assert!(!with_profile(&ward).unwrap().contains_key("AWS_SESSION_TOKEN"));
+        let both = environment(&home, &[("AWS_PROFILE", "both")]);
+        assert!(with_profile(&both).unwrap_err().contains("`role_arn`"));
+    }
+
+    #[test]
+    fn what_nobody_asked_for_stops_nobody() {
+        for credentials in [
+            "[default\n",
+            "[default]\nsso_session = x\n",
+            "[default]\nrole_arn = x\n",
+        ] {
+            let home = home(credentials, "");
+            let with = environment(&home, &[]);
+            assert_eq!(with_profile(&with).unwrap(), with, "{credentials}");
+        }
     }
 
     const CREDENTIALS: &str = "[default]\naws_access_key_id = ID1\naws_secret_access_key = a/b+c\\d=%\n\n\

@@ -7,10 +7,9 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use object_store::GetOptions;
-use object_store::GetRange;
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta};
 use percent_encoding::percent_decode_str;
 use tidegate_contracts::StoreError;
 use tidegate_types::glob;
@@ -50,6 +49,12 @@ impl FromStr for SourceAddress {
         if store.role.is_some() {
             return Err(wrong(
                 "the option `role` is not known here: no worker reads a source".to_owned(),
+            ));
+        }
+        let signs = path.to_ascii_lowercase();
+        if signs.contains("%2a") || signs.contains("%3f") {
+            return Err(wrong(
+                "names with `*` or `?` in them cannot be told from patterns".to_owned(),
             ));
         }
         let decoded = percent_decode_str(&path).decode_utf8();
@@ -111,6 +116,12 @@ pub struct SourceObject {
     /// What the store tells one content under this name from another by.
     pub version: String,
     etag: Option<String>,
+    /// Seconds since 1970.
+    time: i64,
+}
+
+fn version(meta: &ObjectMeta) -> String {
+    format!("{} {}", meta.e_tag.as_deref().unwrap_or_default(), meta.last_modified)
 }
 
 /// The objects of a source. Nothing is ever written there.
@@ -160,9 +171,10 @@ impl Source {
                 .map_err(|failure| failure.or(&what))?;
             for meta in page.result.objects {
                 let key = meta.location.to_string();
-                if self.address.means(&key) {
-                    let version = format!("{} {}", meta.e_tag.as_deref().unwrap_or_default(), meta.last_modified);
-                    found.insert(key, (meta.size, version, meta.e_tag));
+                // Nothing is in them: some are the marks that tools make for folders, with names like those of files.
+                if meta.size > 0 && self.address.means(&key) {
+                    let version = version(&meta);
+                    found.insert(key, (meta.size, version, meta.e_tag, meta.last_modified.timestamp()));
                 }
             }
             if found.len() > MOST_OBJECTS {
@@ -170,12 +182,15 @@ impl Source {
             }
             token = page.page_token;
             if token.is_none() {
-                let objects = found.into_iter().map(|(key, (bytes, version, etag))| SourceObject {
-                    key,
-                    bytes,
-                    version,
-                    etag,
-                });
+                let objects = found
+                    .into_iter()
+                    .map(|(key, (bytes, version, etag, time))| SourceObject {
+                        key,
+                        bytes,
+                        version,
+                        etag,
+                        time,
+                    });
                 return Ok(objects.collect());
             }
         }
@@ -213,7 +228,13 @@ impl Source {
             Err(failure) => return Err(failure.or(&what)),
         };
         let given = result.range.end.saturating_sub(result.range.start);
-        if given != wanted || result.meta.size != object.bytes {
+        // Also where a server does not look at the condition. The time of a listing is finer than that of an answer.
+        let same = object.etag.is_none() || result.meta.e_tag.is_none() || result.meta.e_tag == object.etag;
+        if given != wanted
+            || result.meta.size != object.bytes
+            || !same
+            || object.time != result.meta.last_modified.timestamp()
+        {
             return Err(changed());
         }
         collect(result, wanted, &what).await
@@ -286,6 +307,8 @@ mod tests {
             ("s3://data/a.csv?role=arn:aws:iam::1:role/worker", "role"),
             ("s3://key:secret@data/a.csv", "credentials"),
             ("s3://data/%ff.csv", "UTF-8"),
+            ("s3://data/what%3F.csv", "patterns"),
+            ("s3://data/all%2A.csv", "patterns"),
             ("https://example.org/a.csv", "none of"),
         ] {
             let error = text.parse::<SourceAddress>().unwrap_err().to_string();

@@ -223,6 +223,12 @@ impl CloudStore {
         use object_store::Error;
         let answered = |status: u16| io::Error::other(format!("{} answered with status {status}", self.address));
         match (error, answer) {
+            (Error::InvalidPath { .. }, _) => Failure::Other(StoreError::Permanent {
+                what: what(),
+                source: io::Error::other(
+                    "the name of an object there has an empty part, `.` or `..`, which nobody can read",
+                ),
+            }),
             (_, Some(Answer::Broken(kind))) => Failure::Other(StoreError::Transient {
                 what: what(),
                 source: io::Error::other(format!("no whole answer came from {} ({kind:?})", self.address)),

@@ -73,6 +73,8 @@ struct State {
     tree: Tree,
     /// The newest checkpoint that the keeper has cosigned, as far as this process has heard.
     cosigned: Option<SignedCheckpoint>,
+    /// Folders of tiles whose own names are known to be on disk.
+    named: BTreeSet<PathBuf>,
 }
 
 impl State {
@@ -149,18 +151,10 @@ impl LedgerBook {
     /// than the journal: somebody cut the journal.
     pub fn render(&self) -> Result<SignedCheckpoint, EngineError> {
         let mut state = self.state();
+        let state = &mut *state;
         let size = self.grow(&mut state.tree)?;
-        let root = state.tree.root(size).while_(WRITING)?;
-        let rendered = self.read(CHECKPOINT_PATH)?;
+        let rendered = self.agreeing(&state.tree, size)?;
         let old = rendered.as_ref().map_or(0, |rendered| rendered.checkpoint().size);
-        if let Some(rendered) = &rendered
-            && (old > size || state.tree.root(old).while_(WRITING)? != rendered.checkpoint().root)
-        {
-            return Err(EngineError::failed(
-                WRITING,
-                "the folder of the ledger does not agree with the journal; restore both from the same backup",
-            ));
-        }
         let mut folders = BTreeSet::new();
         let leaves = Leaves {
             journal: &*self.journal,
@@ -172,26 +166,29 @@ impl LedgerBook {
             .chain(entry_bundles(&leaves, old, size).while_(WRITING)?)
         {
             let file = self.folder.join(path);
-            let mut changed: Vec<PathBuf> = file.parent().map(Path::to_path_buf).into_iter().collect();
-            while let Some(parent) = changed
-                .last()
-                .filter(|folder| !folder.exists())
-                .and_then(|folder| folder.parent())
-            {
-                changed.push(parent.to_path_buf());
-            }
             replace_file(&file, &bytes).while_(WRITING)?;
-            folders.extend(changed);
+            let inside = file.ancestors().skip(1).take_while(|folder| **folder != *self.folder);
+            for (height, folder) in inside.enumerate() {
+                // Its own name, too, once: whoever made it may have died before that was on disk.
+                if state.named.insert(folder.to_path_buf()) {
+                    folders.extend(folder.parent().map(Path::to_path_buf));
+                }
+                if height == 0 {
+                    folders.insert(folder.to_path_buf());
+                }
+            }
         }
         // The checkpoint comes after everything that it covers.
         for folder in &folders {
             sync_folder(folder).while_(WRITING)?;
         }
         let cosigned = state.cosigned.as_ref();
-        let head = match (cosigned.filter(|cosigned| cosigned.checkpoint().size == size), rendered) {
+        let head = self.sign(size, state.tree.root(size).while_(WRITING)?)?;
+        let whole = |signed: &SignedCheckpoint| signed.checkpoint() == head.checkpoint();
+        let head = match (cosigned.filter(|cosigned| whole(cosigned)), rendered.filter(whole)) {
             (Some(cosigned), _) => cosigned.clone(),
-            (None, Some(rendered)) if old == size => rendered,
-            (None, _) => self.sign(size, root)?,
+            (None, Some(rendered)) => rendered,
+            (None, None) => head,
         };
         let mut changed = self.publish(CHECKPOINT_PATH, &head)?;
         if let Some(cosigned) = cosigned
@@ -205,6 +202,21 @@ impl LedgerBook {
             sync_folder(&self.folder).while_(WRITING)?;
         }
         Ok(head)
+    }
+
+    /// The folder's checkpoint, if there is one: an error when the journal does not continue it.
+    fn agreeing(&self, tree: &Tree, size: u64) -> Result<Option<SignedCheckpoint>, EngineError> {
+        let rendered = self.read(CHECKPOINT_PATH)?;
+        if let Some(rendered) = &rendered {
+            let old = rendered.checkpoint();
+            if old.size > size || tree.root(old.size).while_(WRITING)? != old.root {
+                return Err(EngineError::failed(
+                    WRITING,
+                    "the folder of the ledger does not agree with the journal; restore both from the same backup",
+                ));
+            }
+        }
+        Ok(rendered)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -285,6 +297,7 @@ impl LedgerBook {
         let leaf = leaf.into_iter().next().unwrap_or_default();
         let mut state = self.state();
         let size = self.grow(&mut state.tree)?;
+        self.agreeing(&state.tree, size)?;
         let since = state.seen();
         let signed = self.sign(size, state.tree.root(size).while_(proving)?)?;
         let hex = |hashes: Vec<Digest>| hashes.iter().map(Digest::to_hex).collect();

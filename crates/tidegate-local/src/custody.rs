@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use rustix::fs::OFlags;
 use tidegate_contracts::{Custody, CustodyError};
 use tidegate_seal::digest::sha256;
+use tidegate_seal::envelope::{BEGINNING, open_under, seal_under};
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::wrap;
 use zeroize::Zeroizing;
@@ -21,13 +22,15 @@ const HEADER: &str = "tidegate.custody-key.v1 ";
 const LINE_BYTES: usize = HEADER.len() + 64 + 1;
 /// The most keys in a file: the newest, and those before it that are not destroyed yet.
 const MOST_KEYS: usize = 16;
+/// The longest key file: all of these lines, and what age adds to them.
+const FILE_BYTES: usize = LINE_BYTES * MOST_KEYS + 1024;
 
 type Key = Zeroizing<[u8; 32]>;
 
 /// Custody in a key file.
 ///
 /// The file holds a line for each key, the newest first: `tidegate.custody-key.v1` and 32 bytes in
-/// hexadecimal. It belongs to the user of the process and has mode 0600; a file that anybody else could read
+/// hexadecimal; with a passphrase, these lines are the content of an age file under it. It belongs to the user of the process and has mode 0600; a file that anybody else could read
 /// is refused, because then nobody knows who has the key. Keys are wrapped by [`tidegate_seal::wrap`].
 ///
 /// A destroyed key is overwritten where it lay. Copies that others made of the file, and what a disk keeps of
@@ -35,20 +38,26 @@ type Key = Zeroizing<[u8; 32]>;
 pub struct FileCustody {
     keys: Mutex<Vec<Key>>,
     path: PathBuf,
+    passphrase: Passphrase,
 }
+
+/// What a key file is sealed under, where it is.
+pub type Passphrase = Option<Zeroizing<String>>;
 
 impl FileCustody {
     /// Opens the key file at `path`.
     ///
     /// # Errors
     /// [`CustodyError::Unreachable`] when the file is missing, is not a key file, is not the user's own
-    /// or may be read by others.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, CustodyError> {
+    /// or may be read by others, or is sealed under another passphrase. One that is not sealed opens with any: it
+    /// is sealed when its keys are renewed.
+    pub fn open(path: impl AsRef<Path>, passphrase: Passphrase) -> Result<Self, CustodyError> {
         let path = path.as_ref();
-        let keys = read(path).map_err(|why| unreachable(path, "opening the key file", why))?;
+        let keys = read(path, &passphrase).map_err(|why| unreachable(path, "opening the key file", why))?;
         Ok(Self {
             keys: Mutex::new(keys),
             path: path.to_owned(),
+            passphrase,
         })
     }
 
@@ -56,15 +65,15 @@ impl FileCustody {
     ///
     /// # Errors
     /// [`CustodyError::Unreachable`] when something is there already or the folder cannot be written.
-    pub fn create(path: impl AsRef<Path>) -> Result<Self, CustodyError> {
+    pub fn create(path: impl AsRef<Path>, passphrase: Passphrase) -> Result<Self, CustodyError> {
         let path = path.as_ref();
         let failed = |error: io::Error| unreachable(path, "making the key file", error.to_string());
-        let text = text_of(&[new_key().map_err(failed)?]);
+        let content = content_of(&[new_key().map_err(failed)?], &passphrase).map_err(failed)?;
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             disk::private_folder(folder).map_err(failed)?;
         }
-        disk::create_new(path, text.as_bytes()).map_err(failed)?;
-        Self::open(path)
+        disk::create_new(path, &content).map_err(failed)?;
+        Self::open(path, passphrase)
     }
 
     /// Opens the key file, or makes it where there is none yet. For a site's first start only: where
@@ -72,14 +81,15 @@ impl FileCustody {
     ///
     /// # Errors
     /// As [`FileCustody::open`] and [`FileCustody::create`].
-    pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self, CustodyError> {
+    pub fn open_or_create(path: impl AsRef<Path>, passphrase: Passphrase) -> Result<Self, CustodyError> {
         let path = path.as_ref();
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Another process may be making it at this moment; then its key is the one.
-                Self::create(path).or_else(|failure| Self::open(path).map_err(|_| failure))
+                let created = Self::create(path, passphrase.clone());
+                created.or_else(|failure| Self::open(path, passphrase).map_err(|_| failure))
             }
-            _ => Self::open(path),
+            _ => Self::open(path, passphrase),
         }
     }
 }
@@ -110,8 +120,18 @@ fn text_of(keys: &[Key]) -> Zeroizing<String> {
     text
 }
 
+/// The same, sealed where there is a passphrase.
+fn content_of(keys: &[Key], passphrase: &Passphrase) -> io::Result<Zeroizing<Vec<u8>>> {
+    let text = text_of(keys);
+    let content = match passphrase {
+        Some(passphrase) => seal_under(passphrase, text.as_bytes()).map_err(io::Error::other)?,
+        None => text.as_bytes().to_vec(),
+    };
+    Ok(Zeroizing::new(content))
+}
+
 /// The keys in a file, the newest first.
-fn read(path: &Path) -> Result<Vec<Key>, String> {
+fn read(path: &Path, passphrase: &Passphrase) -> Result<Vec<Key>, String> {
     let mut file: File = OpenOptions::new()
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
@@ -130,7 +150,7 @@ fn read(path: &Path) -> Result<Vec<Key>, String> {
             metadata.mode() & 0o7777
         ));
     }
-    let mut text = Zeroizing::new([0_u8; LINE_BYTES * MOST_KEYS + 1]);
+    let mut text = Zeroizing::new([0_u8; FILE_BYTES + 1]);
     let mut length = 0;
     while let Some(rest) = text.get_mut(length..).filter(|rest| !rest.is_empty()) {
         match file.read(rest).map_err(|error| error.to_string())? {
@@ -139,7 +159,13 @@ fn read(path: &Path) -> Result<Vec<Key>, String> {
         }
     }
     let malformed = || format!("it is not a key file: expected lines of `{HEADER}` and 64 hexadecimal digits");
-    let lines = text.get(..length).ok_or_else(malformed)?;
+    let content = text.get(..length).ok_or_else(malformed)?;
+    let opened = match (content.starts_with(BEGINNING), passphrase) {
+        (false, _) => None,
+        (true, None) => return Err("it is sealed under a passphrase; set TIDEGATE_CUSTODY_PASSPHRASE".to_owned()),
+        (true, Some(passphrase)) => Some(open_under(passphrase, content).map_err(|error| error.to_string())?),
+    };
+    let lines = opened.as_ref().map_or(content, |opened| opened.as_slice());
     let lines = lines.chunks(LINE_BYTES);
     if !(1..=MOST_KEYS).contains(&lines.len()) {
         return Err(malformed());
@@ -173,7 +199,7 @@ fn destroy(path: &Path) -> io::Result<()> {
         .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or_default();
-    file.write_all(&vec![b'0'; length.min(LINE_BYTES * MOST_KEYS)])?;
+    file.write_all(&vec![b'0'; length.min(FILE_BYTES)])?;
     file.sync_all()?;
     std::fs::remove_file(path)
 }
@@ -214,14 +240,14 @@ impl FileCustody {
     fn change(&self, what: &str, change: impl FnOnce(&mut Vec<Key>) -> io::Result<()>) -> Result<u64, CustodyError> {
         let failed = |why: String| unreachable(&self.path, what, why);
         let mut held = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut keys = read(&self.path).map_err(failed)?;
+        let mut keys = read(&self.path, &self.passphrase).map_err(failed)?;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         let old = folder.join(OLD);
         let changed = tidy(folder, &self.path).and_then(|()| {
             change(&mut keys)?;
             std::fs::hard_link(&self.path, &old)?;
-            disk::replace(&self.path, text_of(&keys).as_bytes())?;
+            disk::replace(&self.path, &content_of(&keys, &self.passphrase)?)?;
             destroy(&old)?;
             disk::sync_folder(folder)
         });

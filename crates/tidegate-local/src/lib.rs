@@ -21,7 +21,7 @@ mod process;
 mod program;
 mod store;
 
-pub use custody::FileCustody;
+pub use custody::{FileCustody, Passphrase};
 pub use journal::SqliteJournal;
 pub use pkcs11::{InvalidPkcs11Address, Pkcs11Address, Pkcs11Custody};
 pub use process::ProcessDriver;

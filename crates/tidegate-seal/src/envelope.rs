@@ -1,13 +1,14 @@
-//! Envelopes for one reader: age v1 files with X25519 (<https://c2sp.org/age>).
+//! Envelopes for one reader: age v1 files with X25519 (<https://c2sp.org/age>), or with a passphrase.
 //!
 //! A grant, a log, an output's key: small things that one machine alone may open. The recipient's text
-//! (`age1…`) is public; whoever has `age` can make and open such files.
+//! (`age1…`) is public; whoever has `age` can make and open such files. A passphrase, stretched by scrypt
+//! (RFC 7914), is for what a person keeps.
 
 use std::fmt;
 use std::io::{Read, Write};
 
 use age::DecryptError;
-use age::secrecy::ExposeSecret;
+use age::secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::error::SealError;
@@ -19,6 +20,14 @@ pub const MAX_PLAINTEXT_BYTES: usize = 16 << 20;
 const MAX_FILE_BYTES: usize = MAX_PLAINTEXT_BYTES + (MAX_PLAINTEXT_BYTES >> 16) * 16 + (64 << 10);
 
 const WHAT: &str = "an age envelope";
+
+/// What every age file begins with.
+pub const BEGINNING: &[u8] = b"age-encryption.org/v1\n";
+
+/// The logarithm of scrypt's N: 128 MiB, and a fraction of a second.
+const WORK_FACTOR: u8 = 17;
+/// The most that is tried: what `age -p` takes, and a little more.
+const MOST_WORK: u8 = 20;
 
 /// A secret key that opens envelopes. Wipes itself; never shown.
 #[derive(Clone)]
@@ -72,8 +81,23 @@ pub fn seal_to(recipient: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> 
     let recipient: age::x25519::Recipient = recipient
         .parse()
         .map_err(|why: &str| SealError::malformed("an age recipient", why))?;
+    seal(&recipient, plaintext)
+}
+
+/// Seals `plaintext` under a passphrase.
+///
+/// # Errors
+/// [`SealError::TooLarge`] above [`MAX_PLAINTEXT_BYTES`].
+pub fn seal_under(passphrase: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+    SealError::check_size("the plaintext of an age envelope", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
+    let mut recipient = age::scrypt::Recipient::new(SecretString::from(passphrase));
+    recipient.set_work_factor(WORK_FACTOR);
+    seal(&recipient, plaintext)
+}
+
+fn seal(recipient: &dyn age::Recipient, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
     let sealing = |_| SealError::Library("sealing an age envelope");
-    let encryptor = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
+    let encryptor = age::Encryptor::with_recipients(std::iter::once(recipient))
         .map_err(|_| SealError::Library("sealing an age envelope"))?;
     let mut sealed = Vec::with_capacity(plaintext.len() + 1024);
     let mut writer = encryptor.wrap_output(&mut sealed).map_err(sealing)?;
@@ -89,16 +113,29 @@ pub fn seal_to(recipient: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> 
 /// altered or cut, [`SealError::Malformed`] when it is no age file, [`SealError::TooLarge`] when it
 /// holds more than [`MAX_PLAINTEXT_BYTES`].
 pub fn open(identity: &Identity, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    open_as(&identity.0, "ask its sender to seal it to this recipient", sealed)
+}
+
+/// Opens an envelope that was sealed under a passphrase, by [`seal_under`] or `age -p`.
+///
+/// # Errors
+/// As [`open`]; [`SealError::WrongKey`] for another passphrase, and where more work would be needed to try it
+/// than a second or two.
+pub fn open_under(passphrase: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    let mut identity = age::scrypt::Identity::new(SecretString::from(passphrase));
+    identity.set_max_work_factor(MOST_WORK);
+    open_as(&identity, "try the passphrase that it was sealed under", sealed)
+}
+
+fn open_as(identity: &dyn age::Identity, fix: &'static str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
     SealError::check_size(WHAT, sealed.len(), MAX_FILE_BYTES)?;
     let reader = age::Decryptor::new_buffered(sealed)
-        .and_then(|decryptor| decryptor.decrypt(std::iter::once(&identity.0 as &dyn age::Identity)))
+        .and_then(|decryptor| decryptor.decrypt(std::iter::once(identity)))
         .map_err(|error| match error {
-            DecryptError::NoMatchingKeys | DecryptError::DecryptionFailed | DecryptError::KeyDecryptionFailed => {
-                SealError::WrongKey {
-                    what: WHAT,
-                    fix: "ask its sender to seal it to this recipient",
-                }
-            }
+            DecryptError::NoMatchingKeys
+            | DecryptError::DecryptionFailed
+            | DecryptError::KeyDecryptionFailed
+            | DecryptError::ExcessiveWork { .. } => SealError::WrongKey { what: WHAT, fix },
             DecryptError::InvalidMac => SealError::Altered {
                 what: WHAT,
                 part: "its header".to_owned(),
@@ -134,6 +171,20 @@ mod tests {
         assert!(!shown.contains("SECRET") && !shown.contains(&identity.secret()["AGE-SECRET-KEY-1".len()..]));
         let error = Identity::from_secret("AGE-SECRET-KEY-1QQQQ").unwrap_err();
         assert!(!error.to_string().contains("QQQQ"), "{error}");
+    }
+
+    #[test]
+    fn a_passphrase_opens_what_it_sealed() {
+        let sealed = seal_under("correct horse", b"a key").unwrap();
+        assert!(sealed.starts_with(BEGINNING));
+        assert_eq!(*open_under("correct horse", &sealed).unwrap(), b"a key");
+        for wrong in ["correct hors", "", "correct horse "] {
+            let error = open_under(wrong, &sealed).unwrap_err();
+            assert!(matches!(error, SealError::WrongKey { .. }), "{error}");
+        }
+        assert!(open(&Identity::generate(), &sealed).is_err());
+        let to_somebody = seal_to(&Identity::generate().recipient(), b"a key").unwrap();
+        assert!(open_under("correct horse", &to_somebody).is_err());
     }
 
     #[test]

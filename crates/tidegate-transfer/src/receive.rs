@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use rustix::io::Errno;
 use tidegate_contracts::{ObjectName, Store, StoreError};
 use tidegate_seal::digest::{Sha256, sha256};
@@ -24,6 +24,8 @@ use crate::send::{blocking, packing_list_name, sealed_name};
 use crate::sweep::MAX_LIST_BYTES;
 use crate::tree::{MAX_FILES, files_of, open_folder, path_fault};
 
+/// As many files are brought to disk one by one; more of them by one call for all that the disk has not yet.
+const FEW_FILES: usize = 256;
 /// Shards fetched and opened ahead of the one that is written.
 const AHEAD: usize = 2;
 
@@ -307,8 +309,10 @@ impl Partial {
     fn next_files(&mut self) -> Result<(), TransferError> {
         while self.missing == 0 {
             if let Some(done) = self.open.take() {
-                done.sync_all()
-                    .map_err(TransferError::local("writing a received file"))?;
+                if self.files.len() <= FEW_FILES {
+                    done.sync_all()
+                        .map_err(TransferError::local("writing a received file"))?;
+                }
                 self.at += 1;
             }
             let Some(file) = self.files.get(self.at) else {
@@ -354,7 +358,12 @@ impl Partial {
             ));
         }
         let failed = || TransferError::local("completing the received folder");
-        sync_folders(&self.path).map_err(failed())?;
+        if self.files.len() <= FEW_FILES {
+            sync_folders(&self.path).map_err(failed())?;
+        } else {
+            let synced = File::open(&self.path).and_then(|folder| Ok(syncfs(folder)?));
+            synced.map_err(failed())?;
+        }
         let (parent, _) = beside(&self.destination).map_err(failed())?;
         match renameat_with(CWD, &self.path, CWD, &self.destination, RenameFlags::NOREPLACE) {
             // A file system without that flag; a folder that is not empty is not replaced anyway.

@@ -117,7 +117,7 @@ async fn keeper(folder: &Path) -> Arc<Keeper> {
         catalog_folder: folder.to_owned(),
         policies: PolicySet::load(&[]).unwrap(),
         journal: Arc::new(SqliteJournal::open(home.join("journal.sqlite")).unwrap()),
-        custody: Arc::new(FileCustody::open_or_create(home.join("custody.key")).unwrap()),
+        custody: Arc::new(FileCustody::open_or_create(home.join("custody.key"), None).unwrap()),
         stages: Arc::<fakes::Rows>::default(),
         stores: ["hospital", "cloud"].map(store).into(),
         mailbox: Arc::new(FolderStore::open_mailbox(folder.join("mailbox")).unwrap()),

@@ -1,9 +1,9 @@
 //! Brings what a dataset's source names in a store of a cloud to the private site, where it is read.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tidegate_cloud::{Address, Environment, Source, SourceAddress, SourceObject};
@@ -12,88 +12,91 @@ use tidegate_prepare::SourceFile;
 use tidegate_seal::digest::{Sha256, sha256, sha256_reader};
 use tidegate_transfer::patiently;
 use tidegate_types::digest::Digest;
+use tidegate_types::files::Catalog;
 use tokio::io::AsyncWriteExt;
 
 const BRINGING: &str = "bringing the source of the dataset here";
 /// What is asked for in one request.
 const PART_BYTES: u64 = 16 << 20;
-/// What a folder of brought files says of them.
-const LISTING: &str = "brought.json";
+/// Held by whoever changes a folder, or reads what is in it.
+const LOCK: &str = ".lock";
+/// What the names of files begin with that are not whole yet.
+const UNFINISHED: &str = ".new-";
 
-/// Digests of the brought files by their names.
-type Listing = BTreeMap<String, Digest>;
-
-/// Whether a source lies in a store of a cloud.
-pub(crate) fn is_elsewhere(source: &str) -> bool {
-    Address::is_meant(source)
+/// The files of a source, which stay as they are while this is held.
+pub(crate) struct Brought {
+    pub(crate) files: Vec<SourceFile>,
+    _lock: File,
 }
 
-/// Copies the objects of `source` into `folder`, those that are not there already; removes what the source does
-/// not name any more. Nothing of it is ever written back.
+/// Copies the objects that the source of a dataset names into a folder below `folder`, those that are not there
+/// already, and removes what no source of the catalog names any more. Nothing is ever written back. None where the
+/// source lies in files.
 ///
 /// # Errors
 /// When the address is none, the store cannot be read, or an object changed meanwhile.
 pub(crate) async fn bring(
     source: &str,
+    catalog: &Catalog,
     folder: &Path,
     environment: &Environment,
-) -> Result<Vec<SourceFile>, StageError> {
+) -> Result<Option<Brought>, StageError> {
+    forget_others(catalog, folder).map_err(failed)?;
+    if !Address::is_meant(source) {
+        return Ok(None);
+    }
     let address: SourceAddress = source
         .parse()
         .map_err(|error| StageError::Input(format!("{BRINGING}: {error}")))?;
     let shown = address.to_string();
+    let folder = folder.join(name_of(source));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(failed)?;
+    let lock = folder.join(LOCK);
+    let lock = tokio::task::spawn_blocking(move || {
+        let file = private(&lock)?;
+        file.lock().map(|()| file)
+    });
+    let lock = lock.await.map_err(failed)?.map_err(failed)?;
     let opened = Source::open(address, environment).map_err(failed)?;
     let objects = patiently(|| opened.objects()).await.map_err(failed)?;
-    if objects.is_empty() {
-        let why = format!("{BRINGING}: `{shown}` names no object; correct `source` in the catalog");
-        return Err(StageError::Input(why));
-    }
-    // Each source has a folder of its own, and one process at a time changes it.
-    let digest = sha256(shown.as_bytes()).to_hex();
-    let folder = folder.join(digest.get(..16).unwrap_or_default());
-    fs::create_dir_all(&folder).map_err(failed)?;
-    let lock = folder.join(".lock");
-    let _lock = tokio::task::spawn_blocking(move || {
-        let file = File::create(lock)?;
-        file.lock().map(|()| file)
-    })
-    .await
-    .map_err(failed)?
-    .map_err(failed)?;
-    let known = listing(&folder)?;
-    let mut brought = Listing::new();
+    let there = there(&folder).map_err(failed)?;
+    let mut kept = BTreeSet::new();
     let mut files = Vec::with_capacity(objects.len());
     for object in &objects {
-        let name = file_name(object);
-        let path = folder.join(&name);
-        let kept = known.get(&name).copied();
-        let digest = match kept {
-            Some(digest) if digest_of(path.clone()).await? == Some(digest) => digest,
-            _ => copy(&opened, object, &path).await?,
+        let id = id_of(object);
+        let known = match there.get(&id) {
+            Some(path) => verified(path.clone()).await?,
+            None => None,
         };
-        brought.insert(name, digest);
+        let path = match known {
+            Some(path) => path,
+            None => copy(&opened, object, &folder, &id).await?,
+        };
+        kept.insert(path.clone());
         files.push(SourceFile {
             path,
             name: object.key.clone(),
         });
     }
-    if brought != known {
-        let bytes = serde_json::to_vec(&brought).map_err(failed)?;
-        let new = folder.join(format!("{LISTING}.new"));
-        fs::write(&new, bytes).map_err(failed)?;
-        File::open(&new).and_then(|file| file.sync_all()).map_err(failed)?;
-        fs::rename(&new, folder.join(LISTING)).map_err(failed)?;
+    // Records that were removed from the source are not kept here, also where all of them were.
+    for path in there.into_values().filter(|path| !kept.contains(path)) {
+        fs::remove_file(path).map_err(failed)?;
     }
-    forget(&folder, &brought).map_err(failed)?;
-    Ok(files)
+    if files.is_empty() {
+        let why = format!("{BRINGING}: `{shown}` names no object; correct `source` in the catalog");
+        return Err(StageError::Input(why));
+    }
+    Ok(Some(Brought { files, _lock: lock }))
 }
 
 /// One object, whole and of the version that was listed, or nothing under its name.
-async fn copy(source: &Source, object: &SourceObject, path: &Path) -> Result<Digest, StageError> {
-    let new = path.with_extension("new");
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = tokio::fs::File::from_std(options.open(&new).map_err(failed)?);
+async fn copy(source: &Source, object: &SourceObject, folder: &Path, id: &str) -> Result<PathBuf, StageError> {
+    let new = folder.join(format!("{UNFINISHED}{id}"));
+    let mut file = tokio::fs::File::from_std(private(&new).map_err(failed)?);
     let mut digest = Sha256::default();
     let mut at = 0;
     while at < object.bytes {
@@ -103,44 +106,90 @@ async fn copy(source: &Source, object: &SourceObject, path: &Path) -> Result<Dig
         file.write_all(&part).await.map_err(failed)?;
         at = end;
     }
+    // What could not be written is told by this alone.
+    file.flush().await.map_err(failed)?;
     file.sync_all().await.map_err(failed)?;
-    fs::rename(&new, path).map_err(failed)?;
-    Ok(digest.finish())
-}
-
-/// What the folder says it holds. A listing that cannot be read says that nothing is there.
-fn listing(folder: &Path) -> Result<Listing, StageError> {
-    match fs::read(folder.join(LISTING)) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Listing::new()),
-        Err(error) => Err(failed(error)),
+    if file.metadata().await.map_err(failed)?.len() != object.bytes {
+        return Err(failed("not all of an object could be written"));
     }
+    let path = folder.join(format!("{id}.{}", digest.finish().to_hex()));
+    fs::rename(&new, &path).map_err(failed)?;
+    Ok(path)
 }
 
-/// A name for an object's content. What the source calls it may be no file's name.
-fn file_name(object: &SourceObject) -> String {
-    let digest = sha256(format!("{}\n{}\n{}", object.key, object.bytes, object.version).as_bytes()).to_hex();
-    let ending = Path::new(&object.key).extension().and_then(|ending| ending.to_str());
-    let ending = ending.filter(|ending| ending.bytes().all(|byte| byte.is_ascii_alphanumeric()));
-    format!("{digest}.{}", ending.unwrap_or("csv").to_ascii_lowercase())
+/// A file of its owner alone, empty where there is none of its name yet.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-async fn digest_of(path: PathBuf) -> Result<Option<Digest>, StageError> {
-    let read = move || match File::open(path) {
-        Ok(file) => sha256_reader(file).map(|(digest, _)| Some(digest)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    };
-    tokio::task::spawn_blocking(read).await.map_err(failed)?.map_err(failed)
+/// The folder of a source, by all that is said of it.
+fn name_of(source: &str) -> String {
+    sha256(source.as_bytes()).to_hex().chars().take(32).collect()
 }
 
-/// Removes personal data that nobody reads any more.
-fn forget(folder: &Path, brought: &Listing) -> io::Result<()> {
+/// A name for an object's version. What the source calls it may be no file's name.
+fn id_of(object: &SourceObject) -> String {
+    let named = format!("{}\n{}\n{}", object.key, object.bytes, object.version);
+    name_of(&named)
+}
+
+/// The files in a folder, by the versions that they are of: their names end with the digests of their contents. What is
+/// not whole is removed.
+fn there(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    let mut there = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && name != LISTING && !brought.contains_key(&name) {
-            fs::remove_file(entry.path())?;
+        match name.split_once('.') {
+            Some((id, _)) if !id.is_empty() && !there.contains_key(id) => {
+                there.insert(id.to_owned(), entry.path());
+            }
+            _ if name == LOCK => {}
+            _ => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(there)
+}
+
+/// A file that is what its name says.
+async fn verified(path: PathBuf) -> Result<Option<PathBuf>, StageError> {
+    let verify = move || {
+        let (found, _) = sha256_reader(File::open(&path)?)?;
+        let named: Option<Digest> = path.extension().and_then(|hex| hex.to_str()?.parse().ok());
+        if named == Some(found) {
+            return Ok(Some(path));
+        }
+        fs::remove_file(&path)?;
+        Ok::<_, io::Error>(None)
+    };
+    tokio::task::spawn_blocking(verify)
+        .await
+        .map_err(failed)?
+        .map_err(failed)
+}
+
+/// Removes what was brought from sources that the catalog does not name any more.
+fn forget_others(catalog: &Catalog, folder: &Path) -> io::Result<()> {
+    let named: BTreeSet<String> = catalog
+        .datasets
+        .values()
+        .map(|dataset| name_of(&dataset.source))
+        .collect();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let known = named.contains(entry.file_name().to_string_lossy().as_ref());
+        if known || !entry.file_type()?.is_dir() {
+            continue;
+        }
+        // Whoever still reads it removes it, or the next run does.
+        let lock = private(&entry.path().join(LOCK))?;
+        if lock.try_lock().is_ok() {
+            fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use tidegate_contracts::stage::{
     BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
 };
 use tidegate_learn::{JudgeInput, Judgement, Membership, Table, fit_platt, gates, judge, membership, metrics, train};
-use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, SourceFile, home_rows, raw_rows, read_recipe};
+use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, home_rows, raw_rows, read_recipe};
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_types::digest::Digest;
 use tidegate_types::keeper::{GateResult, QualitySummary};
@@ -21,7 +21,8 @@ use tidegate_types::report::{LabelReport, RiskReport};
 use crate::infer::predict_in_sandbox;
 use crate::project::now;
 use crate::scores::{Scored, Scores};
-use crate::{sources, stores};
+use crate::sources::{self, Brought};
+use crate::stores;
 
 mod card;
 
@@ -214,14 +215,14 @@ fn judged(scored: &Scored, calibration: &Calibration, min_cell: u32) -> Result<J
 impl HomeStages for Rows {
     async fn analyse(&self, context: &StageContext<'_>) -> Result<(LabelReport, u64), StageError> {
         let (keys, brought) = (keys(context), brought(context).await?);
-        tidegate_prepare::analyse(&input(context, &keys, brought.as_deref()))
+        tidegate_prepare::analyse(&input(context, &keys, brought.as_ref()))
             .await
             .map_err(stage_error)
     }
 
     async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError> {
         let (keys, brought) = (keys(context), brought(context).await?);
-        let prepared = tidegate_prepare::prepare(&input(context, &keys, brought.as_deref()))
+        let prepared = tidegate_prepare::prepare(&input(context, &keys, brought.as_ref()))
             .await
             .map_err(stage_error)?;
         write_once(&prepared.home.join("risk.json"), &prepared.risk)?;
@@ -388,24 +389,19 @@ fn keys(context: &StageContext<'_>) -> Keys {
 }
 
 /// The files of the dataset's source, where it lies elsewhere.
-async fn brought(context: &StageContext<'_>) -> Result<Option<Vec<SourceFile>>, StageError> {
-    let dataset = context.catalog.datasets.get(&context.pipeline.prepare.from);
-    match dataset.filter(|dataset| sources::is_elsewhere(&dataset.source)) {
-        Some(dataset) => {
-            let folder = context.folder.join("sources");
-            sources::bring(&dataset.source, &folder, &stores::environment())
-                .await
-                .map(Some)
-        }
+async fn brought(context: &StageContext<'_>) -> Result<Option<Brought>, StageError> {
+    let (catalog, folder) = (context.catalog, context.folder.join("sources"));
+    match catalog.datasets.get(&context.pipeline.prepare.from) {
+        Some(dataset) => sources::bring(&dataset.source, catalog, &folder, &stores::environment()).await,
         None => Ok(None),
     }
 }
 
-fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys, brought: Option<&'a [SourceFile]>) -> PrepareInput<'a> {
+fn input<'a>(context: &'a StageContext<'_>, keys: &'a Keys, brought: Option<&'a Brought>) -> PrepareInput<'a> {
     PrepareInput {
         catalog: context.catalog,
         catalog_folder: context.catalog_folder,
-        brought,
+        brought: brought.map(|brought| brought.files.as_slice()),
         pipeline: context.pipeline,
         sql: context.text.sql.as_deref(),
         sample: context.text.sample,

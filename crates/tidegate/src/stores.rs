@@ -62,7 +62,9 @@ pub(crate) async fn custody_that(
         service if service.starts_with("aws-kms:") => {
             let address: KmsAddress = service.parse().while_(opening)?;
             let custody = KmsCustody::open(address, environment).while_(opening)?;
-            if creates {
+            // Where something was wrapped already, credentials of another account are likelier than a key that is
+            // lost, and a new one would make everything look lost.
+            if creates && !folder.join("keys").join("site-keys.json").exists() {
                 custody.create().await.while_(opening)?;
             }
             Ok(Arc::new(custody))
@@ -85,10 +87,12 @@ pub(crate) async fn custody_that(
         }
         "file:" => {
             let file = folder.join("keys").join("custody.key");
+            let passphrase = environment.get("TIDEGATE_CUSTODY_PASSPHRASE");
+            let passphrase = passphrase.filter(|text| !text.is_empty()).cloned().map(Zeroizing::new);
             let custody = if creates {
-                FileCustody::open_or_create(file)
+                FileCustody::open_or_create(file, passphrase)
             } else {
-                FileCustody::open(file)
+                FileCustody::open(file, passphrase)
             };
             Ok(Arc::new(custody.while_(opening)?))
         }

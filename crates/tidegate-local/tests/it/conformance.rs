@@ -33,7 +33,19 @@ fn sqlite_journal() {
 async fn file_custody() {
     let folder = tempdir().unwrap();
     let verdict =
-        conformance::custody(&|name| Arc::new(FileCustody::open_or_create(folder.path().join(name)).unwrap())).await;
+        conformance::custody(&|name| Arc::new(FileCustody::open_or_create(folder.path().join(name), None).unwrap()))
+            .await;
+    assert_eq!(verdict, Ok(()));
+}
+
+#[tokio::test]
+async fn file_custody_under_a_passphrase() {
+    let folder = tempdir().unwrap();
+    let passphrase = || Some("correct horse".to_owned().into());
+    let verdict = conformance::custody(&|name| {
+        Arc::new(FileCustody::open_or_create(folder.path().join(name), passphrase()).unwrap())
+    })
+    .await;
     assert_eq!(verdict, Ok(()));
 }
 

@@ -11,9 +11,9 @@ use tidegate_transfer::Sent;
 
 use crate::fixture::{World, files};
 
-const FOLDER: &str = "TIDEGATE_TEST_FOLDER";
+pub(crate) const FOLDER: &str = "TIDEGATE_TEST_FOLDER";
 
-fn store_in(folder: &Path) -> FolderStore {
+pub(crate) fn store_in(folder: &Path) -> FolderStore {
     FolderStore::open(folder.join("store")).unwrap()
 }
 
@@ -45,7 +45,7 @@ fn run_and_kill(test: &str, folder: &Path, pause: Duration) -> bool {
     rest.contains("complete")
 }
 
-fn in_child(work: impl AsyncFnOnce(PathBuf)) {
+pub(crate) fn in_child(work: impl AsyncFnOnce(PathBuf)) {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     println!("\nready");
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -11,6 +11,7 @@ mod describe;
 mod faults;
 mod fixture;
 mod kill;
+mod large;
 mod permits;
 mod roundtrip;
 mod sweep;

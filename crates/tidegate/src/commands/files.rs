@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tidegate_contracts::stage::StageError;
-use tidegate_prepare::{Keys, PrepareError, PrepareInput, Rehearsal, ScanReport, SourceFile};
+use tidegate_prepare::{Keys, PrepareError, PrepareInput, Rehearsal, ScanReport};
 use tidegate_types::IdentifierKind;
 use tidegate_types::files::catalog::Column;
 use tidegate_types::files::write_catalog;
@@ -13,8 +13,9 @@ use tidegate_types::ids::{DatasetName, SiteName};
 use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::Project;
+use crate::show;
+use crate::sources::{self, Brought};
 use crate::stores::{self, CustodyTrial, Trial};
-use crate::{show, sources};
 
 /// A name for a dataset from a file's name.
 fn dataset_name(from: &Path) -> Result<DatasetName, Failure> {
@@ -193,7 +194,7 @@ async fn rehearse(project: &Project) -> Result<Rehearsal, Failure> {
     let input = PrepareInput {
         catalog: &project.catalog,
         catalog_folder: &project.catalog_folder,
-        brought: brought.as_deref(),
+        brought: brought.as_ref().map(|brought| brought.files.as_slice()),
         pipeline: &project.pipeline,
         sql: project.text.sql.as_deref(),
         sample: None,
@@ -225,14 +226,13 @@ fn describe(trial: &Trial) -> Result<(), Failure> {
 }
 
 /// The files of the dataset's source where it lies in a store of a cloud, on the private site like the keeper's.
-async fn brought(project: &Project) -> Result<Option<Vec<SourceFile>>, Failure> {
-    let dataset = project.catalog.datasets.get(&project.pipeline.prepare.from);
-    let Some(dataset) = dataset.filter(|dataset| sources::is_elsewhere(&dataset.source)) else {
+async fn brought(project: &Project) -> Result<Option<Brought>, Failure> {
+    let Some(dataset) = project.catalog.datasets.get(&project.pipeline.prepare.from) else {
         return Ok(None);
     };
     let folder = project.layout.site(&dataset.site).join("work").join("sources");
-    let brought = sources::bring(&dataset.source, &folder, &stores::environment()).await;
-    brought.map(Some).map_err(|error| match error {
+    let brought = sources::bring(&dataset.source, &project.catalog, &folder, &stores::environment()).await;
+    brought.map_err(|error| match error {
         StageError::Refused(refusal) => Failure::Refused(refusal),
         StageError::Input(why) => Failure::Usage(why),
         StageError::Failed(why) => Failure::Failed(why),
@@ -248,7 +248,7 @@ pub(crate) async fn scan(project: &Project, format: Format) -> Result<(), Failur
         ));
     };
     let report = match brought(project).await? {
-        Some(files) => tidegate_prepare::scan_brought(&dataset.source, &files, &dataset.csv).await,
+        Some(brought) => tidegate_prepare::scan_brought(&dataset.source, &brought.files, &dataset.csv).await,
         None => tidegate_prepare::scan(&project.catalog_folder.join(&dataset.source), &dataset.csv).await,
     };
     let report = report.map_err(prepare_failure)?;

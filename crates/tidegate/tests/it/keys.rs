@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::fixture::Hospital;
+use crate::fixture::{Hospital, files};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -190,6 +190,45 @@ fn a_hardware_security_module_holds_the_wrapping_key() {
     hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 13");
     let (code, told) = with(&["run", "--yes"], "correct-horse");
     assert_eq!(code, Some(0), "{told}");
+}
+
+#[test]
+fn a_copy_of_a_site_whose_key_file_has_a_passphrase_is_worth_nothing() {
+    let hospital = Hospital::new();
+    let with = |arguments: &[&str], passphrase: &str| {
+        let mut command = hospital.command(arguments);
+        let command = command
+            .env("TIDEGATE_CUSTODY_PASSPHRASE", passphrase)
+            .env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = [&output.stdout[..], &output.stderr]
+            .map(String::from_utf8_lossy)
+            .concat();
+        assert!(
+            !told.contains("correct-horse") && !told.contains("battery-staple"),
+            "{told}"
+        );
+        (output.status.code(), told)
+    };
+    let (code, told) = with(&["run", "--yes"], "correct-horse");
+    assert_eq!(code, Some(0), "{told}");
+    let key = std::fs::read(hospital.state().join("sites/hospital/keys/custody.key")).unwrap();
+    assert!(key.starts_with(b"age-encryption.org/v1\n"));
+    for file in files(&hospital.state()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let found = bytes.windows(13).any(|window| window == b"correct-horse");
+        assert!(!found, "{} holds the passphrase", file.display());
+    }
+    hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 13");
+    for passphrase in ["", "battery-staple"] {
+        let (code, told) = with(&["run", "--yes"], passphrase);
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("passphrase"), "{told}");
+    }
+    for arguments in [&["keys", "rotate"][..], &["run", "--yes"], &["audit", "verify"]] {
+        let (code, told) = with(arguments, "correct-horse");
+        assert_eq!(code, Some(0), "{told}");
+    }
 }
 
 /// The backup is an age file: Debian's `age` makes the identity, and opens it.

@@ -126,7 +126,7 @@ fn entries(hospital: &Hospital, table: &str) -> Vec<(String, Value)> {
 /// serving site, of each ticket and of each crossing.
 async fn secrets(hospital: &Hospital) -> BTreeMap<String, Vec<u8>> {
     let keys = hospital.state().join("sites/hospital/keys");
-    let custody = FileCustody::open(keys.join("custody.key")).unwrap();
+    let custody = FileCustody::open(keys.join("custody.key"), None).unwrap();
     let site = SiteName::new("hospital").unwrap();
     let own = SiteKeys::open(&keys.join("site-keys.json"), &custody, &site)
         .await
