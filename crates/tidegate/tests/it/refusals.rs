@@ -1,6 +1,19 @@
 //! What a rule forbids ends with exit code 3, names the rule, and nothing has moved.
 
-use crate::fixture::{Hospital, files};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+use tidegate_contracts::journal::{Batch, Journal};
+use tidegate_keeper::keys::SiteKeys;
+use tidegate_local::{FileCustody, SqliteJournal};
+use tidegate_seal::permit::{open_permit, sign_permit};
+use tidegate_types::ids::{RunId, SiteName};
+use tidegate_types::label::Level;
+use tidegate_types::permit::{Envelope, Permit};
+use tidegate_types::to_canonical_json;
+
+use crate::fixture::{Hospital, files, nobody_works};
 
 fn nothing_crossed(hospital: &Hospital) {
     for site in ["cloud", "ward"] {
@@ -231,4 +244,112 @@ fn a_control_plane_that_the_site_does_not_know_is_refused() {
     std::fs::remove_dir_all(hospital.state().join("control")).unwrap();
     let (rule, message) = hospital.refused();
     assert_eq!(rule, "control-key", "{message}");
+}
+
+/// Runs until the first permit is signed, and no further. Nothing was sent then.
+fn stopped_at_a_permit() -> Hospital {
+    loop {
+        let hospital = Hospital::new();
+        let mut child = hospital
+            .command(&["run", "--yes", "--format", "json"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let signed = lines
+            .map_while(Result::ok)
+            .any(|line| line.contains("\"event\":\"permitted\""));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(signed && nobody_works(&hospital));
+        // Where it was faster than its end, another one is tried.
+        if files(&hospital.state().join("sites/cloud/store/sealed")).is_empty() {
+            return hospital;
+        }
+    }
+}
+
+/// Signs the permits of a site anew, with the key that everybody believes, after `change`.
+fn sign_anew(hospital: &Hospital, change: impl Fn(&mut Permit)) {
+    let home = hospital.state().join("sites/hospital");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let custody = FileCustody::open(home.join("keys/custody.key"), None).unwrap();
+    let site = SiteName::new("hospital").unwrap();
+    let keys = runtime.block_on(SiteKeys::open(&home.join("keys/site-keys.json"), &custody, &site));
+    let signing = keys.unwrap().signing;
+    let journal = SqliteJournal::open(home.join("journal.sqlite")).unwrap();
+    let permits = journal.scan("permits", "").unwrap();
+    assert!(!permits.is_empty());
+    for (id, record) in permits {
+        let mut record: Value = serde_json::from_slice(&record).unwrap();
+        let envelope: Envelope = serde_json::from_value(record["envelope"].clone()).unwrap();
+        let mut opened = open_permit(&envelope, &signing.public()).unwrap();
+        change(&mut opened.permit);
+        let envelope = sign_permit(&signing, &opened.permit, &opened.artifact, "for people").unwrap();
+        record["envelope"] = serde_json::to_value(envelope).unwrap();
+        let batch = Batch::default().set("permits", &id, to_canonical_json(&record).unwrap());
+        journal.commit(&batch).unwrap();
+    }
+}
+
+/// Permits that are well signed, and not for this.
+#[test]
+fn a_permit_for_something_else_or_for_another_time_sends_nothing() {
+    type Change = fn(&mut Permit);
+    let changes: [(&str, Change); 6] = [
+        ("permit-expired", |permit| (permit.not_before, permit.expires) = (1, 2)),
+        ("permit-not-yet-valid", |permit| {
+            permit.not_before += 1_000_000;
+            permit.expires += 1_000_000;
+        }),
+        ("permit-other-site", |permit| {
+            permit.to.site = SiteName::new("ward").unwrap()
+        }),
+        ("permit-other-site", |permit| {
+            permit.to.definition = permit.from.definition
+        }),
+        ("permit-other-run", |permit| permit.run = RunId::new("another").unwrap()),
+        ("permit-other-label", |permit| permit.label.level = Level::Public),
+    ];
+    for (expected, change) in changes {
+        let hospital = stopped_at_a_permit();
+        sign_anew(&hospital, change);
+        let (rule, message) = hospital.refused();
+        assert_eq!(rule, expected, "{message}");
+        nothing_crossed(&hospital);
+    }
+}
+
+/// The permit of one artifact in the place of another's, and one that nobody signed.
+#[test]
+fn a_permit_for_another_manifest_or_without_a_signature_sends_nothing() {
+    for (expected, with) in [("permit-other-artifact", 0), ("permit-signature", 1)] {
+        let hospital = stopped_at_a_permit();
+        let journal = SqliteJournal::open(hospital.state().join("sites/hospital/journal.sqlite")).unwrap();
+        for (id, record) in journal.scan("permits", "").unwrap() {
+            let mut record: Value = serde_json::from_slice(&record).unwrap();
+            if with == 0 {
+                // What is sent is found by this; what was permitted is another.
+                let others = journal.scan("artifacts", "").unwrap();
+                let own = record["artifact"]
+                    .as_str()
+                    .unwrap()
+                    .trim_start_matches("sha256:")
+                    .to_owned();
+                let (other, _) = others.iter().find(|(other, _)| !own.ends_with(other.as_str())).unwrap();
+                record["artifact"] = Value::String(record["artifact"].as_str().unwrap().replace(&own, other));
+            } else {
+                let signature = record["envelope"]["signatures"][0]["sig"].as_str().unwrap().to_owned();
+                let other = if signature.starts_with('A') { "B" } else { "A" };
+                record["envelope"]["signatures"][0]["sig"] = Value::String(format!("{other}{}", &signature[1..]));
+            }
+            let batch = Batch::default().set("permits", &id, to_canonical_json(&record).unwrap());
+            journal.commit(&batch).unwrap();
+        }
+        drop(journal);
+        let (rule, message) = hospital.refused();
+        assert_eq!(rule, expected, "{message}");
+        nothing_crossed(&hospital);
+    }
 }
