@@ -84,7 +84,11 @@ pub(crate) async fn bring(
     }
     // Records that were removed from the source are not kept here, also where all of them were.
     for path in there.into_values().filter(|path| !kept.contains(path)) {
-        fs::remove_file(path).map_err(failed)?;
+        match fs::remove_file(path) {
+            // It was not what its name says, and another copy has taken its place.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
     }
     if files.is_empty() {
         let why = format!("{BRINGING}: `{shown}` names no object; correct `source` in the catalog");
