@@ -119,17 +119,18 @@ pub(crate) async fn pause() {
 }
 
 thread_local! {
-    /// How far the keeper's clock is ahead. Test and keeper share a thread.
-    static AHEAD: Cell<u64> = const { Cell::new(0) };
+    /// The keeper's time. Test and keeper share a thread.
+    static NOW: Cell<u64> = Cell::new(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs());
 }
 
+/// The time at which the test began, and what it let pass since.
 pub(crate) fn clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + AHEAD.get()
+    NOW.get()
 }
 
 /// Lets time pass for the keeper.
 pub(crate) fn let_pass(seconds: u64) {
-    AHEAD.set(AHEAD.get() + seconds);
+    NOW.set(NOW.get() + seconds);
 }
 
 /// The control plane's ledger, and how far the keeper has seen it.

@@ -140,13 +140,13 @@ fn senders_that_are_killed_leave_nothing_doubled_or_half_written() {
     let (_, first, address) = world(0, &peer);
     let began = Instant::now();
     runtime.block_on(first.send(&open(&address))).unwrap();
-    let length = began.elapsed().as_secs_f64();
+    let mut length = began.elapsed().as_secs_f64();
 
     let (mut killed, mut number) = (0, 0);
     while killed < wanted() {
         number += 1;
         assert!(
-            number <= wanted(),
+            number <= 2 * wanted(),
             "only {killed} senders were killed before they were done"
         );
         if number % 4 == 0 {
@@ -159,8 +159,11 @@ fn senders_that_are_killed_leave_nothing_doubled_or_half_written() {
         for _ in 0..KILLS.min(wanted() - killed) {
             let share = (f64::from(killed + number) * 0.618_033_988_749_895).fract();
             if send_and_kill(&folder, &address, Duration::from_secs_f64(length * share)) {
+                // How long a crossing takes depends on what else this machine does.
+                length *= 0.85;
                 break;
             }
+            length *= 1.03;
             killed += 1;
         }
         runtime.block_on(async {
