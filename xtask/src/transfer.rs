@@ -162,6 +162,7 @@ async fn carry_out(store: &dyn Store, folder: &Path) -> anyhow::Result<()> {
             state: &folder.join("state"),
             shards_in_flight: 2,
             progress: &|_| {},
+            gate: &|| tidegate_transfer::Gate::Open,
         },
     )
     .await?;

@@ -12,6 +12,8 @@ use object_store::client::{
     ReqwestConnector,
 };
 
+use crate::pace::Paced;
+
 tokio::task_local! {
     /// The last answer within one call of a store.
     static LAST: RefCell<Option<Answer>>;
@@ -50,13 +52,28 @@ fn bounded(body: HttpResponseBody) -> HttpResponseBody {
     HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Decode, io::Error::other(error))))
 }
 
-/// The usual client, watched.
-#[derive(Debug, Default)]
-pub(crate) struct Watching(ReqwestConnector);
+/// The usual client, or one whose bytes are paced, watched.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Watching {
+    paced: Option<HttpClient>,
+}
+
+impl Watching {
+    /// A client whose bytes are paced already.
+    pub(crate) fn paced(client: Paced) -> Self {
+        Self {
+            paced: Some(HttpClient::new(client)),
+        }
+    }
+}
 
 impl HttpConnector for Watching {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Watched(self.0.connect(options)?)))
+        let client = match &self.paced {
+            Some(client) => client.clone(),
+            None => ReqwestConnector::default().connect(options)?,
+        };
+        Ok(HttpClient::new(Watched(client)))
     }
 }
 

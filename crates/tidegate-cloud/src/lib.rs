@@ -14,8 +14,10 @@
 
 mod address;
 mod answer;
+mod client;
 mod credentials;
 mod kms;
+mod pace;
 mod profile;
 mod session;
 mod source;

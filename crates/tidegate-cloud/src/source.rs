@@ -237,7 +237,7 @@ impl Source {
         {
             return Err(changed());
         }
-        collect(result, wanted, &what).await
+        collect(result, wanted, &self.store.pace, &what).await
     }
 }
 

@@ -3,7 +3,6 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -15,22 +14,18 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
-    Certificate, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload, RetryConfig,
+    GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 
 use crate::address::{Address, Provider};
-use crate::answer::{Answer, Watching, watched};
+use crate::answer::{Answer, watched};
+use crate::client::{options, watching};
 use crate::credentials::{self, Environment};
+use crate::pace::{Pace, SILENCE};
 use crate::profile::with_profile;
 use crate::session;
 
-/// How long a connection may take to stand, and how long a server may say nothing.
-const CONNECT: Duration = Duration::from_secs(10);
-const SILENCE: Duration = Duration::from_secs(30);
-/// The slowest that bytes may move before a call counts as stalled, in bytes per second.
-const SLOWEST: u64 = 128 << 10;
 /// Objects in one page of a listing.
 const PAGE: usize = 1000;
 /// Requests of one listing: names that are no objects of ours may stand between ours.
@@ -47,6 +42,7 @@ pub struct CloudStore {
     pub(crate) pages: Arc<dyn PaginatedListStore>,
     /// Who asks for credentials of workers, where there is such a service.
     s3: Option<(Arc<AmazonS3>, HttpClient)>,
+    pub(crate) pace: Pace,
 }
 
 impl fmt::Debug for CloudStore {
@@ -85,6 +81,17 @@ impl CloudStore {
     /// # Errors
     /// When certificates cannot be read, or the environment's settings contradict each other.
     pub fn open(address: Address, environment: &Environment) -> Result<Self, OpenError> {
+        Self::open_paced(address, environment, None)
+    }
+
+    /// As [`Self::open`]; no more than `per_second` bytes are sent there in a second, by whatever holds a clone of this
+    /// value, and no more are fetched. They move evenly, a few at a time.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_paced(address: Address, environment: &Environment, per_second: Option<u64>) -> Result<Self, OpenError> {
+        let pace = Pace::of(per_second);
+        let watching = watching(&address, &pace)?;
         let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
         let client = options(&address.to_string(), plain, address.certificates.as_deref())?;
         let settings = |error: object_store::Error| OpenError::Settings {
@@ -100,7 +107,7 @@ impl CloudStore {
         let mut asking = None;
         let (objects, pages): (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) = match address.provider {
             Provider::S3 => {
-                let http = Watching::default().connect(&client).map_err(settings)?;
+                let http = watching.connect(&client).map_err(settings)?;
                 let environment = with_profile(environment).map_err(|why| OpenError::Settings {
                     store: address.to_string(),
                     why,
@@ -109,7 +116,7 @@ impl CloudStore {
                     .with_bucket_name(&address.bucket)
                     .with_client_options(client)
                     .with_retry(retry)
-                    .with_http_connector(Watching::default())
+                    .with_http_connector(watching.clone())
                     // The server refuses what does not arrive as it left.
                     .with_checksum_algorithm(Checksum::SHA256);
                 if let Some(region) = &address.region {
@@ -127,7 +134,7 @@ impl CloudStore {
                     .with_bucket_name(&address.bucket)
                     .with_client_options(client)
                     .with_retry(retry)
-                    .with_http_connector(Watching::default());
+                    .with_http_connector(watching.clone());
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_base_url(endpoint);
                 }
@@ -139,7 +146,7 @@ impl CloudStore {
                     .with_container_name(&address.bucket)
                     .with_client_options(client)
                     .with_retry(retry)
-                    .with_http_connector(Watching::default());
+                    .with_http_connector(watching.clone());
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_endpoint(endpoint.to_owned());
                 }
@@ -151,6 +158,7 @@ impl CloudStore {
             objects,
             pages,
             s3: asking,
+            pace,
         })
     }
 
@@ -209,7 +217,7 @@ impl CloudStore {
         bytes: u64,
         call: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, Failure> {
-        let limit = SILENCE + Duration::from_secs(bytes / SLOWEST);
+        let limit = self.pace.patience(bytes);
         match watched(tokio::time::timeout(limit, call)).await {
             (Ok(Ok(value)), _) => Ok(value),
             (Ok(Err(error)), answer) => Err(self.failure(&error, answer, what)),
@@ -319,31 +327,6 @@ fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> (Arc<dyn ObjectStore>,
     (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
 }
 
-/// How a server is spoken to. Every call has a limit of time of its own.
-pub(crate) fn options(
-    who: &str,
-    plain: bool,
-    certificates: Option<&std::path::Path>,
-) -> Result<ClientOptions, OpenError> {
-    let mut options = ClientOptions::new()
-        .with_timeout_disabled()
-        .with_connect_timeout(CONNECT)
-        .with_allow_http(plain);
-    if let Some(file) = certificates {
-        let failed = |source| OpenError::Certificates {
-            store: who.to_owned(),
-            file: file.display().to_string(),
-            source,
-        };
-        let pem = std::fs::read(file).map_err(failed)?;
-        let bundle = Certificate::from_pem_bundle(&pem).map_err(|error| failed(io::Error::other(error.to_string())))?;
-        for certificate in bundle {
-            options = options.with_root_certificate(certificate);
-        }
-    }
-    Ok(options)
-}
-
 #[async_trait]
 impl Store for CloudStore {
     async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<(), StoreError> {
@@ -377,7 +360,7 @@ impl Store for CloudStore {
                 limit,
             });
         }
-        collect(result, bytes, &what).await
+        collect(result, bytes, &self.pace, &what).await
     }
 
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -394,7 +377,7 @@ impl Store for CloudStore {
         let failure = match self.fetch(name, &what, options).await {
             Ok(result) => {
                 let bytes = result.range.end.saturating_sub(result.range.start);
-                return collect(result, bytes, &what).await;
+                return collect(result, bytes, &self.pace, &what).await;
             }
             Err(failure) => failure,
         };
@@ -482,7 +465,7 @@ impl Store for CloudStore {
 }
 
 /// Takes a body in, exactly `bytes` of it, as long as it keeps coming.
-pub(crate) async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Result<Bytes, StoreError> {
+pub(crate) async fn collect(result: GetResult, bytes: u64, pace: &Pace, what: What<'_>) -> Result<Bytes, StoreError> {
     let broken = |why: &str| StoreError::Transient {
         what: what(),
         source: io::Error::other(why.to_owned()),
@@ -490,7 +473,7 @@ pub(crate) async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Re
     let length = usize::try_from(bytes).map_err(|_| broken("it does not fit into memory"))?;
     let mut body = BytesMut::with_capacity(length);
     let mut stream = result.into_stream();
-    let until = tokio::time::Instant::now() + SILENCE + Duration::from_secs(bytes / SLOWEST);
+    let until = tokio::time::Instant::now() + pace.patience(bytes);
     loop {
         let silence = until.min(tokio::time::Instant::now() + SILENCE);
         match tokio::time::timeout_at(silence, stream.next()).await {
@@ -498,7 +481,10 @@ pub(crate) async fn collect(result: GetResult, bytes: u64, what: What<'_>) -> Re
             Ok(None) => break,
             Ok(Some(Err(_))) => return Err(broken("the answer broke off")),
             Ok(Some(Ok(part))) if part.len() > length - body.len() => return Err(broken("the answer is too long")),
-            Ok(Some(Ok(part))) => body.extend_from_slice(&part),
+            Ok(Some(Ok(part))) => {
+                pace.pass(part.len()).await;
+                body.extend_from_slice(&part);
+            }
         }
     }
     if body.len() == length {

@@ -19,8 +19,9 @@ use zeroize::Zeroizing;
 
 use crate::address::{AddressError, secure};
 use crate::answer::Watching;
+use crate::client::options;
 use crate::credentials::Environment;
-use crate::store::{OpenError, options};
+use crate::store::OpenError;
 
 /// How long the service may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -141,10 +141,20 @@ impl Engine {
         if get::<CrossingEntry>(&*self.journal, "crossings", &key)?.is_some() {
             return Ok(());
         }
-        let body = RequestBody::Send { permit: permit.clone() };
-        let reply = self.keeper.ask("send", body).await?;
-        let ReplyBody::Sent { bytes, .. } = reply else {
-            return Err(self.keeper.wrong_reply());
+        let bytes = loop {
+            let body = RequestBody::Send { permit: permit.clone() };
+            match self.keeper.ask("send", body).await? {
+                ReplyBody::Sent { bytes, .. } => break bytes,
+                ReplyBody::Sending { stored, bytes, held } => (self.progress)(&Progress::Sending {
+                    artifact: wanted.name.to_owned(),
+                    to: wanted.to.clone(),
+                    permit: permit.clone(),
+                    stored,
+                    bytes,
+                    held,
+                }),
+                _ => return Err(self.keeper.wrong_reply()),
+            }
         };
         self.account(run, wanted.name, wanted.artifact, &self.home, wanted.to, bytes, permit)
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
-use tidegate_types::keeper::{Figure, GateResult};
+use tidegate_types::keeper::{Figure, GateResult, Held};
 
 /// One step forward, as the terminal shows it and `--format json` writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,6 +61,21 @@ pub enum Progress {
         permit: PermitId,
         /// Plaintext bytes that will be sealed.
         bytes: u64,
+    },
+    /// Something crosses that takes a while; told every few seconds.
+    Sending {
+        /// What crosses.
+        artifact: String,
+        /// Where to.
+        to: SiteName,
+        /// The permit.
+        permit: PermitId,
+        /// Plaintext bytes that stand there, sealed.
+        stored: u64,
+        /// Plaintext bytes altogether.
+        bytes: u64,
+        /// Why nothing moves now, where that is so.
+        held: Option<Held>,
     },
     /// Sealed bytes stand at the other site.
     Crossed {

@@ -9,6 +9,7 @@ use tidegate_plan::{Plan, Step};
 use tidegate_seal::digest::canonical_digest;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
+use tidegate_types::files::sites::Site;
 use tidegate_types::ids::{SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, ReplyBody, RequestBody};
 
@@ -202,7 +203,7 @@ impl Engine {
         site: &SiteName,
         bundle: &ArtifactSummary,
     ) -> Result<((), bool), EngineError> {
-        let definition = self.sites.sites.get(site);
+        let definition = self.sites.sites.get(site).map(Site::identity);
         let key = self.key(&("deploy", &bundle.artifact, site, definition))?;
         if self.step::<bool>(&key)?.is_some() {
             return Ok(((), true));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tidegate_contracts::compute::{Compute, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
 use tidegate_types::event::EventType;
+use tidegate_types::files::sites::Site;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
 use tidegate_types::message::{Attempt, Ticket};
@@ -39,7 +40,7 @@ impl Engine {
         inputs: &BTreeMap<String, ArtifactSummary>,
     ) -> Result<(TrainedStep, bool), EngineError> {
         let artifacts: BTreeMap<&String, _> = inputs.iter().map(|(name, input)| (name, &input.artifact)).collect();
-        let definition = self.sites.sites.get(site);
+        let definition = self.sites.sites.get(site).map(Site::identity);
         let key = self.key(&(
             "train",
             artifacts,

@@ -1,6 +1,7 @@
 //! Sending what a permit allows.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tidegate_seal::key::DataKey;
 use tidegate_transfer::{Crossing, PermitCheck, Permitted, TransferError, send};
@@ -10,6 +11,7 @@ use tidegate_types::keeper::ReplyBody;
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{CrossingRecord, PermitRecord};
 use crate::service::Keeper;
+use crate::underway::Watch;
 
 /// Shards that are sealed and sent at the same time.
 const SHARDS_IN_FLIGHT: usize = 2;
@@ -70,14 +72,18 @@ impl Keeper {
         Ok(DataKey::from_bytes(key))
     }
 
-    pub(crate) async fn send(&self, permit: &PermitId) -> Result<ReplyBody, KeeperError> {
+    /// Sends what a permit allows, or goes on with it for a moment.
+    pub(crate) async fn send(self: &Arc<Self>, permit: &PermitId) -> Result<ReplyBody, KeeperError> {
         let record = self.permit_record(permit)?;
         let crossing = match self.records.crossing(permit)? {
             Some(crossing) => {
                 forget_notes(&self.folder, permit)?;
                 crossing
             }
-            None => self.cross(&record).await?,
+            None => match self.crossing_or_progress(&record).await? {
+                Ok(crossing) => crossing,
+                Err(progress) => return Ok(progress),
+            },
         };
         Ok(ReplyBody::Sent {
             packing_list: crossing.packing_list,
@@ -88,7 +94,7 @@ impl Keeper {
     }
 
     /// Seals and sends one artifact under its permit, and records what was sent.
-    pub(crate) async fn cross(&self, record: &PermitRecord) -> Result<CrossingRecord, KeeperError> {
+    pub(crate) async fn cross(&self, record: &PermitRecord, watch: &Watch) -> Result<CrossingRecord, KeeperError> {
         let artifact = self.artifact_record(&record.artifact)?;
         let (from, to) = (self.reference(&self.site)?, self.reference(&record.to)?);
         let public = self.keys.signing.public();
@@ -115,7 +121,8 @@ impl Keeper {
                 digest_key: &self.keys.digest,
                 state: &state,
                 shards_in_flight: SHARDS_IN_FLIGHT,
-                progress: &|_| {},
+                progress: &|stored| self.note_progress(&record.id, watch, stored),
+                gate: &|| self.gate(&record.id, &record.to, watch),
             },
         )
         .await
@@ -131,6 +138,7 @@ impl Keeper {
             packing_list_digest: sent.packing_list_digest,
             objects: sent.objects,
             bytes: sent.bytes,
+            at: (self.clock)(),
         };
         self.records.put("crossings", record.id.as_str(), &crossing)?;
         forget_notes(&self.folder, &record.id)?;

@@ -24,7 +24,8 @@
 //! - [`admission`]: who may have a data key
 //! - `records`: what the journal holds
 //! - `witness`: the ledger as this site saw it
-//! - `permits`, `crossing`: signing and sending
+//! - `permits`, `crossing`: signing and sending; `underway`: what goes on between two questions
+//! - `transfers`: what a person sees of that, pauses and lets go on
 //! - `attempt`: one worker from hello to output
 //! - `custodian`: what a person does with the site's keys: renew, destroy
 //! - `home`: the stages that read rows; `release`: what they make of a model; `deploy`: where that goes
@@ -44,6 +45,8 @@ mod permits;
 mod records;
 mod release;
 mod service;
+mod transfers;
+mod underway;
 mod witness;
 
 pub use custodian::backup::{BackedUp, Restored};
@@ -51,4 +54,5 @@ pub use custodian::{Custodian, Grantee, KeptArtifact, Rotated};
 pub use error::KeeperError;
 pub use records::newest_inputs;
 pub use service::{Keeper, Setup};
+pub use transfers::{Transfer, TransferState, Transfers};
 pub use witness::{cosigner_name, log_origin, organisation};

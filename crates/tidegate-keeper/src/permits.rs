@@ -335,7 +335,7 @@ impl Keeper {
     pub(crate) fn reference(&self, site: &SiteName) -> Result<tidegate_types::permit::SiteReference, KeeperError> {
         Ok(tidegate_types::permit::SiteReference {
             site: site.clone(),
-            definition: canonical_digest(self.site_definition(site)?).while_("naming a site")?,
+            definition: canonical_digest(&self.site_definition(site)?.identity()).while_("naming a site")?,
         })
     }
 }

@@ -85,6 +85,9 @@ pub(crate) struct CrossingRecord {
     pub(crate) packing_list_digest: Digest,
     pub(crate) objects: Vec<SealedObject>,
     pub(crate) bytes: u64,
+    /// When (Unix time); nothing for what was sent before this was written down.
+    #[serde(default)]
+    pub(crate) at: u64,
 }
 
 /// A place in one direction of a mailbox.

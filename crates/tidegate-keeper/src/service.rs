@@ -29,6 +29,7 @@ use crate::error::{KeeperError, While, refuse};
 use crate::keys::SiteKeys;
 use crate::permits::Wanted;
 use crate::records::{Records, value};
+use crate::underway::{AllUnderway, EndsWith};
 
 /// A request is at most this long.
 const REQUEST_BYTES: u64 = 32 << 20;
@@ -90,6 +91,8 @@ pub struct Keeper {
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
     /// An attempt that was followed has ended.
     pub(crate) ended: tokio::sync::Notify,
+    /// What is being sent.
+    pub(crate) underway: AllUnderway,
     stores: BTreeMap<SiteName, Arc<dyn Store>>,
     mailbox: Arc<dyn Store>,
 }
@@ -136,6 +139,7 @@ impl Keeper {
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
             ended: tokio::sync::Notify::new(),
+            underway: AllUnderway::default(),
             stores: setup.stores,
             mailbox: setup.mailbox,
         }))
@@ -155,6 +159,7 @@ impl Keeper {
         for record in self.records.open_attempts()? {
             self.watch(record.attempt);
         }
+        let _ending = EndsWith(&self.underway);
         tokio::pin!(stop);
         let mut answering: BTreeSet<ObjectName> = BTreeSet::new();
         let mut tasks = tokio::task::JoinSet::new();

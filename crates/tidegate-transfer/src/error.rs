@@ -63,6 +63,9 @@ pub enum TransferError {
         /// What differs; names, sizes and digests only.
         why: String,
     },
+    /// Whoever let it go on does so no more.
+    #[error("the crossing was stopped: {0}; what crossed so far is kept, and the same again goes on from there")]
+    Shut(&'static str),
     /// The notes about an unfinished crossing cannot be used.
     #[error("the resume file of permit `{permit}` and artifact `{artifact}` cannot be used: {why}")]
     Resume {

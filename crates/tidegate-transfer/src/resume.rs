@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,8 @@ pub(crate) struct Notes {
     pub(crate) list: Option<SealedObject>,
     pub(crate) tried: u64,
     pub(crate) complete: bool,
+    /// What was about to be put and is named by nothing any more. It may stand in the store all the same.
+    pub(crate) abandoned: BTreeSet<ObjectName>,
 }
 
 impl Notes {
@@ -99,19 +101,29 @@ impl Notes {
             Line::Head(_) => {}
             Line::Shard { number, key, object } => {
                 // An index or list that was made before does not name the new shard.
-                self.index = None;
-                self.list = None;
-                self.complete = false;
-                self.shards.insert(number, (key, object));
+                self.abandon_index();
+                let name = sealed_name(&object.digest);
+                if let Some((_, before)) = self.shards.insert(number, (key, object)) {
+                    self.abandoned.insert(sealed_name(&before.digest));
+                }
+                self.abandoned.remove(&name);
             }
             Line::Index(object) => {
-                self.list = None;
-                self.complete = false;
+                self.abandon_index();
+                self.abandoned.remove(&sealed_name(&object.digest));
                 self.index = Some(object);
             }
             Line::List(object) => self.list = Some(object),
             Line::Tried(bytes) => self.tried = self.tried.saturating_add(bytes),
             Line::Complete => self.complete = true,
+        }
+    }
+
+    fn abandon_index(&mut self) {
+        self.list = None;
+        self.complete = false;
+        if let Some(before) = self.index.take() {
+            self.abandoned.insert(sealed_name(&before.digest));
         }
     }
 }
@@ -284,6 +296,37 @@ fn load(file: &mut File) -> io::Result<Option<(Option<Head>, Notes)>> {
     Ok(Some((head, notes)))
 }
 
+/// Whether some process is sending with notes in `state` at this moment. Blocks.
+///
+/// # Errors
+/// [`TransferError::Local`] where the folder or a file in it cannot be read.
+pub fn is_sending(state: &Path) -> Result<bool, TransferError> {
+    let failed = || TransferError::local("reading resume files");
+    for path in resume_files(state).map_err(failed())? {
+        match File::open(&path).map_err(failed())?.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(failed()(error)),
+        }
+    }
+    Ok(false)
+}
+
+fn resume_files(state: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(state) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
 /// The names of all objects that crossings with notes in `state` have put or are about to put: what
 /// [`crate::sweep`] must keep besides what a journal names. Blocks.
 ///
@@ -292,16 +335,8 @@ fn load(file: &mut File) -> io::Result<Option<(Option<Head>, Notes)>> {
 /// notes cannot be understood, so that nothing is swept on a guess.
 pub fn names_in_flight(state: &Path) -> Result<BTreeSet<String>, TransferError> {
     let failed = || TransferError::local("reading resume files");
-    let entries = match std::fs::read_dir(state) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.map_err(failed())?,
-    };
     let mut names = BTreeSet::new();
-    for entry in entries {
-        let path = entry.map_err(failed())?.path();
-        if path.extension().is_none_or(|extension| extension != EXTENSION) {
-            continue;
-        }
+    for path in resume_files(state).map_err(failed())? {
         let text = std::fs::read(&path).map_err(failed())?;
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         for line in text

@@ -1,5 +1,6 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -25,6 +26,20 @@ const MOST_IN_FLIGHT: usize = 16;
 /// How much of a stored object is compared at once.
 const COMPARED_BYTES: u64 = 8 << 20;
 
+/// How often somebody who holds a crossing back is asked again.
+const ASKED_AGAIN: Duration = Duration::from_millis(200);
+
+/// Whether a crossing may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// It may.
+    Open,
+    /// Not now: nothing more is sealed or put until it is open again.
+    Held,
+    /// Not any more, for this reason: the call ends. Another one goes on where it was.
+    Shut(&'static str),
+}
+
 /// With what, from where and into which store something crosses.
 pub struct Crossing<'a> {
     /// The folder that was described.
@@ -44,6 +59,8 @@ pub struct Crossing<'a> {
     pub shards_in_flight: usize,
     /// Told how many bytes of plaintext stand in the store: rises from 0 to the manifest's total.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
+    /// Asked before each shard is sealed and before each object is put. What is under way is finished.
+    pub gate: &'a (dyn Fn() -> Gate + Send + Sync),
 }
 
 /// A complete crossing.
@@ -59,6 +76,9 @@ pub struct Sent {
     pub bytes: u64,
     /// Whether all of it was there before the call.
     pub already: bool,
+    /// What earlier calls that broke off were about to put, and nothing names. It was removed, but a store may finish
+    /// putting it later.
+    pub abandoned: Vec<ObjectName>,
 }
 
 /// The name of a shard or an index: the digest of its ciphertext.
@@ -91,7 +111,7 @@ fn literal(name: String) -> ObjectName {
 /// [`TransferError::Changed`] when the files are not what the manifest says: nothing of them was put;
 /// [`TransferError::Occupied`] when other bytes stand under a name; [`TransferError::Store`] when the
 /// store fails for good, or is busy for longer than eight tries with growing pauses;
-/// [`TransferError::Resume`] when another process sends the same, or another data key is given.
+/// [`TransferError::Shut`] when the gate is shut; [`TransferError::Resume`] when another process sends the same, or another data key is given.
 pub async fn send(permitted: &Permitted<Manifest>, crossing: &Crossing<'_>) -> Result<Sent, TransferError> {
     permitted.still_valid()?;
     let permit = permitted.permit();
@@ -119,6 +139,7 @@ pub async fn send(permitted: &Permitted<Manifest>, crossing: &Crossing<'_>) -> R
     sender.shards().await?;
     let index = sender.index().await?;
     sender.list(index).await?;
+    sender.remove_abandoned().await;
     sender.sent(false)
 }
 
@@ -150,6 +171,18 @@ impl Sender<'_> {
             Ok(_) => Err(TransferError::Occupied(name.clone())),
             Err(StoreError::NotFound(_)) => Ok(false),
             Err(error) => Err(TransferError::store("asking for a stored object")(error)),
+        }
+    }
+
+    /// Returns once the permit is good and the gate is open.
+    async fn may_go_on(&self) -> Result<(), TransferError> {
+        loop {
+            self.permitted.still_valid()?;
+            match (self.crossing.gate)() {
+                Gate::Open => return Ok(()),
+                Gate::Held => tokio::time::sleep(ASKED_AGAIN).await,
+                Gate::Shut(why) => return Err(TransferError::Shut(why)),
+            }
         }
     }
 
@@ -186,6 +219,7 @@ impl Sender<'_> {
         {
             return Ok(number);
         }
+        self.may_go_on().await?;
         let resume = Arc::clone(&self.resume);
         let organisation = self.permitted.manifest().organisation.clone();
         let room = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -277,7 +311,7 @@ impl Sender<'_> {
         let bytes = body.len() as u64;
         let mut tried = 0;
         loop {
-            self.permitted.still_valid()?;
+            self.may_go_on().await?;
             let (resume, limit) = (Arc::clone(&self.resume), self.permitted.byte_limit());
             if let Err(sum) = blocking(move || resume.reserve(bytes, limit)).await? {
                 return Err(self.permitted.too_many_bytes(sum).into());
@@ -334,6 +368,15 @@ impl Sender<'_> {
         }
     }
 
+    /// Removes what nothing names, where that is allowed: the crossing is complete without it.
+    async fn remove_abandoned(&self) {
+        for name in self.resume.read(|notes| notes.abandoned.clone()) {
+            if let Err(error) = retry::patiently(|| self.crossing.store.delete(&name)).await {
+                tracing::debug!(object = %name, %error, "what nothing names was not removed");
+            }
+        }
+    }
+
     fn sent(&self, already: bool) -> Result<Sent, TransferError> {
         let (objects, list) = self.resume.read(|notes| {
             let shards = notes.shards.values().map(|(_, object)| object.clone());
@@ -350,6 +393,7 @@ impl Sender<'_> {
             bytes: objects.iter().map(|object| object.bytes).sum(),
             objects,
             already,
+            abandoned: self.resume.read(|notes| notes.abandoned.iter().cloned().collect()),
         })
     }
 }

@@ -117,7 +117,8 @@ pub enum RequestBody {
         /// That the intent is in the ledger.
         intent: LedgerProof,
     },
-    /// Seal and send what a permit allows.
+    /// Seal and send what a permit allows. Answered with how far that is, where it takes longer than a moment: it goes
+    /// on, as long as somebody asks again.
     Send {
         /// The permit.
         permit: PermitId,
@@ -327,6 +328,19 @@ pub enum AttemptOutcome {
     },
 }
 
+/// Why a crossing that may go on does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "held", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Held {
+    /// A person on the private site paused it.
+    Paused,
+    /// It is outside the hours in which something is sent to that site.
+    Window {
+        /// When they begin (Unix time).
+        opens: u64,
+    },
+}
+
 /// What may be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -378,6 +392,15 @@ pub enum ReplyBody {
         envelope: Envelope,
         /// The checkpoint with my signature added.
         checkpoint: String,
+    },
+    /// What is being sent.
+    Sending {
+        /// Bytes of files that stand sealed in the other site's store.
+        stored: u64,
+        /// Bytes of all files.
+        bytes: u64,
+        /// Why nothing moves now, where that is so.
+        held: Option<Held>,
     },
     /// What was sent.
     Sent {

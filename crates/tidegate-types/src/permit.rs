@@ -74,7 +74,7 @@ pub struct SiteReference {
     /// The site's name.
     pub site: SiteName,
     /// SHA-256 over the canonical JSON of the site's definition (store, account, jurisdiction,
-    /// clearance, compute).
+    /// clearance, compute), without how fast and when bytes are sent to it.
     pub definition: Digest,
 }
 

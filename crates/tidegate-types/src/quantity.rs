@@ -1,4 +1,4 @@
-//! Money, bytes and durations as people write them: `5 USD`, `0.08 USD/h`, `2 GiB`, `2h`.
+//! Money, bytes, rates and times as people write them: `5 USD`, `0.08 USD/h`, `2 GiB`, `20 MiB/s`, `2h`, `20:00-06:00`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -242,6 +242,80 @@ impl FromStr for Seconds {
 }
 text_form!(Seconds, r"^[0-9]+[smhd]$");
 
+/// A number of bytes in a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ByteRate(pub ByteSize);
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
+    }
+}
+
+impl FromStr for ByteRate {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "a number of bytes in a second such as `20 MiB/s`";
+        let size = text.trim().strip_suffix("/s").ok_or_else(|| invalid(text, expected))?;
+        size.parse().map(Self).map_err(|_| invalid(text, expected))
+    }
+}
+text_form!(ByteRate, r"^[0-9]+(\.[0-9]{1,3})? ?([KMGT]iB|B)/s$");
+
+/// Some hours of every day, in Coordinated Universal Time: `20:00-06:00` goes over midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DailyWindow {
+    /// The first minute after midnight in it.
+    from: u16,
+    /// The first minute after it.
+    to: u16,
+}
+
+const DAY: u64 = 86_400;
+
+impl DailyWindow {
+    /// Seconds from `at` (Unix time) until it is open; nothing while it is.
+    #[must_use]
+    pub const fn opens_in(self, at: u64) -> u64 {
+        let (from, to, now) = (self.from as u64 * 60, self.to as u64 * 60, at % DAY);
+        let open = if from < to {
+            from <= now && now < to
+        } else {
+            from <= now || now < to
+        };
+        if open { 0 } else { (from + DAY - now) % DAY }
+    }
+}
+
+impl fmt::Display for DailyWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.from, self.to);
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+impl FromStr for DailyWindow {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "hours of a day (UTC) such as `20:00-06:00`, which begin and end at different minutes";
+        let minute = |text: &str| {
+            let (hour, minute) = text.split_once(':')?;
+            let digits = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+            let two = |text: &str| digits(text).then(|| text.parse::<u16>().ok()).flatten();
+            let (hour, minute) = (two(hour)?, two(minute)?);
+            (hour < 24 && minute < 60).then_some(hour * 60 + minute)
+        };
+        let window = text.trim().split_once('-').and_then(|(from, to)| {
+            let (from, to) = (minute(from)?, minute(to)?);
+            (from != to).then_some(Self { from, to })
+        });
+        window.ok_or_else(|| invalid(text, expected))
+    }
+}
+text_form!(DailyWindow, r"^[0-2][0-9]:[0-5][0-9]-[0-2][0-9]:[0-5][0-9]$");
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,5 +359,38 @@ mod tests {
         assert_eq!(ByteSize(3 << 29).to_string(), "1536 MiB");
         assert_eq!("2h".parse(), Ok(Seconds(7200)));
         assert!("2 GB".parse::<ByteSize>().is_err() && "h".parse::<Seconds>().is_err());
+        assert_eq!("1.5 MiB/s".parse(), Ok(ByteRate(ByteSize(3 << 19))));
+        assert_eq!(ByteRate(ByteSize(3 << 20)).to_string(), "3 MiB/s");
+        assert!("20 Mbit/s".parse::<ByteRate>().is_err() && "20 MiB".parse::<ByteRate>().is_err());
+    }
+
+    #[test]
+    fn windows_open_every_day() {
+        let at = |day: u64, hour: u64, minute: u64| (day * 24 + hour) * 3600 + minute * 60;
+        let night: DailyWindow = "20:00-06:30".parse().unwrap();
+        assert_eq!(night.to_string(), "20:00-06:30");
+        for (now, left) in [
+            (at(3, 19, 59), 60),
+            (at(3, 20, 0), 0),
+            (at(4, 6, 29) + 59, 0),
+            (at(4, 6, 30), 13 * 3600 + 1800),
+        ] {
+            assert_eq!(night.opens_in(now), left, "{now}");
+        }
+        let day: DailyWindow = "06:30-20:00".parse().unwrap();
+        for (now, left) in [(at(3, 6, 30), 0), (at(3, 20, 0), 10 * 3600 + 1800), (at(3, 6, 29), 60)] {
+            assert_eq!(day.opens_in(now), left, "{now}");
+        }
+        for bad in [
+            "20:00",
+            "20:00-20:00",
+            "24:00-06:00",
+            "20:60-06:00",
+            "2:00-06:00",
+            "+1:00-06:00",
+            "20:00-06:00 CET",
+        ] {
+            assert!(bad.parse::<DailyWindow>().is_err(), "{bad}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
 use tidegate_transfer::{
-    Crossing, Description, Expected, PermitCheck, Permitted, TransferError, describe, receive, send,
+    Crossing, Description, Expected, Gate, PermitCheck, Permitted, TransferError, describe, receive, send,
 };
 use tidegate_types::artifact::{ArtifactKind, Manifest};
 use tidegate_types::message::{GrantedArtifact, Job, Numbered, SandboxEvidence, Ticket, WorkerMessage};
@@ -394,6 +394,7 @@ impl Attempt {
                 state: &state,
                 shards_in_flight: SHARDS_IN_FLIGHT,
                 progress: &|_| {},
+                gate: &|| Gate::Open,
             };
             self.mail
                 .while_leased(send(&permitted, &crossing))

@@ -217,6 +217,11 @@ pub(crate) enum Command {
     /// Show what runs cost and what left.
     #[command(after_help = "Example:\n  tidegate cost examples/hospital/tidegate.yaml --format json")]
     Cost(PipelineArgument),
+    /// What the private site sends to others: list and explain it, pause it, let it go on.
+    Transfers {
+        #[command(subcommand)]
+        command: TransfersCommand,
+    },
     /// Run the keeper of a private site until its standard input ends.
     #[command(after_help = "Example:
   tidegate keeper examples/hospital/tidegate.yaml --site hospital --stay
@@ -340,6 +345,31 @@ pub(crate) enum KeysCommand {
         /// The control plane is elsewhere: the ledger holds it with the next run.
         #[arg(long)]
         no_keeper: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TransfersCommand {
+    /// List what the private site sends or has sent, how far it is, and by which permit it may.
+    #[command(after_help = "Example:\n  tidegate transfers list examples/hospital/tidegate.yaml")]
+    List(PipelineArgument),
+    /// Hold back what crosses, until `resume`: what was sent is kept, and the run waits.
+    #[command(after_help = "Example:\n  tidegate transfers pause examples/hospital/tidegate.yaml")]
+    Pause {
+        /// The permit of one crossing; all of them otherwise, those that begin later included.
+        #[arg(long)]
+        permit: Option<String>,
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+    },
+    /// Let go on what was paused.
+    #[command(after_help = "Example:\n  tidegate transfers resume examples/hospital/tidegate.yaml")]
+    Resume {
+        /// The permit of one crossing; all of them otherwise.
+        #[arg(long)]
+        permit: Option<String>,
+        #[command(flatten)]
+        pipeline: PipelineArgument,
     },
 }
 

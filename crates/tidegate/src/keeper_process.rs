@@ -34,8 +34,8 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     let _lock = lock(&folder.join("keeper.lock")).await?;
     let mut opened: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
     let environment = stores::environment();
-    for name in project.sites.sites.keys() {
-        let store = stores::open(&project.store_address(name), &environment)?;
+    for (name, site) in &project.sites.sites {
+        let store = stores::open_paced(&project.store_address(name), &environment, site.transfer)?;
         opened.insert(name.clone(), store);
     }
     let definition = project.sites.sites.get(site);

@@ -36,7 +36,7 @@ use tidegate_types::refusal::ExitCode as Code;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
 
-use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format, KeysCommand};
+use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format, KeysCommand, TransfersCommand};
 use crate::commands::run::Options;
 use crate::failure::Failure;
 use crate::project::{Project, State};
@@ -141,7 +141,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    use commands::{audit, data, files, keys, predict, run, serve, status};
+    use commands::{audit, data, files, keys, predict, run, serve, status, transfers};
 
     let format = cli.format;
     match cli.command {
@@ -254,6 +254,15 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             AuditCommand::Checkpoint(at) => audit::print_checkpoint(&State::of(&at.pipeline)?, format),
             AuditCommand::Keys(at) => audit::keys(&State::of(&at.pipeline)?, format),
             AuditCommand::Proof { pipeline, entry } => audit::proof(&State::of(&pipeline.pipeline)?, entry, format),
+        },
+        Command::Transfers { command } => match command {
+            TransfersCommand::List(at) => transfers::list(&Project::open(&at.pipeline, None)?, format),
+            TransfersCommand::Pause { permit, pipeline } => {
+                transfers::pause(&Project::open(&pipeline.pipeline, None)?, permit.as_deref(), format)
+            }
+            TransfersCommand::Resume { permit, pipeline } => {
+                transfers::resume(&Project::open(&pipeline.pipeline, None)?, permit.as_deref(), format)
+            }
         },
         Command::Keeper { pipeline, site, stay } => {
             let project = Project::open(&pipeline.pipeline, None)?;

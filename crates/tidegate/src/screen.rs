@@ -7,24 +7,53 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tidegate_engine::Progress;
-use tidegate_types::ids::SiteName;
-use tidegate_types::keeper::{Figure, GateResult};
+use tidegate_types::ids::{PermitId, SiteName};
+use tidegate_types::keeper::{Figure, GateResult, Held};
 
 use crate::cli::Format;
-use crate::show::tell;
+use crate::show::{self, tell};
 
 const TASKS: &str = "  {spinner} [{bar:24}] {pos}/{len} {msg} {elapsed}";
-const BYTES: &str = "    [{bar:24}] {bytes} of {total_bytes} sealed and sent";
+const BYTES: &str = "    [{bar:24}] {bytes} of {total_bytes} sealed and sent{msg}";
+/// Without a terminal, how often it is told how far a crossing is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows progress.
 #[derive(Debug)]
 pub(crate) struct Screen {
     format: Format,
     bars: Option<Bars>,
+    /// The crossing that goes on.
+    crossing: Mutex<Option<Crossing>>,
+}
+
+/// How a crossing goes on.
+#[derive(Debug)]
+struct Crossing {
+    permit: PermitId,
+    began: Instant,
+    /// Bytes that stood there then.
+    stored: u64,
+    told: Option<Instant>,
+    held: Option<Held>,
+}
+
+impl Crossing {
+    /// How fast it is, and what is left, as far as that can be told.
+    fn rate(&self, stored: u64, bytes: u64) -> String {
+        let moved = stored.saturating_sub(self.stored);
+        let seconds = self.began.elapsed().as_secs_f64();
+        if moved == 0 || seconds < 1.0 {
+            return String::new();
+        }
+        let rate = moved as f64 / seconds;
+        let left = Duration::from_secs_f64((bytes.saturating_sub(stored) as f64 / rate).min(1e9));
+        format!(", {}/s, {} left", HumanBytes(rate as u64), HumanDuration(left))
+    }
 }
 
 /// What moves on a terminal.
@@ -34,8 +63,8 @@ struct Bars {
     tasks: ProgressBar,
     /// There once something was permitted to cross.
     bytes: ProgressBar,
-    /// Plaintext bytes that were permitted and have not crossed yet.
-    permitted: Mutex<BTreeMap<(String, SiteName), u64>>,
+    /// Plaintext bytes that were permitted and have not crossed yet, and how many of them stand there.
+    permitted: Mutex<BTreeMap<(String, SiteName), (u64, u64)>>,
 }
 
 fn bar(template: &str) -> ProgressBar {
@@ -61,7 +90,11 @@ impl Screen {
     pub(crate) fn new(format: Format) -> Self {
         let live = format == Format::Text && std::io::stderr().is_terminal();
         let bars = live.then(|| Bars::new(MultiProgress::new()));
-        Self { format, bars }
+        Self {
+            format,
+            bars,
+            crossing: Mutex::default(),
+        }
     }
 
     pub(crate) fn show(&self, progress: &Progress) {
@@ -71,7 +104,10 @@ impl Screen {
             }
             return;
         }
-        let line = line(progress);
+        let line = match progress {
+            Progress::Sending { .. } => self.sending(progress),
+            _ => line(progress),
+        };
         match &self.bars {
             None => {
                 if let Some(line) = line {
@@ -85,6 +121,52 @@ impl Screen {
                 bars.show(progress);
             }
         }
+    }
+
+    /// How far a crossing is: beside its bar, or as a line now and then. That it is held is always said.
+    fn sending(&self, progress: &Progress) -> Option<String> {
+        let Progress::Sending {
+            artifact,
+            to,
+            permit,
+            stored,
+            bytes,
+            held,
+        } = progress
+        else {
+            return None;
+        };
+        let mut crossing = self.crossing.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = crossing.take().filter(|crossing| crossing.permit == *permit);
+        let mut known = known.unwrap_or_else(|| Crossing {
+            permit: permit.clone(),
+            began: Instant::now(),
+            stored: *stored,
+            told: None,
+            held: None,
+        });
+        let changed = known.held != *held;
+        if changed {
+            // What it waited for is no part of how fast it is.
+            (known.began, known.stored, known.held) = (Instant::now(), *stored, *held);
+        }
+        let rate = known.rate(*stored, *bytes);
+        let line = if let (true, Some(held)) = (changed, held) {
+            Some(format!("    {artifact} to {to} waits: {}", reason(*held)))
+        } else if let Some(bars) = &self.bars {
+            bars.bytes.set_message(rate);
+            None
+        } else if held.is_none() && known.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+            known.told = Some(Instant::now());
+            let (stored, bytes) = (HumanBytes(*stored), HumanBytes(*bytes));
+            Some(format!(
+                "    {artifact} to {to}: {stored} of {bytes} sealed and sent{rate}"
+            ))
+        } else {
+            None
+        };
+        *crossing = Some(known);
+        line
     }
 
     pub(crate) fn finish(&self) {
@@ -115,14 +197,24 @@ impl Bars {
                     self.all.add(self.bytes.clone());
                 }
                 let mut permitted = self.permitted.lock().unwrap_or_else(PoisonError::into_inner);
-                if permitted.insert((artifact.clone(), to.clone()), *bytes).is_none() {
+                if permitted.insert((artifact.clone(), to.clone()), (*bytes, 0)).is_none() {
                     self.bytes.inc_length(*bytes);
+                }
+            }
+            Progress::Sending {
+                artifact, to, stored, ..
+            } => {
+                let mut permitted = self.permitted.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((_, before)) = permitted.get_mut(&(artifact.clone(), to.clone())) {
+                    self.bytes.inc(stored.saturating_sub(*before));
+                    *before = (*before).max(*stored);
                 }
             }
             Progress::Crossed { artifact, to, .. } => {
                 let mut permitted = self.permitted.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(bytes) = permitted.remove(&(artifact.clone(), to.clone())) {
-                    self.bytes.inc(bytes);
+                if let Some((bytes, before)) = permitted.remove(&(artifact.clone(), to.clone())) {
+                    self.bytes.inc(bytes.saturating_sub(before));
+                    self.bytes.set_message("");
                 }
             }
             Progress::Prepared { .. } | Progress::Judged { .. } | Progress::AttemptLost { .. } => {}
@@ -156,8 +248,16 @@ fn line(progress: &Progress) -> Option<String> {
             format!("    {task}: attempt {attempt} ended without a model: {reason}")
         }
         Progress::Judged { roc_auc, gates, .. } => judged(*roc_auc, gates)?,
-        Progress::TaskStarted { .. } | Progress::AttemptStarted { .. } => return None,
+        Progress::TaskStarted { .. } | Progress::AttemptStarted { .. } | Progress::Sending { .. } => return None,
     })
+}
+
+/// Why nothing moves, and what can be done.
+pub(crate) fn reason(held: Held) -> String {
+    match held {
+        Held::Paused => "it is paused on its private site; `tidegate transfers resume` there lets it go on".to_owned(),
+        Held::Window { opens } => format!("the `window` of the sites file opens at {}", show::time(opens)),
+    }
 }
 
 /// The figure that most people look at, and what does not pass.
@@ -180,7 +280,7 @@ fn judged(roc_auc: Option<Figure>, gates: &[GateResult]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_types::ids::{PermitId, RunId, TaskName};
+    use tidegate_types::ids::{RunId, TaskName};
 
     use super::*;
 
@@ -207,6 +307,15 @@ mod tests {
                 bytes,
             });
         }
+        bars.show(&Progress::Sending {
+            artifact: "train".to_owned(),
+            to: site.clone(),
+            permit,
+            stored: 60,
+            bytes: 100,
+            held: None,
+        });
+        assert_eq!(bars.bytes.position(), 60);
         bars.show(&Progress::Crossed {
             artifact: "train".to_owned(),
             from: site.clone(),
@@ -221,5 +330,38 @@ mod tests {
         assert_eq!((bars.tasks.position(), bars.tasks.length()), (1, Some(7)));
         assert_eq!(bars.tasks.message(), "train on cloud");
         assert_eq!((bars.bytes.position(), bars.bytes.length()), (100, Some(150)));
+    }
+
+    #[test]
+    fn that_a_crossing_waits_is_said_once_and_how_far_it_is_now_and_then() {
+        let screen = Screen {
+            format: Format::Text,
+            bars: None,
+            crossing: Mutex::default(),
+        };
+        let told = |stored: u64, held: Option<Held>| {
+            screen.sending(&Progress::Sending {
+                artifact: "train".to_owned(),
+                to: SiteName::new("cloud").unwrap(),
+                permit: PermitId::new("permit-1").unwrap(),
+                stored,
+                bytes: 3 << 20,
+                held,
+            })
+        };
+        let first = told(1 << 20, None).unwrap();
+        assert_eq!(first, "    train to cloud: 1.00 MiB of 3.00 MiB sealed and sent");
+        assert_eq!(told(2 << 20, None), None, "not again at once");
+        let opens = Held::Window { opens: 1_700_000_000 };
+        assert_eq!(
+            told(2 << 20, Some(opens)).unwrap(),
+            "    train to cloud waits: the `window` of the sites file opens at 2023-11-14T22:13:20Z"
+        );
+        assert_eq!(told(2 << 20, Some(opens)), None);
+        assert!(
+            told(2 << 20, Some(Held::Paused))
+                .unwrap()
+                .contains("`tidegate transfers resume`")
+        );
     }
 }

@@ -48,6 +48,14 @@ pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// A moment (Unix time) as RFC 3339 has it; nothing where there is none such.
+pub(crate) fn time(at: u64) -> String {
+    let at = i64::try_from(at)
+        .ok()
+        .and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map(|at| at.to_string()).unwrap_or_default()
+}
+
 const SHOWN: [(&str, &str); 7] = [
     ("roc_auc", "ROC-AUC"),
     ("pr_auc", "PR-AUC"),

@@ -14,7 +14,7 @@ use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, Wo
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
 use tidegate_seal::random::random_bytes;
 use tidegate_transfer::patiently;
-use tidegate_types::files::sites::Site;
+use tidegate_types::files::sites::{Site, TransferRules};
 use tidegate_types::files::{Catalog, FileError, Sites, SourceText};
 use zeroize::Zeroizing;
 
@@ -24,10 +24,20 @@ use crate::project::Project;
 /// Opens the store at `address`, which is `folder:` with a path, or that of a cloud's store; connects to
 /// nobody yet.
 pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn Store>, Failure> {
+    open_paced(address, environment, None)
+}
+
+/// As [`open`]; no faster than the site's `transfer:` allows.
+pub(crate) fn open_paced(
+    address: &str,
+    environment: &Environment,
+    rules: Option<TransferRules>,
+) -> Result<Arc<dyn Store>, Failure> {
     let opening = "opening a site's store";
     if Address::is_meant(address) {
         let address = address.parse().while_(opening)?;
-        let store = CloudStore::open(address, environment).while_(opening)?;
+        let bandwidth = rules.and_then(|rules| rules.bandwidth).map(|rate| rate.0.0);
+        let store = CloudStore::open_paced(address, environment, bandwidth).while_(opening)?;
         return Ok(Arc::new(store));
     }
     let folder = address.strip_prefix("folder:").filter(|folder| !folder.is_empty());

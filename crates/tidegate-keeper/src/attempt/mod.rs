@@ -37,6 +37,7 @@ use crate::error::{KeeperError, While, refuse};
 use crate::permits::{OUTPUT_BYTES, Wanted};
 use crate::records::{AttemptRecord, Phase, Position, attempt_key, value};
 use crate::service::Keeper;
+use crate::underway::Watch;
 
 /// How long a ticket is good for a hello, in seconds.
 const TICKET_SECONDS: u64 = 600;
@@ -113,7 +114,8 @@ impl Keeper {
                     };
                     let record = self.home_permit(&wanted, &pipeline, digest).await?;
                     if self.records.crossing(&record.id)?.is_none() {
-                        self.cross(&record).await?;
+                        let watch = Watch::new(self.artifact_record(artifact)?.manifest.total_bytes());
+                        self.cross(&record, &watch).await?;
                     }
                     record
                 }

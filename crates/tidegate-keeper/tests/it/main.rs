@@ -14,5 +14,6 @@ mod fakes;
 mod outputs;
 mod permits;
 mod releases;
+mod transfers;
 mod worker;
 mod world;

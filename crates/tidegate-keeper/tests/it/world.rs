@@ -148,6 +148,8 @@ pub(crate) struct World {
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
     pub(crate) custody: MemoryCustody,
+    /// The sites file.
+    pub(crate) sites: String,
     /// The organisation's own policy.
     policy: &'static str,
     mailbox: MemoryStore,
@@ -174,6 +176,7 @@ impl World {
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
+            sites: SITES.to_owned(),
             policy,
             mailbox: MemoryStore::new(),
             ledger: Ledger {
@@ -202,7 +205,7 @@ impl World {
         });
         let keeper = Keeper::open(Setup {
             site: site("hospital"),
-            sites: read_sites("sites.yaml", SITES).unwrap(),
+            sites: read_sites("sites.yaml", &self.sites).unwrap(),
             catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
             catalog_folder: self.folder.path().to_owned(),
             policies: PolicySet::load(&[("own.cedar".to_owned(), self.policy.to_owned())]).unwrap(),
@@ -382,6 +385,13 @@ impl World {
         };
         self.seen(&checkpoint);
         permit
+    }
+
+    /// A permit for the training part to cross to the cloud.
+    pub(crate) async fn permit_to_train(&mut self) -> PermitId {
+        let artifacts = self.prepare().await;
+        let body = self.permit_request(&artifacts["train"], "cloud");
+        self.permit(body).await
     }
 
     /// Permits everything of the training for the cloud, and sends it there.

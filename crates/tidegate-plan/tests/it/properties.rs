@@ -69,6 +69,7 @@ fn site() -> impl Strategy<Value = Site> {
                 .collect(),
             network,
             features: BTreeSet::new(),
+            transfer: None,
         }
     })
 }

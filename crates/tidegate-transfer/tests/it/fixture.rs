@@ -19,7 +19,8 @@ use tidegate_seal::packing::manifest_digest;
 use tidegate_seal::permit::sign_permit;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::{
-    Crossing, Description, Expected, PermitCheck, Permitted, Received, Sent, TransferError, describe, receive, send,
+    Crossing, Description, Expected, Gate, PermitCheck, Permitted, Received, Sent, TransferError, describe, receive,
+    send,
 };
 use tidegate_types::ids::{PermitId, Purpose};
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
@@ -48,6 +49,7 @@ pub(crate) struct World {
     pub(crate) from: SiteReference,
     pub(crate) to: SiteReference,
     pub(crate) run: RunId,
+    pub(crate) gate: Box<dyn Fn() -> Gate + Send + Sync>,
 }
 
 impl World {
@@ -70,6 +72,7 @@ impl World {
             from: site("hospital"),
             to: site("cloud"),
             run: RunId::new("run-1").unwrap(),
+            gate: Box::new(|| Gate::Open),
         };
         std::fs::create_dir_all(world.source()).unwrap();
         world
@@ -199,6 +202,7 @@ impl World {
             state: &self.state(),
             shards_in_flight: 2,
             progress: &no_progress,
+            gate: &*self.gate,
         };
         send(permitted, &crossing).await
     }

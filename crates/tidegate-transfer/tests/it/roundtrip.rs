@@ -99,6 +99,7 @@ async fn shards_cross_file_borders() {
         state: &world.state(),
         shards_in_flight: 2,
         progress: &progress,
+        gate: &|| tidegate_transfer::Gate::Open,
     };
     let sent = send(&world.permitted(), &crossing).await.unwrap();
     assert_eq!(sent.objects.len(), 3 + 2, "three shards, index, packing list");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::SiteName;
 use crate::label::Clearance;
-use crate::quantity::{BytePrice, ByteSize, HourPrice};
+use crate::quantity::{BytePrice, ByteRate, ByteSize, DailyWindow, HourPrice};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,7 +43,7 @@ impl SiteKind {
     }
 }
 
-/// One site. The digest of its canonical JSON is what permits name.
+/// One site. The digest of its canonical JSON, as [`Site::identity`] gives it, is what permits name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
@@ -71,6 +71,33 @@ pub struct Site {
     /// Accelerators and other things that a job may ask for.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub features: BTreeSet<String>,
+    /// How fast, and when, bytes are sent to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferRules>,
+}
+
+impl Site {
+    /// What it is: all but how fast and when bytes are sent to it, which makes it no other site.
+    #[must_use]
+    pub fn identity(&self) -> Self {
+        Self {
+            transfer: None,
+            ..self.clone()
+        }
+    }
+}
+
+/// How fast, and when, bytes are sent to a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRules {
+    /// The most bytes that a keeper sends there in a second, and the most that it fetches; as many as the network
+    /// carries otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<ByteRate>,
+    /// The hours of a day (UTC) in which something is sent there; always otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<DailyWindow>,
 }
 
 /// What a site's compute offers.

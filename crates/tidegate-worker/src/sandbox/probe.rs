@@ -36,6 +36,9 @@ pub(super) enum Probe {
     Escape {
         /// Somebody listens here.
         listener: SocketAddr,
+        /// Whether anybody can be reached outside. Where a machine has not even a network with itself, having a socket
+        /// counts.
+        reachable: bool,
         /// A file that the worker may read.
         secret: PathBuf,
         /// A path that the worker may write.
@@ -57,11 +60,16 @@ impl Probe {
         let code = match self {
             Self::Escape {
                 listener,
+                reachable,
                 secret,
                 outside,
             } => {
-                let sent = || std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"x", listener);
-                if TcpStream::connect(listener).is_ok() || sent().is_ok() {
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0");
+                let open = match &socket {
+                    Ok(socket) => !reachable || socket.send_to(b"x", listener).is_ok(),
+                    Err(_) => false,
+                };
+                if open || TcpStream::connect(listener).is_ok() {
                     OPEN_NETWORK
                 } else if fs::read(secret).is_ok() || fs::write(outside, "x").is_ok() {
                     OPEN_FILES
@@ -136,7 +144,8 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let listener = TcpListener::bind("127.0.0.1:0").ok()?;
     let address = listener.local_addr().ok()?;
     // The control: what is refused inside works outside.
-    TcpStream::connect(address).ok()?;
+    let reachable = TcpStream::connect(address).is_ok();
+    std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
     fs::write(&outside, "x").and_then(|()| fs::read(&secret)).ok()?;
 
     let base = Policy {
@@ -157,6 +166,7 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let attempt = &attempt;
     let escape = Probe::Escape {
         listener: address,
+        reachable,
         secret,
         outside,
     };

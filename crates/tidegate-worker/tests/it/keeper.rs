@@ -408,6 +408,7 @@ async fn cross(store: &dyn Store, key: &SigningKey, source: &Path, kind: Artifac
         state: state.path(),
         shards_in_flight: 1,
         progress: &|_| {},
+        gate: &|| tidegate_transfer::Gate::Open,
     };
     let sent = send(&permitted, &crossing).await.unwrap();
     Crossed {

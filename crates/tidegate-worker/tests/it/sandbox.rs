@@ -409,3 +409,29 @@ fn the_self_test_finds_what_is_enforced_and_nothing_without_a_sandbox() {
     // Killed workers would fill a common folder, and one of them would meet what another left there.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+#[ignore = "a child of `a_machine_without_any_network_has_a_sandbox_too`"]
+fn child_without_network() {
+    let folder = tempfile::tempdir().unwrap();
+    println!("\nnetwork={}", self_test(crate::executable(), folder.path()).network);
+}
+
+/// Not even with itself: a new namespace begins like that.
+#[test]
+fn a_machine_without_any_network_has_a_sandbox_too() {
+    let alone = |program: &Path, words: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "--"]);
+        command.arg(program).args(words).output().unwrap()
+    };
+    if !alone(Path::new("true"), &[]).status.success() {
+        eprintln!("left out: no namespaces here");
+        return;
+    }
+    let words = ["sandbox::child_without_network", "--exact", "--ignored", "--nocapture"];
+    let output = alone(&std::env::current_exe().unwrap(), &words);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let network = told.lines().find_map(|line| line.strip_prefix("network="));
+    assert!(network.is_some_and(|network| network.contains("seccomp")), "{told}");
+}

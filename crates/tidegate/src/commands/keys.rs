@@ -272,14 +272,7 @@ fn described(kept: &KeptArtifact) -> String {
         );
     }
     if let Some(at) = kept.shredded {
-        let at = i64::try_from(at)
-            .ok()
-            .and_then(|at| jiff::Timestamp::from_second(at).ok());
-        let _ = writeln!(
-            text,
-            "  keys destroyed {}",
-            at.map(|at| at.to_string()).unwrap_or_default()
-        );
+        let _ = writeln!(text, "  keys destroyed {}", show::time(at));
     }
     text
 }

@@ -8,3 +8,4 @@ pub(crate) mod predict;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod transfers;

@@ -27,3 +27,4 @@ mod sending;
 mod serving;
 mod tampering;
 mod terminal;
+mod transfers;

@@ -54,6 +54,7 @@ pub(super) fn site(name: &str, kind: SiteKind, level: Level, tags: &[&str]) -> (
         egress: Default::default(),
         network: NetworkRules::default(),
         features: BTreeSet::new(),
+        transfer: None,
     };
     (SiteName::new(name).unwrap(), site)
 }

@@ -13,6 +13,9 @@ const CUSTODIES: [&str; 4] = ["file:", "pkcs11:", "vault:", "aws-kms:"];
 /// Drivers that this version has.
 const DRIVERS: [&str; 1] = ["process"];
 
+/// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
+const LEAST_BANDWIDTH: u64 = 64 << 10;
+
 pub(super) fn check(sites: &Sites, findings: &mut Findings<'_>) {
     let organisation = sites.organisation.trim();
     if organisation.is_empty() || organisation.len() > 200 || organisation.chars().any(char::is_control) {
@@ -78,6 +81,19 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
         }
         if compute.memory.0 < 64 << 20 {
             findings.value(&at("memory"), "a job needs at least 64 MiB of memory", "");
+        }
+    }
+    if let Some(bandwidth) = site.transfer.and_then(|rules| rules.bandwidth) {
+        let path = ["sites", name, "transfer", "bandwidth"];
+        if site.store.starts_with("folder:") {
+            let help = "remove it, or use a store of a cloud";
+            findings.key(
+                &path,
+                "a folder is no store in a network: what it is given is not held back",
+                help,
+            );
+        } else if bandwidth.0.0 < LEAST_BANDWIDTH {
+            findings.value(&path, "messages need more than that", "allow at least 64 KiB/s");
         }
     }
     for destination in site.egress.keys() {

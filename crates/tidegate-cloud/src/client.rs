@@ -1,0 +1,69 @@
+//! How servers are spoken to: whom to trust, how long to wait for a connection, and how fast.
+
+use std::io;
+use std::time::Duration;
+
+use object_store::{Certificate, ClientOptions};
+
+use crate::address::Address;
+use crate::answer::Watching;
+use crate::pace::{Pace, Paced};
+use crate::store::OpenError;
+
+/// How long a connection may take to stand.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The client of a store: one of its own where its bytes are paced.
+pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenError> {
+    if !pace.is_limited() {
+        return Ok(Watching::default());
+    }
+    let store = address.to_string();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
+        .http1_only()
+        .connect_timeout(CONNECT);
+    if let Some(file) = address.certificates.as_deref() {
+        let failed = |source| OpenError::Certificates {
+            store: store.clone(),
+            file: file.display().to_string(),
+            source,
+        };
+        let pem = std::fs::read(file).map_err(failed)?;
+        let bundle = reqwest::Certificate::from_pem_bundle(&pem);
+        for certificate in bundle.map_err(|error| failed(io::Error::other(error.to_string())))? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    let client = builder.build().map_err(|error| OpenError::Settings {
+        store,
+        why: error.to_string(),
+    })?;
+    let pace = pace.clone();
+    Ok(Watching::paced(Paced { client, pace }))
+}
+
+/// How a server is spoken to. Every call has a limit of time of its own.
+pub(crate) fn options(
+    who: &str,
+    plain: bool,
+    certificates: Option<&std::path::Path>,
+) -> Result<ClientOptions, OpenError> {
+    let mut options = ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(CONNECT)
+        .with_allow_http(plain);
+    if let Some(file) = certificates {
+        let failed = |source| OpenError::Certificates {
+            store: who.to_owned(),
+            file: file.display().to_string(),
+            source,
+        };
+        let pem = std::fs::read(file).map_err(failed)?;
+        let bundle = Certificate::from_pem_bundle(&pem).map_err(|error| failed(io::Error::other(error.to_string())))?;
+        for certificate in bundle {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
