@@ -22,6 +22,8 @@ pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenE
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .http1_only()
+        // A bucket that is elsewhere is told, and nothing is said to whom nobody named.
+        .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT);
     if let Some(file) = address.certificates.as_deref() {
         let failed = |source| OpenError::Certificates {

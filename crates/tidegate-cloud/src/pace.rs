@@ -92,20 +92,43 @@ pub(crate) struct Paced {
     pub(crate) pace: Pace,
 }
 
+/// When something of one request moved last.
+type Moved = Arc<Mutex<Instant>>;
+
 impl Paced {
-    fn body(&self, body: HttpRequestBody) -> reqwest::Body {
+    fn body(&self, body: HttpRequestBody, moved: &Moved) -> reqwest::Body {
         match body.as_bytes() {
             // Questions; what is stored comes otherwise, and says its length by itself.
             Some(bytes) => bytes.clone().into(),
             None => {
-                let pace = self.pace.clone();
+                let (pace, moved) = (self.pace.clone(), Arc::clone(moved));
                 let parts = body.into_data_stream().flat_map(move |part| match part {
-                    Ok(part) => pace.clone().pieces(part).map(Ok).boxed(),
+                    Ok(part) => {
+                        let moved = Arc::clone(&moved);
+                        let pieces = pace.clone().pieces(part);
+                        pieces
+                            .map(move |piece| {
+                                *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                                Ok(piece)
+                            })
+                            .boxed()
+                    }
                     Err(error) => stream::iter([Err(error)]).boxed(),
                 });
                 reqwest::Body::wrap_stream(parts)
             }
         }
+    }
+}
+
+/// Ends once nothing of a request has moved for too long. A piece waits for others that share the limit, too.
+async fn stalled(moved: Moved) {
+    loop {
+        let until = *moved.lock().unwrap_or_else(PoisonError::into_inner) + SILENCE;
+        if until <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(until).await;
     }
 }
 
@@ -117,8 +140,15 @@ impl HttpService for Paced {
         let url = url.map_err(|error| HttpError::new(HttpErrorKind::Request, error))?;
         let mut request = reqwest::Request::new(parts.method, url);
         *request.headers_mut() = parts.headers;
-        *request.body_mut() = Some(self.body(body));
-        let response = self.client.execute(request).await.map_err(failed)?;
+        let moved = Moved::new(Mutex::new(Instant::now()));
+        *request.body_mut() = Some(self.body(body, &moved));
+        let response = tokio::select! {
+            response = self.client.execute(request) => response.map_err(failed)?,
+            () = stalled(moved) => {
+                let why = std::io::Error::new(std::io::ErrorKind::TimedOut, "nothing moved for too long");
+                return Err(HttpError::new(HttpErrorKind::Timeout, why));
+            }
+        };
         let response: http::Response<reqwest::Body> = response.into();
         Ok(response.map(|body| HttpResponseBody::new(body.map_err(failed))))
     }

@@ -9,9 +9,11 @@ use object_store::client::{HttpClient, HttpRequest};
 use serde::Deserialize;
 use serde_json::json;
 use tidegate_contracts::StoreError;
+use tidegate_contracts::store::NOT_ALLOWED;
 use url::form_urlencoded;
 
 use crate::address::Address;
+use crate::answer::asked_to_wait;
 use crate::credentials::Environment;
 
 /// The longest answer that is read.
@@ -78,7 +80,11 @@ pub(crate) async fn assume_role(
         source: io::Error::other(why),
     };
     let owner = store.credentials().get_credential().await;
-    let owner = owner.map_err(|_| StoreError::Denied { what: what() })?;
+    let denied = || StoreError::Denied {
+        what: what(),
+        why: NOT_ALLOWED.to_owned(),
+    };
+    let owner = owner.map_err(|_| denied())?;
     let endpoint = match &address.endpoint {
         // What is compatible with S3 offers this service beside it.
         Some(endpoint) => endpoint.to_string(),
@@ -107,8 +113,13 @@ pub(crate) async fn assume_role(
     let status = response.status();
     match status.as_u16() {
         200..=299 => {}
-        401 | 403 => return Err(StoreError::Denied { what: what() }),
-        429 | 500..=599 => return Err(StoreError::Busy { what: what() }),
+        401 | 403 => return Err(denied()),
+        429 | 500..=599 => {
+            return Err(StoreError::Busy {
+                what: what(),
+                after: asked_to_wait(response.headers()),
+            });
+        }
         // The body may repeat the request, and with it names of keys.
         status => return Err(failed(format!("the service answered with status {status}"))),
     }

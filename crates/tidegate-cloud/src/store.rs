@@ -16,10 +16,11 @@ use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
+use tidegate_contracts::store::NOT_ALLOWED;
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 
 use crate::address::{Address, Provider};
-use crate::answer::{Answer, watched};
+use crate::answer::{Answer, Signs, watched};
 use crate::client::{options, watching};
 use crate::credentials::{self, Environment};
 use crate::pace::{Pace, SILENCE};
@@ -30,6 +31,11 @@ use crate::session;
 const PAGE: usize = 1000;
 /// Requests of one listing: names that are no objects of ours may stand between ours.
 const PAGES: usize = 10_000;
+
+/// Seconds by which clocks may differ: signatures are refused beyond a quarter of an hour, tokens earlier.
+const MOST_SKEW: i64 = 300;
+/// What Amazon calls credentials whose time is over.
+const EXPIRED: &str = "<Code>ExpiredToken</Code>";
 
 /// Says what is being done to which object, for messages.
 pub(crate) type What<'a> = &'a (dyn Fn() -> String + Sync);
@@ -219,16 +225,20 @@ impl CloudStore {
     ) -> Result<T, Failure> {
         let limit = self.pace.patience(bytes);
         match watched(tokio::time::timeout(limit, call)).await {
-            (Ok(Ok(value)), _) => Ok(value),
-            (Ok(Err(error)), answer) => Err(self.failure(&error, answer, what)),
-            (Err(_), _) => Err(Failure::Other(stalled(what()))),
+            (Ok(Ok(value)), ..) => Ok(value),
+            (Ok(Err(error)), answer, signs) => Err(self.failure(&error, answer, &signs, what)),
+            (Err(_), ..) => Err(Failure::Other(stalled(what()))),
         }
     }
 
     /// What a failure means to whoever may try again. Messages of servers and libraries may hold names of
     /// keys and whole requests; none of them is passed on.
-    fn failure(&self, error: &object_store::Error, answer: Option<Answer>, what: What<'_>) -> Failure {
+    fn failure(&self, error: &object_store::Error, answer: Option<Answer>, signs: &Signs, what: What<'_>) -> Failure {
         use object_store::Error;
+        let denied = || {
+            let why = self.reason(error, signs);
+            Failure::Other(StoreError::Denied { what: what(), why })
+        };
         let answered = |status: u16| io::Error::other(format!("{} answered with status {status}", self.address));
         match (error, answer) {
             (Error::InvalidPath { .. }, _) => Failure::Other(StoreError::Permanent {
@@ -241,14 +251,19 @@ impl CloudStore {
                 what: what(),
                 source: io::Error::other(format!("no whole answer came from {} ({kind:?})", self.address)),
             }),
-            (_, Some(Answer::Status(429 | 503))) => Failure::Other(StoreError::Busy { what: what() }),
+            (_, Some(Answer::Busy(after))) => Failure::Other(StoreError::Busy { what: what(), after }),
             // Two writers at once: one of them will have won when this one asks again. Azure says so of an
             // object that is there.
             (_, Some(Answer::Status(409))) if self.address.provider != Provider::Azure => {
-                Failure::Other(StoreError::Busy { what: what() })
+                Failure::Other(StoreError::Busy {
+                    what: what(),
+                    after: None,
+                })
             }
             (Error::AlreadyExists { .. } | Error::Precondition { .. }, _) => Failure::Exists,
-            (_, Some(Answer::Status(401 | 403))) => Failure::Other(StoreError::Denied { what: what() }),
+            (_, Some(Answer::Status(301 | 307 | 400))) if self.elsewhere(signs).is_some() => denied(),
+            (_, Some(Answer::Status(400))) if error.to_string().contains(EXPIRED) => denied(),
+            (_, Some(Answer::Status(401 | 403))) => denied(),
             (_, Some(Answer::Status(416))) => Failure::Behind,
             (Error::NotFound { .. }, Some(Answer::Status(404))) => Failure::NotFound,
             (_, Some(Answer::Status(status))) if status >= 500 || status == 408 => {
@@ -259,9 +274,7 @@ impl CloudStore {
             }
             // Removing is a list of removals, and a good answer tells what became of each.
             (Error::NotFound { .. }, Some(Answer::Status(200 | 202))) => Failure::NotFound,
-            (_, Some(Answer::Status(200))) if error.to_string().contains("AccessDenied") => {
-                Failure::Other(StoreError::Denied { what: what() })
-            }
+            (_, Some(Answer::Status(200))) if error.to_string().contains("AccessDenied") => denied(),
             // An answer that is known by its error, of which not all came: where it did, the library says so.
             (Error::Generic { .. }, Some(Answer::Status(404 | 409 | 412)))
                 if !error.to_string().contains("non-2xx status code") =>
@@ -280,7 +293,31 @@ impl CloudStore {
                 what: what(),
                 source: answered(status),
             }),
-            (_, None) => Failure::Other(StoreError::Denied { what: what() }),
+            (_, None) => denied(),
+        }
+    }
+
+    /// The region that the bucket is in, where the address has another.
+    fn elsewhere<'a>(&self, signs: &'a Signs) -> Option<&'a str> {
+        let region = signs
+            .region
+            .as_deref()
+            .filter(|_| self.address.provider == Provider::S3);
+        region.filter(|region| self.address.region.as_deref() != Some(*region))
+    }
+
+    /// Why a store refused something, as far as its answer tells.
+    fn reason(&self, error: &object_store::Error, signs: &Signs) -> String {
+        if let Some(region) = self.elsewhere(signs) {
+            return format!("the bucket is in another region; write `region={region}` into the store's address");
+        }
+        match signs.clock {
+            Some(ahead) if ahead.abs() > MOST_SKEW => {
+                let (minutes, direction) = (ahead.abs() / 60, if ahead > 0 { "behind" } else { "ahead of" });
+                format!("this machine's clock is {minutes} minutes {direction} the server's; set it right")
+            }
+            _ if error.to_string().contains(EXPIRED) => "the credentials have expired; get new ones".to_owned(),
+            _ => NOT_ALLOWED.to_owned(),
         }
     }
 

@@ -72,6 +72,9 @@ pub struct ObjectInfo {
     pub bytes: u64,
 }
 
+/// Why a store refuses most of what it refuses.
+pub const NOT_ALLOWED: &str = "the credentials do not allow it";
+
 /// What can go wrong with a store. `what` says what was being done to which object.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -97,12 +100,16 @@ pub enum StoreError {
     Busy {
         /// What was being done to which object.
         what: String,
+        /// How long to wait before the next try, where the store says it.
+        after: Option<Duration>,
     },
-    /// The credentials do not allow it.
-    #[error("the store refused {what}: the credentials do not allow it")]
+    /// The store refused it.
+    #[error("the store refused {what}: {why}")]
     Denied {
         /// What was being done to which object.
         what: String,
+        /// Why, as far as that is known: [`NOT_ALLOWED`], or what can be done about it.
+        why: String,
     },
     /// Something that may pass: a reset connection, a stalled answer.
     #[error("the store failed while {what}: {source}")]

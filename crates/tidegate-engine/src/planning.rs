@@ -1,5 +1,7 @@
 //! A plan: what the keeper says of the query, where every task goes, and what policy says of each crossing.
 
+use std::collections::BTreeMap;
+
 use tidegate_plan::{Plan, PlanInput, PlannedCrossing, Report, Step};
 use tidegate_policy::{Moment, Question};
 use tidegate_seal::digest::canonical_digest;
@@ -69,12 +71,15 @@ impl Engine {
         if let Err(violations) = tidegate_plan::check(&input, &plan) {
             return Err(EngineError::failed("checking the plan", violations.join("; ")));
         }
+        // How fast and when something is sent makes no other run.
+        let sites = self.sites.sites.iter().map(|(name, site)| (name, site.identity()));
+        let sites = (&self.sites.organisation, sites.collect::<BTreeMap<_, _>>());
         let key = canonical_digest(&(
             &self.text,
             &plan,
             catalog,
             policies,
-            canonical_digest(&self.sites).while_("naming the sites")?,
+            canonical_digest(&sites).while_("naming the sites")?,
         ))
         .while_("naming the plan")?;
         Ok(Planned {

@@ -25,7 +25,7 @@
 //! - `records`: what the journal holds
 //! - `witness`: the ledger as this site saw it
 //! - `permits`, `crossing`: signing and sending; `underway`: what goes on between two questions
-//! - `transfers`: what a person sees of that, pauses and lets go on
+//! - `transfers`: what a person sees of that, pauses and lets go on; `needless`: what can be removed of it
 //! - `attempt`: one worker from hello to output
 //! - `custodian`: what a person does with the site's keys: renew, destroy
 //! - `home`: the stages that read rows; `release`: what they make of a model; `deploy`: where that goes
@@ -41,6 +41,7 @@ mod error;
 mod events;
 mod home;
 pub mod keys;
+mod needless;
 mod permits;
 mod records;
 mod release;
@@ -52,6 +53,7 @@ mod witness;
 pub use custodian::backup::{BackedUp, Restored};
 pub use custodian::{Custodian, Grantee, KeptArtifact, Rotated};
 pub use error::KeeperError;
+pub use needless::{Needless, NeedlessObject, Removal, Sweep};
 pub use records::newest_inputs;
 pub use service::{Keeper, Setup};
 pub use transfers::{Transfer, TransferState, Transfers};

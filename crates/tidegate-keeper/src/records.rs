@@ -90,6 +90,14 @@ pub(crate) struct CrossingRecord {
     pub(crate) at: u64,
 }
 
+/// What was received of an attempt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OutputRecord {
+    pub(crate) packing_list: String,
+    /// Shards and index.
+    pub(crate) objects: Vec<SealedObject>,
+}
+
 /// A place in one direction of a mailbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Position {
@@ -235,6 +243,10 @@ impl Records {
 
     pub(crate) fn attempt(&self, attempt: &Attempt) -> Result<Option<AttemptRecord>, KeeperError> {
         self.get("attempts", &attempt_key(attempt))
+    }
+
+    pub(crate) fn output(&self, attempt: &Attempt) -> Result<Option<OutputRecord>, KeeperError> {
+        self.get("outputs", &attempt_key(attempt))
     }
 
     pub(crate) fn tombstone(&self, artifact: &ArtifactId) -> Result<Option<Tombstone>, KeeperError> {

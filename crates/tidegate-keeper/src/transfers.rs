@@ -24,9 +24,9 @@ use crate::underway::held;
 pub struct Transfers {
     site: SiteName,
     sites: Sites,
-    folder: PathBuf,
-    records: Records,
-    clock: fn() -> u64,
+    pub(crate) folder: PathBuf,
+    pub(crate) records: Records,
+    pub(crate) clock: fn() -> u64,
 }
 
 /// One crossing: what a permit of this site allows, and what came of it.

@@ -2,7 +2,7 @@
 //! stops once nobody does.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 const UNASKED: Duration = Duration::from_secs(60);
 /// How often it is written down how far a crossing is.
 const NOTED_EVERY: Duration = Duration::from_secs(2);
+/// What is stored so soon stood there before.
+const FOUND_WITHIN: Duration = Duration::from_millis(500);
 
 /// Where a person has paused crossings: by permit, or all of them.
 const HOLDS: &str = "holds";
@@ -72,7 +74,18 @@ pub(crate) struct Watch {
     bytes: u64,
     asked: Mutex<Instant>,
     held: Mutex<Option<Held>>,
-    noted: Mutex<Option<(Instant, u64, u64)>>,
+    /// Whether it was stopped because nobody asked for it.
+    given_up: AtomicBool,
+    noted: Mutex<Option<Noted>>,
+}
+
+/// What was written down last of how far a crossing is.
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    last: Instant,
+    stored_before: u64,
+    began: u64,
+    written: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -87,6 +100,7 @@ impl Watch {
             bytes,
             asked: Mutex::new(Instant::now()),
             held: Mutex::new(None),
+            given_up: AtomicBool::new(false),
             noted: Mutex::new(None),
         }
     }
@@ -156,14 +170,19 @@ impl Keeper {
         *work = None;
         locked(&self.underway).remove(&record.id);
         let ended = ended.map_err(|_| KeeperError::failed("sending what a permit allows", "its task was ended"))?;
-        ended.map(Ok)
+        match ended {
+            Ok(crossing) => Ok(Ok(crossing)),
+            // Somebody waits for it again: whoever asks next begins anew.
+            Err(_) if underway.watch.given_up.load(Ordering::Relaxed) => Ok(Err(underway.watch.reply())),
+            Err(error) => Err(error),
+        }
     }
 
     /// The crossing of a permit, which is begun unless it goes on already.
     fn begun(self: &Arc<Self>, record: &PermitRecord) -> Result<Underway, KeeperError> {
         let mut all = locked(&self.underway);
-        // What became of those that were given up, nobody will ask.
-        all.retain(|_, underway| !underway.watch.is_given_up());
+        // Nobody will ask what became of those that were given up. One that still goes on is asked for again.
+        all.retain(|_, underway| !(underway.watch.is_given_up() && underway.end.is_finished()));
         if let Some(underway) = all.get(&record.id) {
             return Ok(underway.clone());
         }
@@ -187,6 +206,7 @@ impl Keeper {
             return Gate::Open;
         }
         if watch.is_given_up() {
+            watch.given_up.store(true, Ordering::Relaxed);
             return Gate::Shut("nobody waits for it any more");
         }
         let Ok(held) = self.held(permit, to) else {
@@ -194,6 +214,8 @@ impl Keeper {
         };
         let before = std::mem::replace(&mut *locked(&watch.held), held);
         if before != held {
+            // Waiting is no part of how fast it is.
+            *locked(&watch.noted) = None;
             tracing::info!(%permit, site = %to, ?held, "crossing held or let go on");
         }
         if held.is_some() { Gate::Held } else { Gate::Open }
@@ -209,15 +231,24 @@ impl Keeper {
         watch.stored.store(stored, Ordering::Relaxed);
         let now = (self.clock)();
         let mut noted = locked(&watch.noted);
-        let (last, stored_before, began) = *noted.get_or_insert((Instant::now(), stored, now));
-        if last.elapsed() < NOTED_EVERY {
+        let noted = noted.get_or_insert(Noted {
+            last: Instant::now(),
+            stored_before: stored,
+            began: now,
+            written: false,
+        });
+        if !noted.written && noted.last.elapsed() < FOUND_WITHIN {
+            // What stood there already is found faster than anything is sent.
+            noted.stored_before = stored;
+        }
+        if noted.last.elapsed() < NOTED_EVERY {
             return;
         }
-        *noted = Some((Instant::now(), stored_before, began));
+        (noted.last, noted.written) = (Instant::now(), true);
         let record = ProgressRecord {
             stored,
-            stored_before,
-            began,
+            stored_before: noted.stored_before,
+            began: noted.began,
             at: now,
         };
         if let Err(error) = self.records.put(PROGRESS, permit.as_str(), &record) {

@@ -137,13 +137,16 @@ impl From<Errno> for Failure {
 fn classify(error: io::Error, what: impl FnOnce() -> String) -> StoreError {
     let what = what();
     match error.kind() {
-        io::ErrorKind::PermissionDenied => StoreError::Denied { what },
+        io::ErrorKind::PermissionDenied => StoreError::Denied {
+            what,
+            why: "this user may not do that".to_owned(),
+        },
         io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy | io::ErrorKind::StaleNetworkFileHandle => {
             StoreError::Transient { what, source: error }
         }
         _ => match error.raw_os_error().map(Errno::from_raw_os_error) {
             // Too many open files: other tasks will close theirs.
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN) => StoreError::Busy { what },
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN) => StoreError::Busy { what, after: None },
             _ => StoreError::Permanent { what, source: error },
         },
     }

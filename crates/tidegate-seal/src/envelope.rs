@@ -1,8 +1,10 @@
-//! Envelopes for one reader: age v1 files with X25519 (<https://c2sp.org/age>), or with a passphrase.
+//! Envelopes for one reader: age v1 files (<https://c2sp.org/age>) to ML-KEM-768 and X25519 together, to X25519 alone,
+//! or under a passphrase.
 //!
-//! A grant, a log, an output's key: small things that one machine alone may open. The recipient's text
-//! (`age1…`) is public; whoever has `age` can make and open such files. A passphrase, stretched by scrypt
-//! (RFC 7914), is for what a person keeps.
+//! A grant, a log, an output's key: small things that one machine alone may open. The recipient's text is public
+//! (`age1pq1…`, or `age1…` of X25519 alone); whoever has `age` can make and open such files. Identities that are made
+//! here are hybrid: what is sealed today stays closed to a quantum computer of tomorrow. A passphrase, stretched by
+//! scrypt (RFC 7914), is for what a person keeps.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -12,6 +14,8 @@ use age::secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::error::SealError;
+
+mod hybrid;
 
 /// The most plaintext in one envelope: 16 MiB.
 pub const MAX_PLAINTEXT_BYTES: usize = 16 << 20;
@@ -31,35 +35,65 @@ const MOST_WORK: u8 = 20;
 
 /// A secret key that opens envelopes. Wipes itself; never shown.
 #[derive(Clone)]
-pub struct Identity(age::x25519::Identity);
+pub struct Identity(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    /// ML-KEM-768 and X25519.
+    Hybrid(Box<hybrid::Identity>),
+    /// X25519.
+    Classic(age::x25519::Identity),
+}
 
 impl Identity {
-    /// A new random identity.
+    /// A new random identity of ML-KEM-768 and X25519.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness.
     #[must_use]
     pub fn generate() -> Self {
-        Self(age::x25519::Identity::generate())
+        Self(Kind::Hybrid(Box::new(hybrid::Identity::generate())))
     }
 
-    /// Reads `AGE-SECRET-KEY-1…`.
+    /// A new random identity of X25519 alone, for envelopes that programs without ML-KEM shall open and make.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness.
+    #[must_use]
+    pub fn generate_classic() -> Self {
+        Self(Kind::Classic(age::x25519::Identity::generate()))
+    }
+
+    /// Reads `AGE-SECRET-KEY-PQ-1…` or `AGE-SECRET-KEY-1…`.
     ///
     /// # Errors
     /// [`SealError::Malformed`] for anything else; the text is not quoted.
     pub fn from_secret(text: &str) -> Result<Self, SealError> {
-        text.parse()
-            .map(Self)
+        let kind = if text.starts_with(hybrid::IDENTITY_BEGINNING) {
+            text.parse().map(Box::new).map(Kind::Hybrid)
+        } else {
+            text.parse().map(Kind::Classic)
+        };
+        kind.map(Self)
             .map_err(|why: &str| SealError::malformed("an age identity", why))
     }
 
-    /// `AGE-SECRET-KEY-1…`, for whoever stores the identity.
+    /// `AGE-SECRET-KEY-PQ-1…` or `AGE-SECRET-KEY-1…`, for whoever stores the identity.
     #[must_use]
     pub fn secret(&self) -> Zeroizing<String> {
-        Zeroizing::new(self.0.to_string().expose_secret().to_owned())
+        match &self.0 {
+            Kind::Hybrid(identity) => identity.secret(),
+            Kind::Classic(identity) => Zeroizing::new(identity.to_string().expose_secret().to_owned()),
+        }
     }
 
-    /// `age1…`: what others seal to.
+    /// `age1pq1…` or `age1…`: what others seal to.
     #[must_use]
     pub fn recipient(&self) -> String {
-        self.0.to_public().to_string()
+        match &self.0 {
+            Kind::Hybrid(identity) => identity.recipient(),
+            Kind::Classic(identity) => identity.to_public().to_string(),
+        }
     }
 }
 
@@ -71,17 +105,21 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Seals `plaintext` to one recipient (`age1…`).
+/// Seals `plaintext` to one recipient (`age1pq1…` or `age1…`).
 ///
 /// # Errors
 /// [`SealError::Malformed`] when the recipient is none, [`SealError::TooLarge`] above
 /// [`MAX_PLAINTEXT_BYTES`].
 pub fn seal_to(recipient: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
     SealError::check_size("the plaintext of an age envelope", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
-    let recipient: age::x25519::Recipient = recipient
-        .parse()
-        .map_err(|why: &str| SealError::malformed("an age recipient", why))?;
-    seal(&recipient, plaintext)
+    let none = |why: &str| SealError::malformed("an age recipient", why);
+    if recipient.starts_with(hybrid::RECIPIENT_BEGINNING) {
+        let recipient: hybrid::Recipient = recipient.parse().map_err(none)?;
+        seal(&recipient, plaintext)
+    } else {
+        let recipient: age::x25519::Recipient = recipient.parse().map_err(none)?;
+        seal(&recipient, plaintext)
+    }
 }
 
 /// Seals `plaintext` under a passphrase.
@@ -113,7 +151,11 @@ fn seal(recipient: &dyn age::Recipient, plaintext: &[u8]) -> Result<Vec<u8>, Sea
 /// altered or cut, [`SealError::Malformed`] when it is no age file, [`SealError::TooLarge`] when it
 /// holds more than [`MAX_PLAINTEXT_BYTES`].
 pub fn open(identity: &Identity, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-    open_as(&identity.0, "ask its sender to seal it to this recipient", sealed)
+    let identity: &dyn age::Identity = match &identity.0 {
+        Kind::Hybrid(identity) => &**identity,
+        Kind::Classic(identity) => identity,
+    };
+    open_as(identity, "ask its sender to seal it to this recipient", sealed)
 }
 
 /// Opens an envelope that was sealed under a passphrase, by [`seal_under`] or `age -p`.
@@ -164,13 +206,17 @@ mod tests {
 
     #[test]
     fn identities_round_trip_and_are_not_shown() {
-        let identity = Identity::generate();
-        let again = Identity::from_secret(&identity.secret()).unwrap();
-        assert_eq!(again.recipient(), identity.recipient());
-        let shown = format!("{identity:?}").to_uppercase();
-        assert!(!shown.contains("SECRET") && !shown.contains(&identity.secret()["AGE-SECRET-KEY-1".len()..]));
-        let error = Identity::from_secret("AGE-SECRET-KEY-1QQQQ").unwrap_err();
-        assert!(!error.to_string().contains("QQQQ"), "{error}");
+        for (identity, beginning) in [
+            (Identity::generate(), "AGE-SECRET-KEY-PQ-1"),
+            (Identity::generate_classic(), "AGE-SECRET-KEY-1"),
+        ] {
+            let again = Identity::from_secret(&identity.secret()).unwrap();
+            assert_eq!(again.recipient(), identity.recipient());
+            let shown = format!("{identity:?}").to_uppercase();
+            assert!(!shown.contains("SECRET") && !shown.contains(&identity.secret()[beginning.len()..]));
+            let error = Identity::from_secret(&format!("{beginning}QQQQ")).unwrap_err();
+            assert!(!error.to_string().contains("QQQQ"), "{error}");
+        }
     }
 
     #[test]
@@ -189,18 +235,23 @@ mod tests {
 
     #[test]
     fn opens_for_its_reader_only() {
-        let (reader, other) = (Identity::generate(), Identity::generate());
-        let sealed = seal_to(&reader.recipient(), b"a data key").unwrap();
-        assert_eq!(*open(&reader, &sealed).unwrap(), b"a data key");
-        assert!(matches!(open(&other, &sealed), Err(SealError::WrongKey { .. })));
-        for bad in ["", "age1", &reader.secret(), &other.recipient()[..20]] {
-            assert!(seal_to(bad, b"").is_err());
+        let readers = [Identity::generate(), Identity::generate_classic(), Identity::generate()];
+        for (number, reader) in readers.iter().enumerate() {
+            let sealed = seal_to(&reader.recipient(), b"a data key").unwrap();
+            assert_eq!(*open(reader, &sealed).unwrap(), b"a data key");
+            for (_, other) in readers.iter().enumerate().filter(|(other, _)| *other != number) {
+                assert!(matches!(open(other, &sealed), Err(SealError::WrongKey { .. })));
+            }
+            for bad in ["", "age1", "age1pq1", &reader.secret(), &reader.recipient()[..20]] {
+                assert!(seal_to(bad, b"").is_err());
+            }
         }
     }
 
     #[test]
     fn sizes_are_bounded_on_both_sides() {
-        let reader = Identity::generate();
+        let classic = age::x25519::Identity::generate();
+        let reader = Identity(Kind::Classic(classic.clone()));
         let most = vec![7; MAX_PLAINTEXT_BYTES];
         let sealed = seal_to(&reader.recipient(), &most).unwrap();
         assert!(*open(&reader, &sealed).unwrap() == most);
@@ -209,7 +260,7 @@ mod tests {
             seal_to(&reader.recipient(), &more),
             Err(SealError::TooLarge { .. })
         ));
-        let theirs = age::encrypt(&reader.0.to_public(), &more).unwrap();
+        let theirs = age::encrypt(&classic.to_public(), &more).unwrap();
         assert!(matches!(open(&reader, &theirs), Err(SealError::TooLarge { .. })));
     }
 
@@ -220,8 +271,9 @@ mod tests {
             plaintext in proptest::collection::vec(any::<u8>(), 0..200),
             at in any::<prop::sample::Index>(),
             bit in 0..8_u8,
+            classic in any::<bool>(),
         ) {
-            let reader = Identity::generate();
+            let reader = if classic { Identity::generate_classic() } else { Identity::generate() };
             let sealed = seal_to(&reader.recipient(), &plaintext).unwrap();
             let at = at.index(sealed.len());
             prop_assert!(open(&reader, &sealed[..at]).is_err());

@@ -37,4 +37,4 @@ pub use receive::{Expected, Received, receive};
 pub use resume::{is_sending, names_in_flight};
 pub use retry::patiently;
 pub use send::{Crossing, Gate, Sent, packing_list_name, send};
-pub use sweep::sweep;
+pub use sweep::{named_by, remove, stored};

@@ -265,7 +265,11 @@ fn lock(file: &File, head: &Head) -> Result<(), TransferError> {
 fn append(file: &mut File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
-    file.write_all(&text)
+    let before = file.metadata()?.len();
+    file.write_all(&text).inspect_err(|_| {
+        // A part of a line, on a disk that is full, would spoil the next one.
+        let _ = file.set_len(before);
+    })
 }
 
 /// Reads all whole lines and cuts off a last one that a crash cut. `None` when a whole line is not one.
@@ -303,7 +307,11 @@ fn load(file: &mut File) -> io::Result<Option<(Option<Head>, Notes)>> {
 pub fn is_sending(state: &Path) -> Result<bool, TransferError> {
     let failed = || TransferError::local("reading resume files");
     for path in resume_files(state).map_err(failed())? {
-        match File::open(&path).map_err(failed())?.try_lock_shared() {
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.map_err(failed())?,
+        };
+        match file.try_lock_shared() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(true),
             Err(TryLockError::Error(error)) => return Err(failed()(error)),
@@ -327,17 +335,21 @@ fn resume_files(state: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The names of all objects that crossings with notes in `state` have put or are about to put: what
-/// [`crate::sweep`] must keep besides what a journal names. Blocks.
+/// The names of all objects that crossings with notes in `state` have put or are about to put: what nobody may remove
+/// who does not know that they have ended. Blocks.
 ///
 /// # Errors
 /// [`TransferError::Local`] where the folder or a file cannot be read, [`TransferError::Resume`] where
 /// notes cannot be understood, so that nothing is swept on a guess.
-pub fn names_in_flight(state: &Path) -> Result<BTreeSet<String>, TransferError> {
+pub fn names_in_flight(state: &Path) -> Result<BTreeSet<ObjectName>, TransferError> {
     let failed = || TransferError::local("reading resume files");
     let mut names = BTreeSet::new();
     for path in resume_files(state).map_err(failed())? {
-        let text = std::fs::read(&path).map_err(failed())?;
+        let text = match std::fs::read(&path) {
+            // A crossing that ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text.map_err(failed())?,
+        };
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         for line in text
             .get(..whole)
@@ -349,10 +361,14 @@ pub fn names_in_flight(state: &Path) -> Result<BTreeSet<String>, TransferError> 
                 .map_err(failed())?
             {
                 Line::Head(head) => {
-                    names.insert(head.packing_list);
+                    names.insert(
+                        ObjectName::new(head.packing_list)
+                            .map_err(io::Error::other)
+                            .map_err(failed())?,
+                    );
                 }
                 Line::Shard { object, .. } | Line::Index(object) => {
-                    names.insert(sealed_name(&object.digest).to_string());
+                    names.insert(sealed_name(&object.digest));
                 }
                 Line::List(_) | Line::Tried(_) | Line::Complete => {}
             }

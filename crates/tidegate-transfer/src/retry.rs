@@ -9,13 +9,25 @@ pub(crate) const TRIES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// The longest wait that a store may ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+
 /// Waits before try number `tried + 1`: twice as long each time, and a random part of that, so that
-/// many senders that were turned away together do not come back together.
-pub(crate) async fn pause(tried: u32) {
-    let longest = FIRST_PAUSE.saturating_mul(1 << tried.min(16)).min(LONGEST_PAUSE);
+/// many senders that were turned away together do not come back together. Where the store said how long it wants to
+/// be left alone, that comes first.
+pub(crate) async fn pause(tried: u32, failure: &StoreError) {
     // Without randomness the pause is merely not spread.
     let random = tidegate_seal::random::random_bytes::<1>().map_or(255, |[byte]| byte);
-    tokio::time::sleep(longest.mul_f64(0.5 + f64::from(random) / 510.0)).await;
+    tokio::time::sleep(length(tried, failure, random)).await;
+}
+
+fn length(tried: u32, failure: &StoreError, random: u8) -> Duration {
+    let longest = FIRST_PAUSE.saturating_mul(1 << tried.min(16)).min(LONGEST_PAUSE);
+    let asked = match failure {
+        StoreError::Busy { after: Some(after), .. } => (*after).min(LONGEST_ASKED),
+        _ => Duration::ZERO,
+    };
+    asked + longest.mul_f64(0.5 + f64::from(random) / 510.0)
 }
 
 /// Repeats a call while it fails in a way that may pass: eight times at the most, with growing pauses. Only
@@ -28,7 +40,7 @@ pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(call: impl 
     loop {
         tried += 1;
         match call().await {
-            Err(error) if error.is_transient() && tried < TRIES => pause(tried).await,
+            Err(error) if error.is_transient() && tried < TRIES => pause(tried, &error).await,
             result => return result,
         }
     }
@@ -73,6 +85,22 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_and_a_store_that_says_how_long_is_left_alone() {
+        let busy = |after| StoreError::Busy {
+            what: "putting".to_owned(),
+            after,
+        };
+        assert_eq!(length(1, &busy(None), 255), Duration::from_millis(50));
+        assert_eq!(length(1, &busy(None), 0), Duration::from_millis(25));
+        assert_eq!(length(30, &busy(None), 255), LONGEST_PAUSE);
+        let asked = busy(Some(Duration::from_secs(7)));
+        assert!(length(1, &asked, 0) >= Duration::from_secs(7));
+        assert!(length(1, &asked, 255) < Duration::from_secs(8));
+        let forever = busy(Some(Duration::from_secs(1 << 40)));
+        assert!(length(1, &forever, 255) <= LONGEST_ASKED + LONGEST_PAUSE);
+    }
 
     #[test]
     fn a_window_halves_and_grows_back_slowly() {

@@ -76,9 +76,6 @@ pub struct Sent {
     pub bytes: u64,
     /// Whether all of it was there before the call.
     pub already: bool,
-    /// What earlier calls that broke off were about to put, and nothing names. It was removed, but a store may finish
-    /// putting it later.
-    pub abandoned: Vec<ObjectName>,
 }
 
 /// The name of a shard or an index: the digest of its ciphertext.
@@ -333,7 +330,7 @@ impl Sender<'_> {
                 return Err(TransferError::store("putting an object")(failure));
             }
             tracing::debug!(object = %name, tried, "the store will be tried again");
-            retry::pause(tried).await;
+            retry::pause(tried, &failure).await;
             // Asking costs nothing of the byte limit; putting again does.
             if self.stands(name, bytes).await? {
                 return match self.holds(name, &body).await? {
@@ -368,10 +365,11 @@ impl Sender<'_> {
         }
     }
 
-    /// Removes what nothing names, where that is allowed: the crossing is complete without it.
+    /// Removes what earlier calls that broke off were about to put and nothing names now, where that is allowed: the
+    /// crossing is complete without it. A store that finishes one of them later leaves it to a sweep.
     async fn remove_abandoned(&self) {
         for name in self.resume.read(|notes| notes.abandoned.clone()) {
-            if let Err(error) = retry::patiently(|| self.crossing.store.delete(&name)).await {
+            if let Err(error) = self.crossing.store.delete(&name).await {
                 tracing::debug!(object = %name, %error, "what nothing names was not removed");
             }
         }
@@ -393,7 +391,6 @@ impl Sender<'_> {
             bytes: objects.iter().map(|object| object.bytes).sum(),
             objects,
             already,
-            abandoned: self.resume.read(|notes| notes.abandoned.iter().cloned().collect()),
         })
     }
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use tidegate_contracts::{ObjectName, Store, StoreError};
+use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError, StoreExt};
 use tidegate_seal::dsse;
 use tidegate_types::PackingList;
 
@@ -10,52 +10,73 @@ use crate::send::sealed_name;
 
 /// The most bytes of a packing list: a crossing of a terabyte has 16,384 shards at 110 bytes each.
 pub(crate) const MAX_LIST_BYTES: u64 = 16 << 20;
+/// The most objects of one kind in a store that is looked through.
+const MAX_OBJECTS: usize = 1 << 20;
 
-/// Removes sealed objects and packing lists that nobody names any more; gives the names that it
-/// removed. Nothing outside `sealed/` and `packing/` is touched.
+/// What crossings have put into a store: packing lists, then what is sealed. Nothing else that stands there.
 ///
-/// `keep` holds the object names that a live journal names, and those of
-/// [`crate::names_in_flight`] for every crossing into this store that may be going on. What a kept
-/// packing list names is kept too.
+/// Whoever removes what nobody names must call this first, and find out what is named afterwards: what a sender is
+/// about to put it notes before.
 ///
 /// # Errors
-/// [`TransferError::Store`] when the store fails, [`TransferError::Unexpected`] when a kept packing
-/// list cannot be read; then nothing was removed, because nobody knows what it names.
-pub async fn sweep(store: &dyn Store, keep: &BTreeSet<String>) -> Result<Vec<ObjectName>, TransferError> {
-    let mut kept = keep.clone();
-    for name in keep.iter().filter(|name| name.starts_with("packing/")) {
-        let Ok(name) = ObjectName::new(name.as_str()) else {
-            continue;
-        };
-        match retry::patiently(|| store.get(&name, MAX_LIST_BYTES)).await {
-            Ok(bytes) => kept.extend(named_by(&name, &bytes)?),
+/// [`TransferError::Store`] when the store fails, or holds more than a million of either kind: what was not looked at
+/// may name what was.
+pub async fn stored(store: &dyn Store) -> Result<Vec<ObjectInfo>, TransferError> {
+    // Lists last, since they are put last: of a crossing that ends meanwhile no shard is seen without its list.
+    let sealed = listed(store, "sealed/").await?;
+    let mut found = listed(store, "packing/").await?;
+    found.extend(sealed);
+    Ok(found)
+}
+
+async fn listed(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectInfo>, TransferError> {
+    let failed = TransferError::store("listing what was sent");
+    let found = match retry::patiently(|| store.list_all(prefix, MAX_OBJECTS)).await {
+        Ok(found) => found,
+        Err(error) => return Err(failed(error)),
+    };
+    if found.len() < MAX_OBJECTS {
+        return Ok(found);
+    }
+    Err(failed(StoreError::Permanent {
+        what: format!("listing `{prefix}`"),
+        source: std::io::Error::other("there are more objects than are looked through"),
+    }))
+}
+
+/// The names of packing lists and of everything that they name, where they stand in the store.
+///
+/// # Errors
+/// [`TransferError::Store`] when the store fails, [`TransferError::Unexpected`] when a list cannot be read: nobody
+/// knows what it names.
+pub async fn named_by(store: &dyn Store, lists: &BTreeSet<ObjectName>) -> Result<BTreeSet<ObjectName>, TransferError> {
+    let mut named = lists.clone();
+    for name in lists {
+        match retry::patiently(|| store.get(name, MAX_LIST_BYTES)).await {
+            Ok(bytes) => named.extend(read(name, &bytes)?),
             Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(TransferError::store("reading a packing list")(error)),
         }
     }
-    let mut removed = Vec::new();
-    // Lists go first: a list without its shards would promise what is not there.
-    for prefix in ["packing/", "sealed/"] {
-        let mut after: Option<ObjectName> = None;
-        loop {
-            let page = retry::patiently(|| store.list(prefix, after.as_ref()))
-                .await
-                .map_err(TransferError::store("listing what was sent"))?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.name.clone());
-            for info in page.iter().filter(|info| !kept.contains(info.name.as_str())) {
-                retry::patiently(|| store.delete(&info.name))
-                    .await
-                    .map_err(TransferError::store("removing an object that nobody names"))?;
-                removed.push(info.name.clone());
-            }
-        }
-    }
-    Ok(removed)
+    Ok(named)
 }
 
-/// What a packing list names. Its signature does not matter here: a forged one can only keep things.
-fn named_by(name: &ObjectName, bytes: &[u8]) -> Result<BTreeSet<String>, TransferError> {
+/// Removes objects, in order: lists should come before what they name, since a list without its shards promises what
+/// is not there.
+///
+/// # Errors
+/// [`TransferError::Store`] when the store fails; those before are gone.
+pub async fn remove(store: &dyn Store, objects: &[ObjectName]) -> Result<(), TransferError> {
+    for name in objects {
+        retry::patiently(|| store.delete(name))
+            .await
+            .map_err(TransferError::store("removing an object that nobody names"))?;
+    }
+    Ok(())
+}
+
+/// What a packing list names. Its signature does not matter: what it names is kept, and nothing removed for it.
+fn read(name: &ObjectName, bytes: &[u8]) -> Result<BTreeSet<ObjectName>, TransferError> {
     let unreadable = |why: String| TransferError::Unexpected {
         name: name.clone(),
         why,
@@ -66,5 +87,5 @@ fn named_by(name: &ObjectName, bytes: &[u8]) -> Result<BTreeSet<String>, Transfe
     let list: PackingList =
         serde_json::from_slice(&payload).map_err(|_| unreadable("it is not a packing list".to_owned()))?;
     let objects = list.shards.iter().chain([&list.index]);
-    Ok(objects.map(|object| sealed_name(&object.digest).to_string()).collect())
+    Ok(objects.map(|object| sealed_name(&object.digest)).collect())
 }

@@ -121,7 +121,7 @@ pub struct SandboxEvidence {
 pub enum WorkerMessage {
     /// The first message: who I am and what I can enforce.
     Hello {
-        /// Ephemeral age recipient (`age1…`) that grants are sealed to.
+        /// Ephemeral age recipient (`age1pq1…`) that grants are sealed to.
         recipient: String,
         /// Ephemeral Ed25519 public key of all further messages, standard base64 of 32 bytes.
         signing_key: String,
@@ -212,7 +212,7 @@ pub struct Grant {
     pub permit_digest: Digest,
     /// What may be opened.
     pub artifacts: Vec<GrantedArtifact>,
-    /// Recipient (`age1…`) that outputs, logs and metrics are sealed to.
+    /// Recipient (`age1pq1…`, or `age1…`) that outputs, logs and metrics are sealed to.
     pub output_recipient: String,
     /// What to run.
     pub job: Job,

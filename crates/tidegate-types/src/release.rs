@@ -27,7 +27,7 @@ pub const ENROLMENT_OBJECT: &str = "site/enrolment.json";
 pub struct Enrolment {
     /// The site.
     pub site: SiteName,
-    /// Its age recipient (`age1…`).
+    /// Its age recipient (`age1pq1…`, or `age1…`).
     pub recipient: String,
 }
 

@@ -217,7 +217,8 @@ pub(crate) enum Command {
     /// Show what runs cost and what left.
     #[command(after_help = "Example:\n  tidegate cost examples/hospital/tidegate.yaml --format json")]
     Cost(PipelineArgument),
-    /// What the private site sends to others: list and explain it, pause it, let it go on.
+    /// What the private site sends to others: list and explain it, pause it, let it go on, remove what nobody needs.
+    #[command(after_help = "Example:\n  tidegate transfers list examples/hospital/tidegate.yaml")]
     Transfers {
         #[command(subcommand)]
         command: TransfersCommand,
@@ -368,6 +369,19 @@ pub(crate) enum TransfersCommand {
         /// The permit of one crossing; all of them otherwise.
         #[arg(long)]
         permit: Option<String>,
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+    },
+    /// Find what stands in the sites' stores and nobody needs any more; with `--yes`, remove it.
+    #[command(after_help = "Example:\n  tidegate transfers sweep examples/hospital/tidegate.yaml")]
+    Sweep {
+        /// Remove it.
+        #[arg(long)]
+        yes: bool,
+        /// Also what nothing has named for a day. Others who send into the same stores, and take longer, would lose what
+        /// they have put.
+        #[arg(long, requires = "yes")]
+        unnamed: bool,
         #[command(flatten)]
         pipeline: PipelineArgument,
     },

@@ -32,6 +32,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidegate_keeper::Removal;
 use tidegate_types::refusal::ExitCode as Code;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::prelude::*;
@@ -262,6 +263,15 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             }
             TransfersCommand::Resume { permit, pipeline } => {
                 transfers::resume(&Project::open(&pipeline.pipeline, None)?, permit.as_deref(), format)
+            }
+            TransfersCommand::Sweep { yes, unnamed, pipeline } => {
+                let project = Project::open(&pipeline.pipeline, None)?;
+                let removal = match (yes, unnamed) {
+                    (false, _) => Removal::Nothing,
+                    (true, false) => Removal::Known,
+                    (true, true) => Removal::Unnamed,
+                };
+                runtime()?.block_on(transfers::sweep(&project, removal, format))
             }
         },
         Command::Keeper { pipeline, site, stay } => {

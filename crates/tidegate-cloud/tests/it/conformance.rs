@@ -1,6 +1,7 @@
 //! The contract of the store trait, over each peer.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidegate_cloud::{CloudStore, Environment, KmsCustody, VaultCustody};
@@ -21,6 +22,45 @@ fn open(address: &str, environment: &Environment) -> CloudStore {
 
 fn admin() -> Environment {
     environment(&[("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")])
+}
+
+#[tokio::test]
+async fn bytes_to_and_from_a_store_move_no_faster_than_they_may() {
+    let Some(peer) = seaweed() else { return };
+    make_bucket(&peer, "stores");
+    let address = peer.s3("stores", "st-mary/paced").parse().unwrap();
+    let store = CloudStore::open_paced(address, &admin(), Some(4 << 20)).unwrap();
+    let names = ["sealed/aa", "sealed/bb"].map(|name| ObjectName::new(name).unwrap());
+    let noise = |seed: u64| -> Bytes {
+        let words = (0..1_u64 << 18).map(|n| (n + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        words.flat_map(u64::to_le_bytes).collect()
+    };
+    let bodies = [noise(1), noise(2)];
+    // Two at once share the limit. What they may be early by is a piece and what clocks are late.
+    let early = Duration::from_millis(100);
+    let began = Instant::now();
+    let (first, second) = tokio::join!(
+        store.put_new(&names[0], bodies[0].clone()),
+        store.put_new(&names[1], bodies[1].clone())
+    );
+    first.and(second).unwrap();
+    assert!(
+        began.elapsed() + early >= Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    let began = Instant::now();
+    for (name, body) in names.iter().zip(&bodies) {
+        assert!(store.get(name, 1 << 22).await.unwrap() == *body);
+    }
+    assert!(
+        began.elapsed() + early >= Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    // The conditions of requests are kept.
+    let again = store.put_new(&names[0], bodies[1].clone()).await;
+    assert!(matches!(again, Err(StoreError::AlreadyExists(_))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

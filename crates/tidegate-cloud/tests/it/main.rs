@@ -1,5 +1,5 @@
 //! The stores of clouds against servers that others wrote, on loopback: SeaweedFS for S3, moto for S3 with
-//! Amazon's own checks of credentials, Azurite for Azure, the emulators for Google Cloud Storage.
+//! Amazon's own checks of credentials, Azurite for Azure.
 //!
 //! Where a server is not installed its tests say so and pass; `tests/run --all` installs all of them and
 //! sets `TIDEGATE_INTEROP`, with which a missing server is a failure.
@@ -15,3 +15,4 @@ mod conformance;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;
+mod stalls;

@@ -19,7 +19,7 @@ use crate::admission::{Admitted, Worker};
 use crate::error::{KeeperError, While, refuse};
 use crate::home::{no_evidence, task};
 use crate::permits::{LOG_BYTES, sealed_bytes};
-use crate::records::{AttemptRecord, attempt_key};
+use crate::records::{AttemptRecord, OutputRecord, attempt_key};
 use crate::service::Keeper;
 
 impl Keeper {
@@ -124,6 +124,11 @@ impl Keeper {
         )
         .await
         .map_err(|error| refused_output(receiving, error))?;
+        let output = OutputRecord {
+            packing_list: packing_list.to_string(),
+            objects: received.list.shards.into_iter().chain([received.list.index]).collect(),
+        };
+        self.records.put("outputs", &attempt_key(&record.attempt), &output)?;
         Ok((folder, received.bytes))
     }
 

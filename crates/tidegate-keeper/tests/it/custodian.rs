@@ -58,7 +58,7 @@ impl Custody for Failing {
     }
 }
 
-fn custodian(world: &World, left: u64) -> Custodian {
+pub(crate) fn custodian(world: &World, left: u64) -> Custodian {
     let custody = Failing {
         custody: world.custody.clone(),
         left: AtomicU64::new(left),

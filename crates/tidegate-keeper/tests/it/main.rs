@@ -11,6 +11,7 @@
 mod attempts;
 mod custodian;
 mod fakes;
+mod needless;
 mod outputs;
 mod permits;
 mod releases;

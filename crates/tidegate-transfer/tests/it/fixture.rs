@@ -319,6 +319,7 @@ impl Flaky {
         match left {
             Ok(_) => Err(StoreError::Busy {
                 what: "reading".to_owned(),
+                after: None,
             }),
             Err(_) => Ok(()),
         }
@@ -338,7 +339,7 @@ impl Store for Flaky {
         };
         match fault {
             Fault::Fine => self.inner.put_new(name, body).await,
-            Fault::Busy => Err(StoreError::Busy { what }),
+            Fault::Busy => Err(StoreError::Busy { what, after: None }),
             Fault::Reset => Err(reset(what)),
             Fault::ResetAfterEffect => {
                 self.inner.put_new(name, body).await?;

@@ -10,6 +10,7 @@
 mod describe;
 mod faults;
 mod fixture;
+mod full;
 mod kill;
 mod large;
 mod permits;

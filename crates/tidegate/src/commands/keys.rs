@@ -117,7 +117,7 @@ pub(crate) async fn restore(project: &Project, backup: &Path, identity: &Path, f
     let secret = secret
         .lines()
         .map(str::trim)
-        .find(|line| line.starts_with("AGE-SECRET-KEY-1"));
+        .find(|line| line.starts_with("AGE-SECRET-KEY-"));
     let identity = secret
         .and_then(|secret| Identity::from_secret(secret).ok())
         .ok_or_else(wrong)?;

@@ -1,18 +1,20 @@
-//! `transfers list`, `transfers pause`, `transfers resume`: what a person on the private site sees of what it sends, and
-//! holds back.
+//! `transfers list`, `pause`, `resume`, `sweep`: what a person on the private site sees of what it sends, holds back, and
+//! removes where nobody needs it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use indicatif::{HumanBytes, HumanDuration};
-use tidegate_keeper::{KeeperError, Transfer, TransferState, Transfers};
+use tidegate_contracts::Store;
+use tidegate_keeper::{KeeperError, Needless, Removal, Sweep, Transfer, TransferState, Transfers};
 use tidegate_local::SqliteJournal;
-use tidegate_types::ids::PermitId;
+use tidegate_types::ids::{PermitId, SiteName};
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::{Project, now};
-use crate::{screen, show};
+use crate::{screen, show, stores};
 
 /// Lists what the private site sends or has sent.
 pub(crate) fn list(project: &Project, format: Format) -> Result<(), Failure> {
@@ -48,10 +50,13 @@ pub(crate) fn pause(project: &Project, permit: Option<&str>, format: Format) -> 
         .pause(permit.as_ref())
         .map_err(|error| failed(pausing, error))?;
     let what = permit.as_ref().map_or_else(
-        || "Everything that this site sends is".to_owned(),
-        |permit| format!("What crosses under permit {permit} is"),
+        || "Artifacts that leave this site are".to_owned(),
+        |permit| format!("The artifact that crosses under permit {permit} is"),
     );
-    let text = format!("{what} paused. An object that is under way is finished; nothing more follows it.");
+    let text = format!(
+        "{what} held back. An object that is under way is finished; nothing more follows it.\n\
+         Keys of what has crossed are still given to those who may have them; `tidegate keys shred` ends that."
+    );
     answer(permit.as_ref(), true, &text, format)
 }
 
@@ -64,6 +69,80 @@ pub(crate) fn resume(project: &Project, permit: Option<&str>, format: Format) ->
         .map_err(|error| failed(resuming, error))?;
     let text = "It goes on, if a run waits for it; otherwise, with the same `tidegate run`.";
     answer(permit.as_ref(), false, text, format)
+}
+
+/// Finds what nobody needs in the stores of all sites, and removes it as far as that is wanted.
+pub(crate) async fn sweep(project: &Project, removal: Removal, format: Format) -> Result<(), Failure> {
+    let sweeping = "looking for what nobody needs";
+    let transfers = known(project)?;
+    let environment = stores::environment();
+    let mut opened: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
+    for name in project.sites.sites.keys() {
+        opened.insert(name.clone(), stores::open(&project.store_address(name), &environment)?);
+    }
+    let sweep = transfers.sweep(&opened, removal).await.while_(sweeping)?;
+    if !sweep.failed.is_empty() {
+        let failed = sweep.failed.iter().map(|(site, why)| format!("site `{site}`: {why}"));
+        return Err(Failure::failed(sweeping, failed.collect::<Vec<_>>().join("; ")));
+    }
+    if format == Format::Json {
+        let removed = removal != Removal::Nothing;
+        return show::json(&serde_json::json!({"removed": removed, "sweep": sweep}));
+    }
+    show::print(&swept(&sweep, removal))
+}
+
+fn swept(sweep: &Sweep, removal: Removal) -> String {
+    let mut text = String::new();
+    let mut sums: BTreeMap<(&SiteName, Needless), (u64, u64)> = BTreeMap::new();
+    for object in &sweep.needless {
+        let sum = sums.entry((&object.site, object.why)).or_default();
+        *sum = (sum.0 + 1, sum.1 + object.bytes);
+    }
+    for ((site, why), (objects, bytes)) in &sums {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{site}: {objects} objects, {}: {}",
+            HumanBytes(*bytes),
+            why_needless(*why)
+        );
+    }
+    for site in &sweep.unclear {
+        let _ = writeln!(
+            text,
+            "{site}: a worker is at work, or a packing list of others cannot be read; what no list names was left alone"
+        );
+    }
+    if sweep.waiting > 0 {
+        let _ = writeln!(
+            text,
+            "{} objects that no packing list names were left alone: they may be on their way. After a day, look again.",
+            sweep.waiting
+        );
+    }
+    let unnamed = sums.keys().any(|(_, why)| *why == Needless::Unnamed);
+    let known = sums.keys().any(|(_, why)| *why != Needless::Unnamed);
+    text.push_str(match removal {
+        _ if sums.is_empty() => "There is nothing else that nobody needs.\n",
+        Removal::Nothing => "Nothing was removed; `--yes` does.\n",
+        Removal::Known if !known => "Nothing was removed.\n",
+        Removal::Known | Removal::Unnamed => "Removed.\n",
+    });
+    if unnamed && removal != Removal::Unnamed {
+        text.push_str("What nothing names goes with `--yes --unnamed`, if nobody else sends into these stores.\n");
+    }
+    text
+}
+
+fn why_needless(why: Needless) -> &'static str {
+    match why {
+        Needless::PermitEnded => "sent to workers under permits that have ended",
+        Needless::Shredded => "of artifacts whose keys were destroyed",
+        Needless::AttemptEnded => "outputs of attempts that have ended; what counts is at home",
+        Needless::NeverSent => "of crossings that were never finished, and whose permits have ended",
+        Needless::Unnamed => "named by nothing for a day: left by senders that were killed, or never received",
+    }
 }
 
 /// A refusal stays one.

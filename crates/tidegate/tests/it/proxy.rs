@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) enum Fault {
     /// Answered with 503 without being passed on.
     Busy,
+    /// The same, with the wish to be left alone for a second.
+    BusyForAWhile,
     /// Answered with 500 without being passed on.
     Broken,
     /// Cut off in the middle of its body.
@@ -23,8 +25,9 @@ pub(crate) enum Fault {
     ErrorInBody,
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 7] = [
     Fault::Busy,
+    Fault::BusyForAWhile,
     Fault::Broken,
     Fault::CutRequest,
     Fault::CutAnswer,
@@ -63,7 +66,7 @@ impl Proxy {
                 let Ok(client) = client else { continue };
                 let number = passed.fetch_add(1, Ordering::SeqCst);
                 let fault = (number % every == every - 1)
-                    .then(|| FAULTS[usize::try_from(harmed.fetch_add(1, Ordering::SeqCst) % 6).unwrap()]);
+                    .then(|| FAULTS[harmed.fetch_add(1, Ordering::SeqCst) as usize % FAULTS.len()]);
                 // A client that goes away is no matter of the proxy's.
                 std::thread::spawn(move || drop(pass(client, server, fault)));
             }
@@ -116,6 +119,9 @@ fn pass(mut client: TcpStream, server: u16, fault: Option<Fault>) -> io::Result<
     };
     match fault {
         Some(Fault::Busy) => return client.write_all(answer("503 Slow Down", "").as_bytes()),
+        Some(Fault::BusyForAWhile) => {
+            return client.write_all(answer("503 Slow Down\r\nretry-after: 1", "").as_bytes());
+        }
         Some(Fault::Broken) => return client.write_all(answer("500 Internal Server Error", "").as_bytes()),
         // Only of what writes: whoever reads notices by the signature or the digest, and takes it for tampering.
         Some(Fault::ErrorInBody) if head.starts_with("PUT") => {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidegate_cloud::{CloudStore, Environment};
-use tidegate_contracts::{Store, StoreExt};
-use tidegate_transfer::{Sent, sweep};
+use tidegate_contracts::{ObjectName, Store, StoreExt};
+use tidegate_transfer::{Sent, named_by, remove};
 
 use crate::peers::{Peer, make_bucket, seaweed};
 
@@ -175,20 +175,18 @@ fn senders_that_are_killed_leave_nothing_doubled_or_half_written() {
                 "world {number}: {stands:?} {put:?}"
             );
             // A server may finish what it was sent after its sender is dead and has been asked for it. No more than
-            // was under way, and a sweep that is told what counts takes exactly that away.
-            let orphans: BTreeSet<String> = stands
+            // was under way, and whoever removes what no list names takes exactly that away.
+            let named = named_by(&store, &BTreeSet::from([sent.packing_list.clone()]))
+                .await
+                .unwrap();
+            let there = tidegate_transfer::stored(&store).await.unwrap();
+            let orphans: Vec<ObjectName> = there
                 .into_iter()
-                .filter(|object| !put.contains(object))
-                .map(|it| it.0)
+                .map(|info| info.name)
+                .filter(|name| !named.contains(name))
                 .collect();
             assert!(orphans.len() <= 2 * KILLS as usize, "world {number}: {orphans:?}");
-            let keep = BTreeSet::from([sent.packing_list.to_string()]);
-            let swept = sweep(&store, &keep)
-                .await
-                .unwrap()
-                .into_iter()
-                .map(|name| name.to_string());
-            assert_eq!(swept.collect::<BTreeSet<_>>(), orphans, "world {number}");
+            remove(&store, &orphans).await.unwrap();
             assert_eq!(stored(&store).await, put, "world {number}");
             if number % 4 == 1 {
                 world.receive(&sent, &store).await.unwrap();
@@ -200,7 +198,8 @@ fn senders_that_are_killed_leave_nothing_doubled_or_half_written() {
             if number == 1 {
                 altered(&world, &sent, &store).await;
             }
-            sweep(&store, &BTreeSet::new()).await.unwrap();
+            let all: Vec<ObjectName> = named.into_iter().collect();
+            remove(&store, &all).await.unwrap();
             assert_eq!(stored(&store).await, []);
         });
         std::fs::remove_dir_all(&folder).unwrap();
@@ -210,7 +209,7 @@ fn senders_that_are_killed_leave_nothing_doubled_or_half_written() {
 /// One bit of any object is enough, wherever it is: nothing of the artifact appears.
 async fn altered(world: &World, sent: &Sent, store: &CloudStore) {
     for (number, (name, bytes)) in (1_u64..).zip(put(sent)) {
-        let name = tidegate_contracts::ObjectName::new(name).unwrap();
+        let name = ObjectName::new(name).unwrap();
         let whole = store.get(&name, bytes).await.unwrap();
         let mut altered = whole.to_vec();
         let at = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % bytes;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -77,6 +78,84 @@ fn a_paused_run_waits_and_goes_on() {
         hospital.refuses(&["transfers", "pause", "--permit", permit]).0,
         "transfer-sent"
     );
+}
+
+/// Hours that began an hour ago and end in two.
+fn open_now() -> String {
+    let minutes = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 60;
+    let time = |minutes: u64| format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60);
+    format!("{}-{}", time(minutes - 60), time(minutes + 120))
+}
+
+#[test]
+fn a_run_goes_on_when_it_was_changed_how_fast_and_when_it_may_send() {
+    let hospital = Hospital::new();
+    hospital.succeed(&["plan"]);
+    hospital.succeed(&["transfers", "pause"]);
+    let mut run = hospital
+        .command(&["run", "--yes", "--format", "json"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let waits = BufReader::new(run.stderr.take().unwrap())
+        .lines()
+        .any(|line| line.unwrap().contains("\"event\":\"sending\""));
+    assert!(waits);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let rule = format!("    transfer: {{window: \"{}\"}}\n  ward:", open_now());
+    hospital.edit("sites.yaml", "  ward:", &rule);
+    hospital.succeed(&["transfers", "resume"]);
+    let output = hospital.tidegate(&["run", "--yes", "--format", "json"]);
+    let events = crate::fixture::told(&output.stderr);
+    assert!(output.status.success(), "{events:?}");
+    assert_eq!(
+        (&events[0]["event"], &events[0]["resumed"]),
+        (&"started".into(), &true.into()),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn what_nobody_needs_is_found_and_removed_only_when_that_is_wanted() {
+    let hospital = Hospital::new();
+    hospital.run();
+    let sweep = |words: &[&str]| -> Value {
+        let arguments = [&["transfers", "sweep", "--format", "json"], words].concat();
+        serde_json::from_str(&hospital.succeed(&arguments)).unwrap()
+    };
+    let stored = || {
+        let sealed = std::fs::read_dir(hospital.state().join("sites/cloud/store/sealed")).unwrap();
+        sealed.count()
+    };
+    let before = stored();
+    let found = sweep(&[]);
+    let needless = found["sweep"]["needless"].as_array().unwrap();
+    // The model's list, index and shard; what was sent under permits that are still good may be needed.
+    assert_eq!(needless.len(), 3, "{found}");
+    for object in needless {
+        assert_eq!(
+            (&object["site"], &object["why"]),
+            (&"cloud".into(), &"attempt_ended".into()),
+            "{found}"
+        );
+    }
+    assert_eq!((found["removed"].as_bool(), stored()), (Some(false), before));
+    let text = hospital.succeed(&["transfers", "sweep"]);
+    assert!(
+        text.starts_with("cloud: 3 objects, ") && text.ends_with("Nothing was removed; `--yes` does.\n"),
+        "{text}"
+    );
+    assert!(
+        hospital
+            .succeed(&["transfers", "sweep", "--yes"])
+            .ends_with("Removed.\n")
+    );
+    assert_eq!(stored(), before - 2);
+    assert_eq!(sweep(&["--yes"])["sweep"]["needless"], serde_json::json!([]));
+    assert_eq!(hospital.run()["status"], "done");
+    hospital.succeed(&["audit", "verify"]);
 }
 
 #[test]
