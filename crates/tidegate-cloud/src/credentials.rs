@@ -52,6 +52,15 @@ const AZURE: [(&str, AzureConfigKey); 7] = [
     ("AZURE_FEDERATED_TOKEN_FILE", AzureConfigKey::FederatedTokenFile),
 ];
 
+/// Where requests are signed for that name no region, as Amazon's own tools do.
+pub(crate) const USUAL_REGION: &str = "us-east-1";
+
+/// The region that the variables name.
+pub(crate) fn region(environment: &Environment) -> Option<String> {
+    let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    value("AWS_REGION").or_else(|| value("AWS_DEFAULT_REGION"))
+}
+
 /// The variables that are set to something, with what they mean.
 fn set<'a, K>(keys: &'a [(&str, K)], environment: &'a Environment) -> impl Iterator<Item = (K, &'a String)>
 where

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,15 +17,17 @@ use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
 use tidegate_seal::digest::Sha256;
 use tokio::sync::Mutex;
-use url::Url;
 use zeroize::Zeroizing;
 
-use crate::address::{AddressError, secure};
 use crate::answer::Watching;
 use crate::client::options;
 use crate::credentials::{self, Environment};
 use crate::profile::with_profile;
 use crate::store::OpenError;
+
+mod address;
+
+pub use address::KmsAddress;
 
 /// How long the service may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -45,74 +45,6 @@ const SETTLING: Duration = Duration::from_secs(400);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// What a context is written with: as it is read in the service's own log, and never two in one way.
 const CONTEXT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'/');
-
-/// Where a key is: `aws-kms://REGION/NAME[?endpoint=URL&certificates=FILE]`. Its keys have the aliases
-/// `alias/NAME/1`, `alias/NAME/2` and so on, the one with the greatest number wraps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KmsAddress {
-    region: String,
-    name: String,
-    endpoint: Option<Url>,
-    certificates: Option<PathBuf>,
-}
-
-impl FromStr for KmsAddress {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = |why: &str| AddressError::new(text, why);
-        let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        if url.scheme() != "aws-kms" {
-            return Err(wrong("it does not begin with `aws-kms:`"));
-        }
-        if !url.username().is_empty() || url.password().is_some() || url.port().is_some() || url.fragment().is_some() {
-            return Err(wrong(
-                "it holds more than names; credentials have their places elsewhere",
-            ));
-        }
-        let plain = |part: &str, more: &str| {
-            !part.is_empty()
-                && part
-                    .chars()
-                    .all(|one| one.is_ascii_alphanumeric() || more.contains(one))
-        };
-        let region = url.host_str().unwrap_or_default().to_owned();
-        let name = url.path().trim_matches('/').to_owned();
-        if !plain(&region, "-") || !plain(&name, "-_/") || name.starts_with("aws/") || name.len() > 200 {
-            return Err(wrong(
-                "region and name are missing or hold other signs, as in `aws-kms://eu-central-1/st-mary`",
-            ));
-        }
-        let mut address = Self {
-            region,
-            name,
-            endpoint: None,
-            certificates: None,
-        };
-        for (key, value) in url.query_pairs() {
-            let twice = match key.as_ref() {
-                "endpoint" => {
-                    let server = Url::parse(&value).map_err(|error| wrong(&format!("its endpoint: {error}")))?;
-                    secure(&server).map_err(|why| wrong(&format!("its endpoint {why}")))?;
-                    address.endpoint.replace(server).is_some()
-                }
-                "certificates" => address.certificates.replace(PathBuf::from(value.as_ref())).is_some(),
-                _ => true,
-            };
-            if twice {
-                return Err(wrong("it has an option that is not known here, or one twice"));
-            }
-        }
-        Ok(address)
-    }
-}
-
-/// Without its options.
-impl fmt::Display for KmsAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "aws-kms://{}/{}", self.region, self.name)
-    }
-}
 
 /// Custody in Amazon's Key Management Service.
 ///
@@ -487,29 +419,6 @@ impl Custody for KmsCustody {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_names_region_and_key() {
-        let address: KmsAddress = "aws-kms://eu-central-1/hospitals/st-mary?certificates=/etc/ca.pem"
-            .parse()
-            .unwrap();
-        assert_eq!(address.to_string(), "aws-kms://eu-central-1/hospitals/st-mary");
-        for (text, why) in [
-            ("aws-kms://eu-central-1", "region and name"),
-            ("aws-kms:eu-central-1/st-mary", "region and name"),
-            ("aws-kms://eu-central-1/aws/s3", "region and name"),
-            ("aws-kms://id:secret@eu-central-1/st-mary", "credentials"),
-            (
-                "aws-kms://eu-central-1/st-mary?endpoint=http://kms.example.org",
-                "https",
-            ),
-            ("aws-kms://eu-central-1/st-mary?secret_access_key=secret", "not known"),
-            ("vault:https://host/transit/st-mary", "aws-kms:"),
-        ] {
-            let error = text.parse::<KmsAddress>().unwrap_err().to_string();
-            assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn contexts_stay_apart() {

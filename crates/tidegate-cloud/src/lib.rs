@@ -16,6 +16,7 @@ mod address;
 mod answer;
 mod client;
 mod credentials;
+mod failure;
 mod kms;
 mod pace;
 mod profile;

@@ -16,7 +16,8 @@ use tidegate_types::glob;
 
 use crate::address::{Address, AddressError, parts};
 use crate::credentials::Environment;
-use crate::store::{CloudStore, Failure, OpenError, collect};
+use crate::failure::Failure;
+use crate::store::{CloudStore, OpenError, collect};
 
 /// Objects that one source may have.
 const MOST_OBJECTS: usize = 10_000;

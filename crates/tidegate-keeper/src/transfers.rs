@@ -114,7 +114,7 @@ impl Transfers {
         }
     }
 
-    /// Every crossing out of this site that a permit was signed for, by permit.
+    /// Every crossing out of this site that a permit was signed for: run by run, the last ones last.
     ///
     /// # Errors
     /// When the journal or notes of a crossing cannot be read.
@@ -126,6 +126,9 @@ impl Transfers {
                 transfers.push(self.transfer(record)?);
             }
         }
+        // Permits of a run end together; those of later runs later.
+        transfers
+            .sort_by(|one, other| (one.expires, &one.run, &one.name).cmp(&(other.expires, &other.run, &other.name)));
         Ok(transfers)
     }
 

@@ -26,6 +26,11 @@ fn heard(stream: &mut TcpStream) {
 
 /// A store on a server of this conduct, which ends when the sender that is given back does.
 fn server(conduct: Conduct) -> (CloudStore, std::sync::mpsc::Sender<()>) {
+    server_in("region=us-east-1&", conduct)
+}
+
+/// The same, with a region in the address or without.
+fn server_in(region: &str, conduct: Conduct) -> (CloudStore, std::sync::mpsc::Sender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (ending, ended) = channel();
@@ -34,7 +39,7 @@ fn server(conduct: Conduct) -> (CloudStore, std::sync::mpsc::Sender<()>) {
         heard(&mut stream);
         conduct(&mut stream, &ended);
     });
-    let address = format!("s3://bucket?region=us-east-1&endpoint=http://127.0.0.1:{port}");
+    let address = format!("s3://bucket?{region}endpoint=http://127.0.0.1:{port}");
     let environment = [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "S")];
     let environment: Environment = environment
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -129,6 +134,14 @@ async fn a_refusal_says_what_can_be_done_about_it() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_region_that_the_address_leaves_out_is_no_other_region() {
+    let name = ObjectName::new("sealed/00ff").unwrap();
+    let (store, _running) = server_in("", without_a_reason);
+    let error = store.get(&name, 100).await.unwrap_err().to_string();
+    assert!(error.contains("the credentials do not allow it"), "{error}");
 }
 
 /// All at once, because each takes as long as a server may take: half a minute, and more where bytes move.
