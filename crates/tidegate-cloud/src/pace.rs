@@ -170,14 +170,16 @@ fn failed(error: reqwest::Error) -> HttpError {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn bytes_move_evenly_whoever_moves_them() {
         let pace = Pace::of(Some(1 << 20));
         let began = Instant::now();
         let mover = |pace: Pace| async move {
-            let mut pieces = std::pin::pin!(pace.pieces(Bytes::from(vec![0; 1 << 20])));
+            let mut pieces = std::pin::pin!(pace.pieces(Bytes::from(vec![0; 256 << 10])));
             let mut moved = 0;
             while let Some(piece) = pieces.next().await {
                 moved += piece.len();
@@ -185,25 +187,23 @@ mod tests {
             moved
         };
         let (first, second) = tokio::join!(mover(pace.clone()), mover(pace.clone()));
-        assert_eq!((first, second), (1 << 20, 1 << 20));
+        assert_eq!((first, second), (256 << 10, 256 << 10));
         let took = began.elapsed();
         // The last piece goes when it may, and takes its time afterwards.
         let early = SLACK + Duration::from_secs_f64(PIECE as f64 / f64::from(1 << 20)) + Duration::from_millis(2);
-        assert!(took + early >= Duration::from_secs(2), "{took:?}");
-        assert!(took <= Duration::from_secs(2), "{took:?}");
+        assert!(took + early >= Duration::from_millis(500), "{took:?}");
 
         // A pause saves nothing up for later.
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let began = Instant::now();
         mover(pace).await;
-        assert!(began.elapsed() + early >= Duration::from_secs(1));
+        let took = began.elapsed();
+        assert!(took + early >= Duration::from_millis(250), "{took:?}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn without_a_limit_nobody_waits() {
-        let began = Instant::now();
-        Pace::of(None).pass(usize::MAX).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
+    #[test]
+    fn without_a_limit_nobody_waits() {
+        assert_eq!(Pace::of(None).pass(usize::MAX).now_or_never(), Some(()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_contracts::custody::Custody;
@@ -65,6 +66,13 @@ pub struct Setup {
     pub workers: Later<BTreeSet<Digest>>,
     /// Unix time in seconds.
     pub clock: fn() -> u64,
+    /// A crossing for which nobody has asked so long is stopped: whoever wanted it has given it up.
+    pub unasked: Duration,
+}
+
+impl Setup {
+    /// A control plane asks every few seconds; one that has been silent so long is gone.
+    pub const UNASKED: Duration = Duration::from_secs(60);
 }
 
 /// The keeper of one private site.
@@ -81,6 +89,7 @@ pub struct Keeper {
     pub(crate) stages: Arc<dyn HomeStages>,
     pub(crate) workers: Later<BTreeSet<Digest>>,
     pub(crate) clock: fn() -> u64,
+    pub(crate) unasked: Duration,
     pub(crate) keys: SiteKeys,
     /// Held while a permit is signed, so that asking twice gives one.
     pub(crate) permitting: tokio::sync::Mutex<()>,
@@ -133,6 +142,7 @@ impl Keeper {
             stages: setup.stages,
             workers: setup.workers,
             clock: setup.clock,
+            unasked: setup.unasked,
             keys,
             permitting: tokio::sync::Mutex::new(()),
             witnessing: Mutex::new(()),

@@ -19,8 +19,6 @@ use crate::service::Keeper;
 
 /// How long a request waits for the end of a crossing before it is told how far that is.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
-/// A crossing for which nobody has asked so long is stopped: whoever wanted it has given it up.
-const UNASKED: Duration = Duration::from_secs(60);
 /// How often it is written down how far a crossing is.
 const NOTED_EVERY: Duration = Duration::from_secs(2);
 /// What is stored so soon stood there before.
@@ -73,6 +71,7 @@ pub(crate) struct Watch {
     stored: AtomicU64,
     bytes: u64,
     asked: Mutex<Instant>,
+    unasked: Duration,
     held: Mutex<Option<Held>>,
     /// Whether it was stopped because nobody asked for it.
     given_up: AtomicBool,
@@ -93,12 +92,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Watch {
-    /// A crossing of so many bytes that somebody has just asked for.
-    pub(crate) fn new(bytes: u64) -> Self {
+    /// A crossing of so many bytes that somebody has just asked for, and that stops once nobody has for `unasked`.
+    pub(crate) fn new(bytes: u64, unasked: Duration) -> Self {
         Self {
             stored: AtomicU64::new(0),
             bytes,
             asked: Mutex::new(Instant::now()),
+            unasked,
             held: Mutex::new(None),
             given_up: AtomicBool::new(false),
             noted: Mutex::new(None),
@@ -110,7 +110,7 @@ impl Watch {
     }
 
     fn is_given_up(&self) -> bool {
-        locked(&self.asked).elapsed() > UNASKED
+        locked(&self.asked).elapsed() > self.unasked
     }
 
     fn reply(&self) -> ReplyBody {
@@ -188,6 +188,7 @@ impl Keeper {
         }
         let watch = Arc::new(Watch::new(
             self.artifact_record(&record.artifact)?.manifest.total_bytes(),
+            self.unasked,
         ));
         let (keeper, permit, watching) = (Arc::clone(self), record.clone(), Arc::clone(&watch));
         let handle = tokio::spawn(async move { keeper.cross(&permit, &watching).await });

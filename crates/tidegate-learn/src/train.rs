@@ -6,7 +6,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use tidegate_bundle::dense::{DenseLayer, DenseNetwork, Preprocessing};
 use tidegate_bundle::{FeatureSchema, inspect};
-use tidegate_types::files::pipeline::{Trainer, TrainerModel};
+use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 use tidegate_types::files::trainer_faults;
 
 use crate::error::LearnError;
@@ -157,10 +157,13 @@ fn run_epochs(
     let mut history = Vec::new();
     let mut best: Option<(f64, Network)> = None;
     let mut waited = 0;
+    let batch_size = settings.batch_size as usize;
+    let steps = rows.targets.len().div_ceil(batch_size) as u64 * u64::from(settings.epochs);
+    let mut step = 0u64;
     for epoch in 1..=settings.epochs {
         let order = shuffled(rows.targets.len(), &mut random);
         let mut sum = 0.0;
-        for chosen in order.chunks(settings.batch_size as usize) {
+        for chosen in order.chunks(batch_size) {
             let part = rows.select(chosen);
             let inputs = part.expand(preprocessing);
             let batch = Batch {
@@ -168,7 +171,12 @@ fn run_epochs(
                 targets: &part.targets,
                 weights: &part.weights,
             };
-            sum += network.learn(&batch, settings.learning_rate as f32, settings.l2 as f32);
+            let rate = match settings.schedule {
+                Schedule::Constant => settings.learning_rate,
+                Schedule::Linear => settings.learning_rate * (1.0 - step as f64 / steps as f64),
+            };
+            sum += network.learn(&batch, rate as f32, settings.l2 as f32);
+            step += 1;
         }
         let loss = sum / rows.total_weight();
         let validation_loss = validation.map(|rows| rows.loss(&mut network, preprocessing));

@@ -124,6 +124,7 @@ async fn keeper(folder: &Path) -> Arc<Keeper> {
         folder: home,
         workers: Later::begin(move || BTreeSet::from([digest_of_program(memory)])),
         clock: now,
+        unasked: tidegate_keeper::Setup::UNASKED,
     })
     .await
     .unwrap()

@@ -56,6 +56,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         folder: folder.clone(),
         workers: Later::begin(move || known_workers(&memory)),
         clock: now,
+        unasked: Setup::UNASKED,
     })
     .await
     .while_(starting)?;

@@ -114,7 +114,7 @@ impl Keeper {
                     };
                     let record = self.home_permit(&wanted, &pipeline, digest).await?;
                     if self.records.crossing(&record.id)?.is_none() {
-                        let watch = Watch::new(self.artifact_record(artifact)?.manifest.total_bytes());
+                        let watch = Watch::new(self.artifact_record(artifact)?.manifest.total_bytes(), self.unasked);
                         self.cross(&record, &watch).await?;
                     }
                     record

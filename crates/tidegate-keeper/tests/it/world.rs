@@ -145,6 +145,8 @@ pub(crate) struct World {
     pub(crate) journal: Journals,
     pub(crate) stores: BTreeMap<SiteName, MemoryStore>,
     pub(crate) full: Arc<AtomicBool>,
+    /// After how long a crossing for which nobody asks is stopped; counts from the next restart on.
+    pub(crate) unasked: Duration,
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
     pub(crate) custody: MemoryCustody,
@@ -173,6 +175,7 @@ impl World {
                 .map(|name| (site(name), MemoryStore::new()))
                 .into(),
             full: Arc::default(),
+            unasked: Setup::UNASKED,
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
@@ -217,6 +220,7 @@ impl World {
             mailbox: Arc::new(self.mailbox.clone()),
             workers: BTreeSet::from([program()]).into(),
             clock,
+            unasked: self.unasked,
         })
         .await
         .unwrap();

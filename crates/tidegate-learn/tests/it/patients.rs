@@ -1,7 +1,7 @@
 //! Invented patients whose outcome follows a rule that a model can learn.
 
 use tidegate_learn::Table;
-use tidegate_types::files::pipeline::{Trainer, TrainerModel};
+use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 
 /// A small generator of numbers that no library's next version changes (PCG, O'Neill 2014).
 pub(crate) struct Random(u64);
@@ -65,6 +65,7 @@ pub(crate) fn settings(model: TrainerModel) -> Trainer {
         epochs: 15,
         batch_size: 32,
         learning_rate: 0.01,
+        schedule: Schedule::Constant,
         early_stopping: None,
         balanced: false,
         l2: 0.0,

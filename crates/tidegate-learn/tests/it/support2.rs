@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tidegate_bundle::{Predictor, inspect};
 use tidegate_learn::{JudgeInput, Table, fit_platt, judge, membership, metrics, train};
-use tidegate_types::files::pipeline::{Trainer, TrainerModel};
+use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 
 use crate::patients::Random;
 
@@ -78,6 +78,7 @@ fn support2_is_learned_well_and_fast() {
         epochs: 10,
         batch_size: 32,
         learning_rate: 0.001,
+        schedule: Schedule::Constant,
         early_stopping: None,
         balanced: false,
         l2: 0.0,
@@ -93,6 +94,13 @@ fn support2_is_learned_well_and_fast() {
         Trainer {
             early_stopping: Some(2),
             l2: 0.0005,
+            ..base.clone()
+        },
+        // As the example has it.
+        Trainer {
+            learning_rate: 0.003,
+            schedule: Schedule::Linear,
+            l2: 0.001,
             ..base
         },
     ] {

@@ -2,8 +2,8 @@
 
 use ndarray::array;
 use tidegate_bundle::{FeatureKind, Predictor, inspect};
-use tidegate_learn::{JudgeInput, LearnError, Table, Trained, judge, train};
-use tidegate_types::files::pipeline::{Trainer, TrainerModel};
+use tidegate_learn::{JudgeInput, LearnError, Table, Trained, judge, metrics, train};
+use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 
 use crate::patients::{settings, table};
 
@@ -175,6 +175,44 @@ fn class_weights_and_penalty_do_what_they_say() {
             .sum::<f32>()
     };
     assert!(size(&held) < size(&free) * 0.5, "{} and {}", size(&held), size(&free));
+}
+
+#[test]
+fn a_step_size_that_falls_leaves_less_of_single_batches() {
+    let constant = Trainer {
+        learning_rate: 0.1,
+        ..settings(TrainerModel::Logistic)
+    };
+    let linear = Trainer {
+        schedule: Schedule::Linear,
+        ..constant.clone()
+    };
+    let loss = |settings: &Trainer| {
+        let rows = table(500, 5);
+        let trained = train(settings, &rows, None, "died").unwrap();
+        let probabilities = trained.network.predict(rows.encode(&trained.schema).unwrap().view());
+        let outcomes = rows.column("died").unwrap().map(|text| text == "1").collect::<Vec<_>>();
+        let probabilities: Vec<f64> = probabilities.iter().map(|&p| f64::from(p)).collect();
+        metrics::losses(&probabilities, &outcomes).iter().sum::<f64>() / 500.0
+    };
+    // Logistic regression has one minimum, which small steps find.
+    let lowest = loss(&Trainer {
+        learning_rate: 0.001,
+        epochs: 500,
+        ..constant.clone()
+    });
+    let (falling, steady) = (loss(&linear) - lowest, loss(&constant) - lowest);
+    assert!(falling < steady * 0.5, "{falling} and {steady} above {lowest}");
+    // The first step is as large as the setting says, whatever comes after it.
+    let first = |settings: &Trainer| {
+        let one = Trainer {
+            epochs: 1,
+            batch_size: 500,
+            ..settings.clone()
+        };
+        train(&one, &table(500, 5), None, "died").unwrap().model
+    };
+    assert_eq!(first(&linear), first(&constant));
 }
 
 /// Patients of whom only every fifth who died is kept.

@@ -235,9 +235,12 @@ pub struct Trainer {
     /// Rows in each step.
     #[serde(default = "thirty_two")]
     pub batch_size: u32,
-    /// Step size of Adam.
+    /// Step size of Adam, of the first step where it changes.
     #[serde(default = "thousandth")]
     pub learning_rate: f64,
+    /// How the step size changes from step to step.
+    #[serde(default)]
+    pub schedule: Schedule,
     /// Stop after so many epochs without a better validation loss; absent for never.
     #[serde(default)]
     pub early_stopping: Option<u32>,
@@ -266,6 +269,18 @@ fn thirty_two() -> u32 {
 
 fn thousandth() -> f64 {
     0.001
+}
+
+/// How the step size changes during a training.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// It stays as it is.
+    #[default]
+    Constant,
+    /// It falls evenly over the steps of all epochs, to nothing after the last: the noise of single batches, of which
+    /// large steps leave much in the weights, fades out.
+    Linear,
 }
 
 /// Models of the built-in trainer.
