@@ -7,7 +7,7 @@
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
 //! - [`Source`] reads what somebody else put into a bucket, for a dataset.
 //! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
-//!   Amazon's Key Management Service.
+//!   Amazon's Key Management Service, [`GoogleKmsCustody`] in Google's, [`KeyVaultCustody`] in Azure Key Vault.
 //!
 //! Credentials come from where each cloud's own tools look for them: the environment, files that it names,
 //! the machine's metadata service. No address and no error ever holds one.
@@ -16,18 +16,19 @@ mod address;
 mod answer;
 mod client;
 mod credentials;
+mod custody;
 mod failure;
-mod kms;
 mod pace;
 mod profile;
 mod session;
 mod source;
 mod store;
-mod vault;
 
 pub use address::{Address, AddressError, Provider};
 pub use credentials::Environment;
-pub use kms::{KmsAddress, KmsCustody};
+pub use custody::amazon::{KmsAddress, KmsCustody};
+pub use custody::azure::{KeyVaultAddress, KeyVaultCustody};
+pub use custody::google::{GoogleKmsAddress, GoogleKmsCustody};
+pub use custody::vault::{VaultAddress, VaultCustody};
 pub use source::{Source, SourceAddress, SourceObject};
 pub use store::{CloudStore, OpenError};
-pub use vault::{VaultAddress, VaultCustody};

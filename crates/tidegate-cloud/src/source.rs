@@ -238,7 +238,9 @@ impl Source {
         {
             return Err(changed());
         }
-        collect(result, wanted, &self.store.pace, &what).await
+        Ok(collect(result, wanted, Vec::new(), &self.store.pace, &what)
+            .await?
+            .into())
     }
 }
 

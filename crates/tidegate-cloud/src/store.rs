@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
@@ -260,6 +260,10 @@ impl Store for CloudStore {
     }
 
     async fn get(&self, name: &ObjectName, limit: u64) -> Result<Bytes, StoreError> {
+        Ok(self.get_in(name, limit, Vec::new()).await?.into())
+    }
+
+    async fn get_in(&self, name: &ObjectName, limit: u64, room: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         let what = || format!("getting object `{name}`");
         let result = match self.fetch(name, &what, GetOptions::default()).await {
             Ok(result) => result,
@@ -274,7 +278,7 @@ impl Store for CloudStore {
                 limit,
             });
         }
-        collect(result, bytes, &self.pace, &what).await
+        collect(result, bytes, room, &self.pace, &what).await
     }
 
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -291,7 +295,7 @@ impl Store for CloudStore {
         let failure = match self.fetch(name, &what, options).await {
             Ok(result) => {
                 let bytes = result.range.end.saturating_sub(result.range.start);
-                return collect(result, bytes, &self.pace, &what).await;
+                return Ok(collect(result, bytes, Vec::new(), &self.pace, &what).await?.into());
             }
             Err(failure) => failure,
         };
@@ -379,13 +383,20 @@ impl Store for CloudStore {
 }
 
 /// Takes a body in, exactly `bytes` of it, as long as it keeps coming.
-pub(crate) async fn collect(result: GetResult, bytes: u64, pace: &Pace, what: What<'_>) -> Result<Bytes, StoreError> {
+pub(crate) async fn collect(
+    result: GetResult,
+    bytes: u64,
+    mut body: Vec<u8>,
+    pace: &Pace,
+    what: What<'_>,
+) -> Result<Vec<u8>, StoreError> {
     let broken = |why: &str| StoreError::Transient {
         what: what(),
         source: io::Error::other(why.to_owned()),
     };
     let length = usize::try_from(bytes).map_err(|_| broken("it does not fit into memory"))?;
-    let mut body = BytesMut::with_capacity(length);
+    body.clear();
+    body.reserve_exact(length);
     let mut stream = result.into_stream();
     let until = tokio::time::Instant::now() + pace.patience(bytes);
     loop {
@@ -402,7 +413,7 @@ pub(crate) async fn collect(result: GetResult, bytes: u64, pace: &Pace, what: Wh
         }
     }
     if body.len() == length {
-        Ok(body.freeze())
+        Ok(body)
     } else {
         Err(broken("the answer broke off"))
     }

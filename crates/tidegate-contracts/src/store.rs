@@ -158,6 +158,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Reads a whole object of at most `limit` bytes.
     async fn get(&self, name: &ObjectName, limit: u64) -> Result<Bytes, StoreError>;
 
+    /// As [`Store::get`], into `room`, whose content is lost: whoever reads many objects in turn uses one buffer for all,
+    /// where the store can.
+    async fn get_in(&self, name: &ObjectName, limit: u64, room: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        drop(room);
+        Ok(self.get(name, limit).await?.into())
+    }
+
     /// Reads a part of an object; a range that ends behind the object ends with it, one that begins
     /// behind it is empty.
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError>;

@@ -378,8 +378,10 @@ fn publish(incoming: &OwnedFd, new: &str, folder: &OwnedFd, last: &str) -> Resul
     }
 }
 
-fn read_at_most(file: File, limit: u64) -> io::Result<Vec<u8>> {
-    let mut body = Vec::with_capacity(usize::try_from(limit.min(64 << 20)).unwrap_or_default());
+fn read_at_most(file: File, limit: u64, mut body: Vec<u8>) -> io::Result<Vec<u8>> {
+    body.clear();
+    // A sealed shard, which is a little longer than what it holds, and what is read to see that it ends there.
+    body.reserve_exact(usize::try_from(limit.min(65 << 20)).unwrap_or_default() + 32);
     file.take(limit).read_to_end(&mut body)?;
     Ok(body)
 }
@@ -392,6 +394,10 @@ impl Store for FolderStore {
     }
 
     async fn get(&self, name: &ObjectName, limit: u64) -> Result<Bytes, StoreError> {
+        Ok(self.get_in(name, limit, Vec::new()).await?.into())
+    }
+
+    async fn get_in(&self, name: &ObjectName, limit: u64, room: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         self.run(name, "reading", move |shared, name| {
             let (file, bytes) = shared.open_object(name)?;
             if bytes > limit {
@@ -401,7 +407,7 @@ impl Store for FolderStore {
                     limit,
                 }));
             }
-            Ok(read_at_most(file, bytes)?.into())
+            Ok(read_at_most(file, bytes, room)?)
         })
         .await
     }
@@ -412,7 +418,7 @@ impl Store for FolderStore {
             let start = range.start.min(bytes);
             let length = range.end.min(bytes).saturating_sub(start);
             file.seek(SeekFrom::Start(start))?;
-            Ok(read_at_most(file, length)?.into())
+            Ok(read_at_most(file, length, Vec::new())?.into())
         })
         .await
     }

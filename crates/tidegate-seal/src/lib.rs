@@ -30,7 +30,6 @@ pub mod digest;
 pub mod dsse;
 pub mod envelope;
 mod error;
-pub mod fingerprint;
 pub mod key;
 pub mod packing;
 pub mod permit;

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tidegate_seal::digest::hmac_reader;
+use tidegate_seal::digest::keyed_reader;
 use tidegate_types::artifact::MANIFEST_FORMAT;
 use tidegate_types::{ArtifactId, ArtifactKind, Digest, FileEntry, Label, Manifest, SiteName, TaskName};
 
@@ -35,7 +35,7 @@ pub struct Description {
 
 /// Describes all files below a folder. Reads every byte; blocks.
 ///
-/// Files are sorted by path and named by an HMAC-SHA-256 under the owner's `digest_key`. Folders
+/// Files are sorted by path, each with its keyed BLAKE3 under the owner's `digest_key`. Folders
 /// without files are not part of an artifact.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ pub fn describe(folder: &Path, description: Description, digest_key: &[u8; 32]) 
     for (path, bytes) in files_of(&root)? {
         let reading = || TransferError::local(format!("reading file `{path}`"));
         let file = open_file(&root, &path).map_err(reading())?;
-        let (keyed_digest, read) = hmac_reader(digest_key, file).map_err(reading())?;
+        let (keyed_digest, read) = keyed_reader(digest_key, file).map_err(reading())?;
         if read != bytes {
             return Err(TransferError::Changed { path });
         }

@@ -2,8 +2,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use rustix::io::Errno;
@@ -86,7 +86,7 @@ pub async fn receive(
     destination: &Path,
 ) -> Result<Received, TransferError> {
     let (list, list_bytes) = packing_list(expected, store, data_key).await?;
-    let sealed = fetch(store, &list.index).await?;
+    let sealed = fetch(store, &list.index, Vec::new()).await?;
     if sha256(&sealed) != list.index.digest {
         return Err(another(&list.index));
     }
@@ -134,17 +134,24 @@ pub async fn receive(
     };
     // Owned pairs: over borrowed ones the compiler cannot tell a caller that this future is `Send`.
     let shards: Vec<_> = received.list.shards.iter().cloned().zip(index.shards).collect();
+    // Memory that shards no longer need: new memory costs the system as much as opening does.
+    let rooms = Mutex::new(Vec::new());
     let mut opened = stream::iter(shards)
-        .map(|(object, key)| open(store, object, key, expected.organisation))
+        .map(|(object, key)| {
+            let room = rooms.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            open(store, object, key, expected.organisation, room.unwrap_or_default())
+        })
         .buffered(AHEAD);
     while let Some(plaintext) = opened.try_next().await? {
-        folder = blocking(move || {
+        let room;
+        (folder, room) = blocking(move || {
             for piece in plaintext.pieces() {
                 folder = folder.write(piece)?;
             }
-            Ok(folder)
+            Ok((folder, plaintext.into_room()))
         })
         .await?;
+        rooms.lock().unwrap_or_else(PoisonError::into_inner).push(room);
     }
     drop(opened);
     blocking(move || folder.finish()).await?;
@@ -207,10 +214,10 @@ async fn packing_list(
     Ok((list, bytes))
 }
 
-/// Fetches one sealed object of the length that was named.
-async fn fetch(store: &dyn Store, object: &SealedObject) -> Result<Bytes, TransferError> {
+/// Fetches one sealed object of the length that was named, into `room`.
+async fn fetch(store: &dyn Store, object: &SealedObject, mut room: Vec<u8>) -> Result<Vec<u8>, TransferError> {
     let name = sealed_name(&object.digest);
-    match retry::patiently(|| store.get(&name, object.bytes)).await {
+    match retry::patiently(|| store.get_in(&name, object.bytes, std::mem::take(&mut room))).await {
         Ok(bytes) if bytes.len() as u64 == object.bytes => Ok(bytes),
         Ok(_) => Err(another(object)),
         Err(StoreError::TooLarge { .. }) => Err(TransferError::Unexpected {
@@ -233,9 +240,9 @@ async fn open(
     object: SealedObject,
     key: ShardKey,
     organisation: &str,
+    room: Vec<u8>,
 ) -> Result<PlainShard, TransferError> {
-    // Nobody else holds these bytes, so that the vector is the one that the store filled.
-    let sealed = Vec::from(fetch(store, &object).await?);
+    let sealed = fetch(store, &object, room).await?;
     let organisation = organisation.to_owned();
     let opening = TransferError::seal("opening a shard");
     blocking(move || {

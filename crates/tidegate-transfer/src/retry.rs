@@ -3,6 +3,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use tidegate_contracts::StoreError;
+use tokio::time::Instant;
 
 /// How often one call to a store is tried.
 pub(crate) const TRIES: u32 = 8;
@@ -35,7 +36,9 @@ fn length(tried: u32, failure: &StoreError, random: u8) -> Duration {
 ///
 /// # Errors
 /// What the last try failed with.
-pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(call: impl Fn() -> F) -> Result<T, StoreError> {
+pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
+    mut call: impl FnMut() -> F,
+) -> Result<T, StoreError> {
     let mut tried = 0;
     loop {
         tried += 1;
@@ -47,11 +50,13 @@ pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(call: impl 
 }
 
 /// How many objects may be under way at once: halved when the store asks for less, and growing by one
-/// for every full round of successes (additive increase, multiplicative decrease).
+/// for every full round of successes (additive increase, multiplicative decrease). None are while the store wants to be
+/// left alone, whoever of those under way it told so.
 #[derive(Debug)]
 pub(crate) struct Window {
     most: f64,
     size: Mutex<f64>,
+    left_alone_until: Mutex<Instant>,
 }
 
 impl Window {
@@ -61,6 +66,7 @@ impl Window {
         Self {
             most,
             size: Mutex::new(most),
+            left_alone_until: Mutex::new(Instant::now()),
         }
     }
 
@@ -69,10 +75,25 @@ impl Window {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner) as usize
     }
 
-    /// The store asked for less.
-    pub(crate) fn throttled(&self) {
+    /// The store asked for less, and perhaps to be left alone for so long.
+    pub(crate) fn throttled(&self, after: Option<Duration>) {
         let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
         *size = (*size / 2.0).max(1.0);
+        if let Some(after) = after {
+            let mut until = self.left_alone_until.lock().unwrap_or_else(PoisonError::into_inner);
+            *until = (*until).max(Instant::now() + after.min(LONGEST_ASKED));
+        }
+    }
+
+    /// Returns once the store may be asked for something again.
+    pub(crate) async fn may_ask(&self) {
+        loop {
+            let until = *self.left_alone_until.lock().unwrap_or_else(PoisonError::into_inner);
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
     }
 
     /// An object was stored.
@@ -106,7 +127,7 @@ mod tests {
     fn a_window_halves_and_grows_back_slowly() {
         let window = Window::new(8);
         for expected in [4, 2, 1, 1] {
-            window.throttled();
+            window.throttled(None);
             assert_eq!(window.size(), expected);
         }
         for _ in 0..2 {
@@ -118,5 +139,17 @@ mod tests {
         }
         assert_eq!(window.size(), 8);
         assert_eq!(Window::new(0).size(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_wants_to_be_left_alone_is_by_everybody() {
+        let window = Window::new(8);
+        window.throttled(None);
+        window.may_ask().await;
+        let (began, asked) = (Instant::now(), Duration::from_millis(80));
+        window.throttled(Some(asked));
+        window.throttled(Some(Duration::from_millis(1)));
+        tokio::join!(window.may_ask(), window.may_ask());
+        assert!(began.elapsed() >= asked);
     }
 }

@@ -171,8 +171,9 @@ impl Sender<'_> {
         }
     }
 
-    /// Returns once the permit is good and the gate is open.
+    /// Returns once the store may be asked, the permit is good and the gate is open.
     async fn may_go_on(&self) -> Result<(), TransferError> {
+        self.window.may_ask().await;
         loop {
             self.permitted.still_valid()?;
             match (self.crossing.gate)() {
@@ -219,9 +220,10 @@ impl Sender<'_> {
         self.may_go_on().await?;
         let resume = Arc::clone(&self.resume);
         let organisation = self.permitted.manifest().organisation.clone();
+        let digest_key = *self.crossing.digest_key;
         let room = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let (name, body) = blocking(move || {
-            let (sealed, key) = source.seal(number, &organisation, room.unwrap_or_default())?;
+            let (sealed, key) = source.seal(number, &organisation, &digest_key, room.unwrap_or_default())?;
             let object = object_of(&sealed);
             let name = sealed_name(&object.digest);
             resume.shard(at, key, object)?;
@@ -323,8 +325,8 @@ impl Sender<'_> {
                 Err(StoreError::AlreadyExists(name)) => return Err(TransferError::Occupied(name)),
                 Err(failure) => failure,
             };
-            if matches!(failure, StoreError::Busy { .. }) {
-                self.window.throttled();
+            if let StoreError::Busy { after, .. } = failure {
+                self.window.throttled(after);
             }
             if !failure.is_transient() || tried == TRIES {
                 return Err(TransferError::store("putting an object")(failure));

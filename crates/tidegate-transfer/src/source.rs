@@ -2,11 +2,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use tidegate_seal::digest::{constant_time_eq, hmac_reader};
-use tidegate_seal::fingerprint::{Fingerprint, FingerprintKey};
+use tidegate_seal::digest::{Keyed, constant_time_eq, keyed_reader};
 use tidegate_seal::shard::PlainShard;
 use tidegate_types::artifact::{SHARD_PLAINTEXT_BYTES, ShardKey};
-use tidegate_types::{Digest, FileEntry};
+use tidegate_types::{FileEntry, KeyedDigest};
 
 use crate::error::TransferError;
 use crate::tree::{open_file, open_folder};
@@ -16,8 +15,8 @@ const SHARD: usize = SHARD_PLAINTEXT_BYTES as usize;
 /// The files of an artifact laid end to end and cut into shards.
 ///
 /// Reading is done twice: once to prove that the files are what the manifest says, which gives a
-/// fingerprint of every shard's plaintext, and once for every shard that is sealed, which must have that
-/// fingerprint. So nothing that was not described is sealed, let alone sent, however often and however
+/// digest of every shard's plaintext, and once for every shard that is sealed, which must have that
+/// digest. So nothing that was not described is sealed, let alone sent, however often and however
 /// quietly the files change in between.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -26,16 +25,14 @@ pub(crate) struct Source {
     /// Where each file begins in the whole.
     starts: Vec<u64>,
     total: u64,
-    fingerprints: FingerprintKey,
-    shards: Vec<Option<Digest>>,
+    shards: Vec<KeyedDigest>,
 }
 
 impl Source {
     /// Reads everything once and compares it with the manifest's entries. Blocks.
     pub(crate) fn verify(folder: &Path, files: Vec<FileEntry>, digest_key: &[u8; 32]) -> Result<Self, TransferError> {
         let folder = open_folder(folder).map_err(TransferError::local("opening the folder to send"))?;
-        let fingerprints = FingerprintKey::generate().map_err(TransferError::seal("making a key for fingerprints"))?;
-        let mut shards = Shards::new(&fingerprints);
+        let mut shards = Shards::new(digest_key);
         let mut starts = Vec::with_capacity(files.len());
         let mut total = 0_u64;
         for file in &files {
@@ -54,7 +51,7 @@ impl Source {
                 inner: content.take(file.bytes.saturating_add(1)),
                 shards: &mut shards,
             };
-            let (keyed_digest, bytes) = hmac_reader(digest_key, tee).map_err(reading())?;
+            let (keyed_digest, bytes) = keyed_reader(digest_key, tee).map_err(reading())?;
             if bytes != file.bytes || !constant_time_eq(keyed_digest.as_bytes(), file.keyed_digest.as_bytes()) {
                 return Err(changed());
             }
@@ -65,7 +62,6 @@ impl Source {
             files,
             starts,
             total,
-            fingerprints,
             shards,
         })
     }
@@ -81,6 +77,7 @@ impl Source {
         &self,
         number: usize,
         organisation: &str,
+        digest_key: &[u8; 32],
         room: Vec<u8>,
     ) -> Result<(Vec<u8>, ShardKey), TransferError> {
         let start = SHARD_PLAINTEXT_BYTES.saturating_mul(number as u64);
@@ -96,15 +93,15 @@ impl Source {
             offset: start.saturating_sub(self.starts.get(first).copied().unwrap_or_default()),
             open: None,
         };
-        let mut fingerprint = self.fingerprints.begin(number as u64);
+        let mut digest = Keyed::new(digest_key);
         let sealed = shard.seal_filling(organisation, |piece| {
             files.fill(piece)?;
-            fingerprint.update(piece);
+            digest.update(piece);
             Ok::<_, TransferError>(())
         });
         let sealed = sealed.map_err(sealing())??;
-        match (self.shards.get(number), fingerprint.finish()) {
-            (Some(Some(verified)), Some(found)) if *verified == found => Ok(sealed),
+        match self.shards.get(number) {
+            Some(verified) if *verified == digest.finish() => Ok(sealed),
             _ => Err(files.changed()),
         }
     }
@@ -157,20 +154,20 @@ impl Files<'_> {
     }
 }
 
-/// The fingerprints of the shards that have gone by.
+/// The digests of the shards that have gone by.
 struct Shards<'a> {
-    key: &'a FingerprintKey,
-    current: Fingerprint<'a>,
+    key: &'a [u8; 32],
+    current: Keyed,
     /// How many bytes of the current shard have gone by.
     bytes: usize,
-    done: Vec<Option<Digest>>,
+    done: Vec<KeyedDigest>,
 }
 
 impl<'a> Shards<'a> {
-    fn new(key: &'a FingerprintKey) -> Self {
+    fn new(key: &'a [u8; 32]) -> Self {
         Self {
             key,
-            current: key.begin(0),
+            current: Keyed::new(key),
             bytes: 0,
             done: Vec::new(),
         }
@@ -183,14 +180,14 @@ impl<'a> Shards<'a> {
             self.bytes += now.len();
             bytes = later;
             if self.bytes == SHARD {
-                let next = self.key.begin(self.done.len() as u64 + 1);
-                self.done.push(std::mem::replace(&mut self.current, next).finish());
+                self.done
+                    .push(std::mem::replace(&mut self.current, Keyed::new(self.key)).finish());
                 self.bytes = 0;
             }
         }
     }
 
-    fn finish(mut self) -> Vec<Option<Digest>> {
+    fn finish(mut self) -> Vec<KeyedDigest> {
         if self.bytes > 0 {
             self.done.push(self.current.finish());
         }

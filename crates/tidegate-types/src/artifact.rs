@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, KeyedDigest};
 use crate::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
 
@@ -64,9 +64,9 @@ pub struct FileEntry {
     pub path: String,
     /// Length in bytes.
     pub bytes: u64,
-    /// HMAC-SHA-256 of the content under the owner's digest key, so that nobody can guess a small
-    /// file's content from its manifest's digest.
-    pub keyed_digest: Digest,
+    /// Of the content under the owner's digest key, so that nobody can guess a small file's content from its manifest's
+    /// digest.
+    pub keyed_digest: KeyedDigest,
 }
 
 /// What an artifact is. Its canonical JSON's SHA-256 names the artifact.

@@ -1,4 +1,4 @@
-//! SHA-256 digests as values. Computing one needs bytes and belongs to `tidegate-seal`.
+//! Digests as values. Computing one needs bytes and belongs to `tidegate-seal`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -92,9 +92,72 @@ impl JsonSchema for Digest {
     }
 }
 
+/// A BLAKE3 hash in keyed mode, written `blake3:` followed by 64 lower-case hexadecimal digits. Only who has the key can
+/// tell whose digest it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyedDigest([u8; 32]);
+
+impl KeyedDigest {
+    /// Wraps the 32 bytes of a keyed BLAKE3 hash.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<KeyedDigest> for String {
+    fn from(digest: KeyedDigest) -> Self {
+        format!("blake3:{}", hex::encode(digest.0))
+    }
+}
+
+impl TryFrom<String> for KeyedDigest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let mut bytes = [0; 32];
+        let digits = text.strip_prefix("blake3:").unwrap_or_default();
+        match hex::decode_to_slice(digits, &mut bytes) {
+            Ok(()) if !digits.bytes().any(|b| b.is_ascii_uppercase()) => Ok(Self(bytes)),
+            _ => Err("expected `blake3:` and 64 lower-case hexadecimal digits"),
+        }
+    }
+}
+
+impl JsonSchema for KeyedDigest {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "KeyedDigest".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": "^blake3:[0-9a-f]{64}$"})
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keyed_digests_are_no_other_digests() {
+        let digest = KeyedDigest::from_bytes([0xab; 32]);
+        let text = String::from(digest);
+        assert_eq!(KeyedDigest::try_from(text.clone()), Ok(digest));
+        for bad in [
+            text.replace("blake3", "sha256"),
+            text.to_uppercase(),
+            text.replacen("ab", "AB", 1),
+        ] {
+            assert!(KeyedDigest::try_from(bad).is_err());
+        }
+    }
 
     #[test]
     fn round_trips_and_refuses_other_spellings() {

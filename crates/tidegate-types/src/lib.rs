@@ -28,7 +28,7 @@ pub mod report;
 pub use artifact::{ArtifactKind, FileEntry, Manifest, PackingList};
 pub use canonical::to_canonical_json;
 pub use column::{IdentifierKind, Role};
-pub use digest::Digest;
+pub use digest::{Digest, KeyedDigest};
 pub use ids::{ArtifactId, AttemptNumber, RunId, SiteName, TaskName};
 pub use label::{Label, Level, Residency};
 pub use refusal::{ExitCode, Refusal};

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 use tidegate_cloud::{
-    Address, AddressError, CloudStore, Environment, KmsAddress, KmsCustody, SourceAddress, VaultAddress, VaultCustody,
+    Address, AddressError, CloudStore, Environment, GoogleKmsAddress, GoogleKmsCustody, KeyVaultAddress,
+    KeyVaultCustody, KmsAddress, KmsCustody, SourceAddress, VaultAddress, VaultCustody,
 };
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
@@ -64,6 +65,9 @@ pub(crate) async fn custody_that(
     environment: &Environment,
 ) -> Result<Arc<dyn Custody>, Failure> {
     let opening = "opening the custody of the site's keys";
+    // Where something was wrapped already, credentials of another account are likelier than a key that is lost, and a
+    // new one in a service would make everything look lost.
+    let wrapped_before = folder.join("keys").join("site-keys.json").exists();
     match site.custody.as_deref().unwrap_or_default() {
         vault if vault.starts_with("vault:") => {
             let address = vault.parse().while_(opening)?;
@@ -72,9 +76,19 @@ pub(crate) async fn custody_that(
         service if service.starts_with("aws-kms:") => {
             let address: KmsAddress = service.parse().while_(opening)?;
             let custody = KmsCustody::open(address, environment).while_(opening)?;
-            // Where something was wrapped already, credentials of another account are likelier than a key that is
-            // lost, and a new one would make everything look lost.
-            if creates && !folder.join("keys").join("site-keys.json").exists() {
+            if creates && !wrapped_before {
+                custody.create().await.while_(opening)?;
+            }
+            Ok(Arc::new(custody))
+        }
+        service if service.starts_with("gcp-kms:") => {
+            let address = service.parse().while_(opening)?;
+            Ok(Arc::new(GoogleKmsCustody::open(address, environment).while_(opening)?))
+        }
+        service if service.starts_with("key-vault:") => {
+            let address: KeyVaultAddress = service.parse().while_(opening)?;
+            let custody = KeyVaultCustody::open(address, environment).while_(opening)?;
+            if creates && !wrapped_before {
                 custody.create().await.while_(opening)?;
             }
             Ok(Arc::new(custody))
@@ -219,7 +233,9 @@ pub(crate) async fn try_custody(project: &Project) -> Result<Option<CustodyTrial
     };
     let address = site.custody.clone().unwrap_or_default();
     let folder = project.layout.site(&name);
-    let makes_keys = address.starts_with("pkcs11:") || address.starts_with("aws-kms:");
+    let makes_keys = ["pkcs11:", "aws-kms:", "key-vault:"]
+        .iter()
+        .any(|kind| address.starts_with(kind));
     let made_by_first_run = makes_keys && !folder.join("keys").join("site-keys.json").exists();
     if address == "file:" || made_by_first_run {
         return Ok(None);
@@ -318,6 +334,14 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 .map(|error| (error.why().to_owned(), "write `vault:https://host:8200/mount/key`")),
             Some(("aws-kms", _)) => custody.parse::<KmsAddress>().err().map(|error| {
                 let help = "write `aws-kms://REGION/NAME`";
+                (error.why().to_owned(), help)
+            }),
+            Some(("gcp-kms", _)) => custody.parse::<GoogleKmsAddress>().err().map(|error| {
+                let help = "write `gcp-kms://PROJECT/LOCATION/KEYRING/KEY`";
+                (error.why().to_owned(), help)
+            }),
+            Some(("key-vault", _)) => custody.parse::<KeyVaultAddress>().err().map(|error| {
+                let help = "write `key-vault:https://VAULT.vault.azure.net/NAME`";
                 (error.why().to_owned(), help)
             }),
             Some(("pkcs11", _)) => custody.parse::<Pkcs11Address>().err().map(|error| {

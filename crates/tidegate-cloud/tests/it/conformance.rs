@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidegate_cloud::{CloudStore, Environment, KmsCustody, VaultCustody};
+use tidegate_cloud::{CloudStore, Environment, GoogleKmsCustody, KeyVaultCustody, KmsCustody, VaultCustody};
 use tidegate_contracts::{Custody, CustodyError, ObjectName, Store, StoreError, conformance};
 
 use crate::others::{ACCOUNT, ACCOUNT_KEY, azurite};
-use crate::peers::{Peer, bao, make_bucket, moto, python, seaweed};
+use crate::peers::{Peer, bao, entra, google_kms, key_vault, make_bucket, moto, python, seaweed};
 
 /// Credentials as the environment would have them.
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -161,6 +161,154 @@ async fn amazons_key_service_is_a_custody() {
     ));
     assert_eq!(told.trim(), "alias/site/2 alias/site/3");
     drop(peer);
+}
+
+#[tokio::test]
+async fn googles_key_service_is_a_custody() {
+    let Some(peer) = google_kms(&["site", "other"]) else {
+        return;
+    };
+    let port = peer.port();
+    let account = |name: &str| {
+        let file = peer.folder().join(format!("{name}.json"));
+        environment(&[("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap())])
+    };
+    let custody = |name: &str, account: &Environment| -> Arc<dyn Custody> {
+        let address = format!("gcp-kms://st-mary/europe-west3/hospitals/{name}?endpoint=http://127.0.0.1:{port}");
+        Arc::new(GoogleKmsCustody::open(address.parse().unwrap(), account).unwrap())
+    };
+    let known = account("known");
+    conformance::custody(&|name| custody(name, &known)).await.unwrap();
+    // Whoever is not known there, or asks for a key that nobody made, is told so, and not that a key is wrong.
+    let wrapped = custody("site", &known).wrap(&[7; 32], "context").await.unwrap();
+    for (custody, why) in [
+        (custody("site", &account("stranger")), "PERMISSION_DENIED"),
+        (custody("third", &known), "NOT_FOUND"),
+    ] {
+        let wrap = custody.wrap(&[7; 32], "context").await.unwrap_err();
+        let unwrap = custody.unwrap_key(&wrapped, "context").await.unwrap_err();
+        for error in [wrap, unwrap] {
+            assert!(
+                matches!(&error, CustodyError::Unreachable { why: told, .. } if told.contains(why)),
+                "{error}"
+            );
+        }
+    }
+    // Google's own client opens what was wrapped: behind 17 bytes of ours it is the service's, and the context is its
+    // associated data.
+    let hex: String = wrapped.iter().map(|byte| format!("{byte:02x}")).collect();
+    let told = python(&format!(
+        r#"
+import base64
+from google.oauth2 import service_account
+from googleapiclient.discovery import build
+account = service_account.Credentials.from_service_account_file("{}",
+    scopes=["https://www.googleapis.com/auth/cloudkms"]).with_always_use_jwt_access(True)
+client = build("cloudkms", "v1", credentials=account, client_options={{"api_endpoint": "http://127.0.0.1:{port}"}})
+keys = client.projects().locations().keyRings().cryptoKeys()
+answer = keys.decrypt(name="projects/st-mary/locations/europe-west3/keyRings/hospitals/cryptoKeys/site", body={{
+    "ciphertext": base64.b64encode(bytes.fromhex("{hex}")[17:]).decode(),
+    "additionalAuthenticatedData": base64.b64encode(b"context").decode()}}).execute()
+states = keys.cryptoKeyVersions().list(
+    parent="projects/st-mary/locations/europe-west3/keyRings/hospitals/cryptoKeys/site").execute()
+print(base64.b64decode(answer["plaintext"]) == bytes([7]) * 32,
+    *(version["state"] for version in states["cryptoKeyVersions"]))
+"#,
+        peer.folder().join("known.json").display()
+    ));
+    // A page has two of the three versions.
+    assert_eq!(told.trim(), "True DESTROY_SCHEDULED ENABLED");
+    let site = custody("site", &known);
+    drop(peer);
+    let error = site.unwrap_key(&wrapped, "context").await.unwrap_err();
+    assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn azures_key_vault_is_a_custody() {
+    let Some(peer) = key_vault() else { return };
+    let port = peer.port();
+    let here = format!("http://127.0.0.1:{port}");
+    let custody = |name: &str, environment: &Environment| {
+        let address = format!("key-vault:{here}/{name}");
+        Arc::new(KeyVaultCustody::open(address.parse().unwrap(), environment).unwrap())
+    };
+    let by_secret = |secret: &str| -> Environment {
+        let variables = entra(&peer, secret).into_iter();
+        variables.map(|(name, value)| (name.to_owned(), value)).collect()
+    };
+    let known = by_secret("SKEEPER");
+    for name in ["site", "other"] {
+        // The second time finds the key.
+        custody(name, &known).create().await.unwrap();
+        custody(name, &known).create().await.unwrap();
+    }
+    conformance::custody(&|name| -> Arc<dyn Custody> { custody(name, &known) })
+        .await
+        .unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "federated-token\n").unwrap();
+    let mut federated = known.clone();
+    federated.remove("AZURE_CLIENT_SECRET");
+    federated.insert("AZURE_FEDERATED_TOKEN_FILE".to_owned(), file.display().to_string());
+    let machine = environment(&[("AZURE_POD_IDENTITY_AUTHORITY_HOST", &here)]);
+    let wrapped = custody("site", &known).wrap(&[7; 32], "context").await.unwrap();
+    for environment in [&federated, &machine] {
+        let custody = custody("site", environment);
+        // More calls than a token lasts.
+        for _ in 0..4 {
+            assert_eq!(custody.unwrap_key(&wrapped, "context").await.unwrap(), [7; 32]);
+        }
+    }
+
+    // Everybody may know the public part of a key: what somebody else wrapped with it is not opened.
+    let told = python(&format!(
+        r#"
+import base64, hashlib, json, urllib.parse, urllib.request
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+wrapped = bytes.fromhex("{}")
+token = json.load(urllib.request.urlopen(urllib.request.Request("{here}/metadata/identity/oauth2/token?"
+    "api-version=2018-02-01&resource=https://vault.azure.net", headers={{"Metadata": "true"}})))["access_token"]
+number = int.from_bytes(wrapped[1:9], "big")
+key = json.load(urllib.request.urlopen(urllib.request.Request(f"{here}/keys/site-{{number}}?api-version=7.4",
+    headers={{"Authorization": "Bearer " + token}})))["key"]
+value = lambda text: int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+public = rsa.RSAPublicNumbers(value(key["e"]), value(key["n"])).public_key()
+forged = public.encrypt(bytes([8]) * 32, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
+rest = wrapped[17:35] + forged + wrapped[35 + len(forged):]
+print((wrapped[:9] + hashlib.sha256(wrapped[1:9] + rest).digest()[:8] + rest).hex())
+"#,
+        wrapped.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ));
+    let digits = told.trim().as_bytes().chunks(2);
+    let forged: Vec<u8> = digits
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect();
+    assert_eq!(forged.len(), wrapped.len());
+    let error = custody("site", &known)
+        .unwrap_key(&forged, "context")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CustodyError::WrongKey { .. }), "{error}");
+
+    // Whoever is not known there, or asks for a key that was never made, is told so, and not that a key is wrong.
+    for custody in [custody("site", &by_secret("guessed")), custody("third", &known)] {
+        let wrap = custody.wrap(&[7; 32], "context").await.unwrap_err();
+        let unwrap = custody.unwrap_key(&wrapped, "context").await.unwrap_err();
+        for error in [wrap, unwrap] {
+            assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
+            assert!(!error.to_string().contains("guessed"), "{error}");
+        }
+    }
+    drop(peer);
+    let error = custody("site", &known)
+        .unwrap_key(&wrapped, "context")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CustodyError::Unreachable { .. }), "{error}");
 }
 
 #[tokio::test]

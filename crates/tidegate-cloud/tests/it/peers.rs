@@ -316,3 +316,53 @@ print(key["AccessKeyId"], key["SecretAccessKey"])
     let (id, secret) = told.trim().split_once(' ').unwrap();
     Some((peer, id.to_owned(), secret.to_owned()))
 }
+
+/// A server of our own that checks every request against what the vendor has published: `script` of `tests/peers`.
+fn published(script: &str, folder: tempfile::TempDir, arguments: &[&str]) -> Option<Peer> {
+    let python = peers()?.join("bin/python");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/peers")
+        .join(script);
+    let port = free_port();
+    let mut command = Command::new(python);
+    command.arg(script).arg(port.to_string()).args(arguments);
+    Some(Peer::start(command, folder, port))
+}
+
+/// Google's key service with keys of these names, and the files of a service account that may use them and of one that
+/// may not: `known.json` and `stranger.json` of its folder. None where its published interface is not installed.
+pub(crate) fn google_kms(keys: &[&str]) -> Option<Peer> {
+    peers()?;
+    let folder = tempfile::tempdir().unwrap();
+    python(&format!(
+        r#"
+import json
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+for name in ("known", "stranger"):
+    key = rsa.generate_private_key(65537, 2048).private_bytes(serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+    json.dump({{"type": "service_account", "project_id": "st-mary", "private_key_id": name, "private_key": key,
+        "client_email": name + "@st-mary.iam.gserviceaccount.com", "client_id": "1",
+        "token_uri": "https://oauth2.googleapis.com/token"}}, open("{}/" + name + ".json", "w"))
+"#,
+        folder.path().display()
+    ));
+    let ring = ["projects/st-mary/locations/europe-west3/keyRings/hospitals"];
+    published("google_kms.py", folder, &[&ring[..], keys].concat())
+}
+
+/// Azure Key Vault, and who issues its tokens. None where its published interface is not installed.
+pub(crate) fn key_vault() -> Option<Peer> {
+    published("key_vault.py", tempfile::tempdir().unwrap(), &[])
+}
+
+/// What a keeper has that Entra ID knows by a secret, at a peer.
+pub(crate) fn entra(peer: &Peer, secret: &str) -> [(&'static str, String); 4] {
+    [
+        ("AZURE_TENANT_ID", "st-mary.example".to_owned()),
+        ("AZURE_CLIENT_ID", "keeper".to_owned()),
+        ("AZURE_CLIENT_SECRET", secret.to_owned()),
+        ("AZURE_AUTHORITY_HOST", format!("http://127.0.0.1:{}", peer.port())),
+    ]
+}

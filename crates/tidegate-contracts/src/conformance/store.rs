@@ -47,6 +47,11 @@ async fn whole_objects(store: &dyn Store) -> Verdict {
         let limit = size as u64;
         let got = done(store.get(&name, limit).await, "an object of exactly the limit is read")?;
         must(got == body, "what is read is what was put")?;
+        // What the room held, and whether it is large enough, does not show.
+        for room in [vec![7; size / 2], vec![7; size + 9]] {
+            let got = done(store.get_in(&name, limit, room).await, "an object is read into a room")?;
+            must(got == body, "what is read into a room is what was put")?;
+        }
         if size > 0 {
             let refused = matches!(
                 store.get(&name, limit - 1).await,

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tidegate_seal::SealError;
-use tidegate_seal::digest::{hmac_sha256, sha256};
+use tidegate_seal::digest::sha256;
 use tidegate_seal::dsse;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{manifest_digest, open_index, open_packing_list, seal_index, sign_packing_list};
@@ -14,7 +14,7 @@ use tidegate_types::Digest;
 use tidegate_types::artifact::SealedIndex;
 use tidegate_types::permit::{IN_TOTO_PAYLOAD, PERMIT_PREDICATE};
 
-use crate::sample::{Crossing, DIGEST_KEY, ORGANISATION, crossing, permit};
+use crate::sample::{Crossing, ORGANISATION, crossing, keyed, permit};
 
 fn owner() -> SigningKey {
     SigningKey::from_seed(&[1; 32]).unwrap()
@@ -53,7 +53,7 @@ fn a_receiver_gets_exactly_what_was_sent() {
     {
         let opened = open_shard(&sent.objects[&shard.digest], key, ORGANISATION).unwrap();
         assert!(opened == *content, "{}", file.path);
-        assert_eq!(hmac_sha256(&DIGEST_KEY, &opened), file.keyed_digest);
+        assert_eq!(keyed(&opened), file.keyed_digest);
     }
     assert!(
         index.shards[0].zstd && !index.shards[1].zstd,

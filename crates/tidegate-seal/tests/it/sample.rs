@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidegate_seal::digest::{hmac_sha256, sha256};
+use tidegate_seal::digest::{keyed_reader, sha256};
 use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{manifest_digest, seal_index};
 use tidegate_seal::shard::seal_shard;
@@ -12,10 +12,14 @@ use tidegate_types::artifact::{
 use tidegate_types::ids::{PermitId, Purpose};
 use tidegate_types::label::{Label, Level};
 use tidegate_types::permit::{Evidence, Permit, SiteReference, StandingSlot};
-use tidegate_types::{ArtifactId, ArtifactKind, Digest, Manifest, PackingList, RunId, SiteName, TaskName};
+use tidegate_types::{ArtifactId, ArtifactKind, Digest, KeyedDigest, Manifest, PackingList, RunId, SiteName, TaskName};
 
 pub(crate) const ORGANISATION: &str = "st-mary";
 pub(crate) const DIGEST_KEY: [u8; 32] = [0x77; 32];
+
+pub(crate) fn keyed(content: &[u8]) -> KeyedDigest {
+    keyed_reader(&DIGEST_KEY, content).unwrap().0
+}
 
 /// Files whose first shard shrinks and whose second does not.
 pub(crate) fn files() -> BTreeMap<String, Vec<u8>> {
@@ -43,7 +47,7 @@ pub(crate) fn manifest(name: &str, files: &BTreeMap<String, Vec<u8>>) -> Manifes
             .map(|(path, content)| FileEntry {
                 path: path.clone(),
                 bytes: content.len() as u64,
-                keyed_digest: hmac_sha256(&DIGEST_KEY, content),
+                keyed_digest: keyed(content),
             })
             .collect(),
         columns: vec!["age".to_owned(), "grüße".to_owned()],

@@ -4,7 +4,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
-use tidegate_seal::digest::{hmac_sha256, sha256};
+use tidegate_seal::digest::sha256;
 use tidegate_seal::dsse;
 use tidegate_seal::envelope::{self, Identity};
 use tidegate_seal::key::DataKey;
@@ -14,7 +14,7 @@ use tidegate_seal::shard::open_shard;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_types::permit::Envelope;
 
-use crate::sample::{DIGEST_KEY, ORGANISATION, crossing, files, manifest, permit};
+use crate::sample::{DIGEST_KEY, ORGANISATION, crossing, files, keyed, manifest, permit};
 
 fn path(name: &str) -> String {
     format!("{}/../../tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -101,7 +101,7 @@ fn the_committed_crossing_opens() {
     for file in &index.manifest.files {
         let (now, later) = rest.split_at(file.bytes as usize);
         assert_eq!(vector["expected"][&file.path], sha256(now).to_string());
-        assert_eq!(hmac_sha256(&DIGEST_KEY, now), file.keyed_digest);
+        assert_eq!(keyed(now), file.keyed_digest);
         rest = later;
     }
     assert!(rest.is_empty());

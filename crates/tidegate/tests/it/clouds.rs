@@ -4,13 +4,15 @@
 use serde_json::Value;
 
 use crate::fixture::{Hospital, PEOPLE, PLANTED_NAME, files};
-use crate::peers::{Peer, bao, make_bucket, make_open_bucket, moto, open_seaweed, python, seaweed};
+use crate::peers::{
+    Peer, bao, entra, google_kms, key_vault, make_bucket, make_open_bucket, moto, open_seaweed, python, seaweed,
+};
 use crate::proxy::Proxy;
 
-const ADMIN: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")];
+pub(crate) const ADMIN: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")];
 
 /// A hospital whose public and edge sites have their stores in S3.
-fn hospital_over(peer: &Peer) -> Hospital {
+pub(crate) fn hospital_over(peer: &Peer) -> Hospital {
     make_bucket(peer, "tidegate");
     hospital_at(
         &peer.s3("tidegate", "st-mary/cloud"),
@@ -346,38 +348,79 @@ fn a_sites_keys_may_be_in_a_key_service_and_nothing_moves_without_it() {
 #[test]
 fn a_sites_keys_may_be_in_amazons_key_service() {
     let Some((peer, id, secret)) = moto() else { return };
-    let hospital = Hospital::new();
     let address = format!(
         "aws-kms://eu-central-1/st-mary?endpoint=http://127.0.0.1:{}",
         peer.port()
     );
+    keys_may_be_in(&address, &|stranger| {
+        let secret = if stranger { "somebody elses secret" } else { &secret };
+        let variables = [("AWS_ACCESS_KEY_ID", id.as_str()), ("AWS_SECRET_ACCESS_KEY", secret)];
+        (
+            variables.map(|(name, value)| (name, value.to_owned())).to_vec(),
+            secret.to_owned(),
+        )
+    });
+}
+
+#[test]
+fn a_sites_keys_may_be_in_googles_key_service() {
+    let Some(peer) = google_kms(&["st-mary"]) else { return };
+    let address = format!(
+        "gcp-kms://st-mary/europe-west3/hospitals/st-mary?endpoint=http://127.0.0.1:{}",
+        peer.port()
+    );
+    keys_may_be_in(&address, &|stranger| {
+        let file = peer
+            .folder()
+            .join(if stranger { "stranger.json" } else { "known.json" });
+        let account: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let secret = account["private_key"].as_str().unwrap().lines().nth(3).unwrap();
+        let variables = vec![("GOOGLE_APPLICATION_CREDENTIALS", file.display().to_string())];
+        (variables, secret.to_owned())
+    });
+}
+
+#[test]
+fn a_sites_keys_may_be_in_azures_key_vault() {
+    let Some(peer) = key_vault() else { return };
+    let address = format!("key-vault:http://127.0.0.1:{}/st-mary", peer.port());
+    keys_may_be_in(&address, &|stranger| {
+        let secret = if stranger { "somebody elses secret" } else { "SKEEPER" };
+        (entra(&peer, secret).to_vec(), secret.to_owned())
+    });
+}
+
+/// What a command finds of credentials, those of a stranger or the site's own, and the secret in them.
+type Credentials<'a> = &'a dyn Fn(bool) -> (Vec<(&'static str, String)>, String);
+
+/// A run, a new key and the next run with custody at `address`.
+fn keys_may_be_in(address: &str, credentials: Credentials<'_>) {
+    let hospital = Hospital::new();
     hospital.edit("sites.yaml", "custody: \"file:\"", &format!("custody: \"{address}\""));
-    let tidegate = |arguments: &[&str], secret: &str| {
+    let tidegate = |arguments: &[&str], stranger: bool| {
+        let (variables, secret) = credentials(stranger);
         let mut command = hospital.command(arguments);
-        command
-            .env("AWS_ACCESS_KEY_ID", &id)
-            .env("AWS_SECRET_ACCESS_KEY", secret)
-            .env("TIDEGATE_LOG", "trace");
+        command.envs(variables).env("TIDEGATE_LOG", "trace");
         let output = command.output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!told.contains(secret), "the secret is in a log");
+        assert!(!told.contains(&secret), "the secret is in a log");
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), told)
     };
-    let (code, _, told) = tidegate(&["run", "--yes"], &secret);
+    let (code, _, told) = tidegate(&["run", "--yes"], false);
     assert_eq!(code, Some(0), "{told}");
     assert!(!hospital.state().join("sites/hospital/keys/custody.key").exists());
-    let (code, checked, _) = tidegate(&["check"], &secret);
+    let (code, checked, _) = tidegate(&["check"], false);
     assert_eq!(code, Some(0), "{checked}");
-    let (code, _, told) = tidegate(&["keys", "rotate"], &secret);
+    let (code, _, told) = tidegate(&["keys", "rotate"], false);
     assert_eq!(code, Some(0), "{told}");
     // What was wrapped is wrapped again, and the run goes on with it.
-    let (code, answer, told) = tidegate(&["run", "--yes", "--format", "json"], &secret);
+    let (code, answer, told) = tidegate(&["run", "--yes", "--format", "json"], false);
     assert_eq!(code, Some(0), "{told}");
     let summary: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(summary["reused"].as_array().unwrap().len(), 7);
     // A stranger opens nothing.
     hospital.edit("tidegate.yaml", "epochs: 12", "epochs: 11");
-    let (code, _, told) = tidegate(&["run", "--yes"], "somebody elses secret");
+    let (code, _, told) = tidegate(&["run", "--yes"], true);
     assert_eq!(code, Some(1));
     assert!(told.contains("key custody is out of reach"), "{told}");
 }

@@ -11,15 +11,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::CONTENT_TYPE;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use object_store::client::HttpRequest;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
-use tidegate_seal::digest::Sha256;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use crate::answer::Watching;
+use super::{Service, number_of, numbered, plain_number, word};
 use crate::client::options;
 use crate::credentials::{self, Environment};
 use crate::profile::with_profile;
@@ -29,14 +28,8 @@ mod address;
 
 pub use address::KmsAddress;
 
-/// How long the service may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The longest answer that is read.
-const ANSWER_BYTES: usize = 1 << 20;
 /// Pages of a hundred names each that are looked through for the keys of a site.
 const PAGES: usize = 1000;
-/// What a wrapped key of this custody begins with.
-const FORMAT: u8 = 1;
 /// The shortest time, in days, after which the service destroys a key.
 const DAYS: u64 = 7;
 /// How long a key that was just made may take until it can be used: the service tells its parts of a new name, and of
@@ -48,12 +41,10 @@ const CONTEXT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 /// Custody in Amazon's Key Management Service.
 ///
-/// A wrapped key is one byte of format, the number of the key (eight bytes, big-endian), the first eight bytes of the
-/// SHA-256 of number and ciphertext, and the service's ciphertext; the context is its encryption context, under
-/// `tidegate`.
+/// The context is the encryption context, under `tidegate`.
 pub struct KmsCustody {
     address: KmsAddress,
-    client: HttpClient,
+    service: Service,
     /// Finds credentials as for a store, and keeps them fresh.
     signer: Arc<AmazonS3>,
     /// The keys that are known, by their numbers. The service may tell of a new one late, but what it told once is so.
@@ -88,29 +79,30 @@ impl KmsCustody {
             store: address.to_string(),
             why,
         })?;
-        let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
-        let options = options(&address.to_string(), plain, address.certificates.as_deref())?;
-        let client = Watching::default().connect(&options).map_err(settings)?;
+        let plain = address
+            .options
+            .endpoint
+            .as_ref()
+            .is_some_and(|url| url.scheme() == "http");
+        let certificates = address.options.certificates.as_deref();
+        let service = Service::open(&address, plain, certificates)?;
         let signer = credentials::s3(AmazonS3Builder::new(), &environment)
             .with_region(&address.region)
             // Nobody asks for it: credentials are found without a bucket, but not named without one.
             .with_bucket_name("none")
-            .with_client_options(options)
+            .with_client_options(options(&address.to_string(), plain, certificates)?)
             .build()
             .map_err(settings)?;
         Ok(Self {
             address,
-            client,
+            service,
             signer: Arc::new(signer),
             known: Mutex::default(),
         })
     }
 
     fn unreachable(&self, what: &str, why: impl fmt::Display) -> CustodyError {
-        CustodyError::Unreachable {
-            what: what.to_owned(),
-            why: format!("{}: {why}", self.address),
-        }
+        self.service.unreachable(what, why)
     }
 
     fn alias(&self, number: u64) -> String {
@@ -121,7 +113,7 @@ impl KmsCustody {
     async fn request(&self, what: &str, action: &str, body: &Value) -> Result<Reply, CustodyError> {
         let failed = |why: &dyn fmt::Display| self.unreachable(what, why);
         let region = &self.address.region;
-        let server = match &self.address.endpoint {
+        let server = match &self.address.options.endpoint {
             Some(endpoint) => endpoint.to_string(),
             None if region.starts_with("cn-") => format!("https://kms.{region}.amazonaws.com.cn/"),
             None => format!("https://kms.{region}.amazonaws.com/"),
@@ -131,23 +123,10 @@ impl KmsCustody {
             .header("x-amz-target", format!("TrentService.{action}"))
             .body(body.to_string().into())
             .map_err(|error| failed(&error))?;
-        let answered = async {
-            let owner = self.signer.credentials().get_credential().await;
-            let owner = owner.map_err(|_| failed(&"no credentials were found"))?;
-            AwsAuthorizer::new(&owner, "kms", region).authorize(&mut request, None);
-            let response = self.client.execute(request).await;
-            let response = response.map_err(|error| failed(&format!("no answer came ({:?})", error.kind())))?;
-            let status = response.status().as_u16();
-            let bytes = response.into_body().bytes().await;
-            Ok((status, bytes.map_err(|_| failed(&"the answer broke off"))?))
-        };
-        let (status, bytes) = match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(answered) => answered?,
-            Err(_) => return Err(failed(&"no answer came in time")),
-        };
-        let text = Some(bytes)
-            .filter(|bytes| bytes.len() <= ANSWER_BYTES)
-            .unwrap_or_default();
+        let owner = self.signer.credentials().get_credential().await;
+        let owner = owner.map_err(|_| failed(&"no credentials were found"))?;
+        AwsAuthorizer::new(&owner, "kms", region).authorize(&mut request, None);
+        let (status, text) = self.service.answer(what, request).await?;
         let answer = match (status, text.is_empty()) {
             // Some actions answer with nothing.
             (200, true) => Value::Null,
@@ -157,10 +136,9 @@ impl KmsCustody {
             return Ok(Reply::Done(answer));
         }
         let kind = answer["__type"].as_str().unwrap_or_default();
-        let kind = kind.rsplit('#').next().unwrap_or_default();
-        let known = kind.len() <= 64 && kind.chars().all(|one| one.is_ascii_alphanumeric());
-        match (known && !kind.is_empty(), status) {
-            (true, 400) => Ok(Reply::Failed(kind.to_owned())),
+        let kind = word(kind.rsplit('#').next().map(Value::from).as_ref());
+        match (kind.is_empty(), status) {
+            (false, 400) => Ok(Reply::Failed(kind)),
             _ => Err(failed(&format!("it answered with status {status}"))),
         }
     }
@@ -185,10 +163,7 @@ impl KmsCustody {
                 let number = alias["AliasName"]
                     .as_str()
                     .and_then(|name| name.strip_prefix(beginning));
-                // As it is written here, and in no other way.
-                let number =
-                    number.and_then(|text| text.parse().ok().filter(|number: &u64| number.to_string() == text));
-                if let (Some(number), Some(key)) = (number, alias["TargetKeyId"].as_str()) {
+                if let (Some(number), Some(key)) = (number.and_then(plain_number), alias["TargetKeyId"].as_str()) {
                     keys.insert(number, key.to_owned());
                 }
             }
@@ -297,32 +272,6 @@ fn encryption_context(context: &str) -> Value {
     json!({ "tidegate": format!("v1:{}", utf8_percent_encode(context, CONTEXT)) })
 }
 
-/// The first bytes of a digest, by which a number that was altered is noticed without asking anybody.
-fn sum(number: u64, ciphertext: &[u8]) -> [u8; 8] {
-    let mut digest = Sha256::default();
-    digest.update(&number.to_be_bytes());
-    digest.update(ciphertext);
-    digest.finish().as_bytes().first_chunk().copied().unwrap_or_default()
-}
-
-fn to_bytes(number: u64, ciphertext: &[u8]) -> Vec<u8> {
-    [
-        &[FORMAT][..],
-        &number.to_be_bytes(),
-        &sum(number, ciphertext),
-        ciphertext,
-    ]
-    .concat()
-}
-
-fn parts(wrapped: &[u8]) -> Option<(u64, &[u8])> {
-    let (format, rest) = wrapped.split_first()?;
-    let (number, rest) = rest.split_first_chunk::<8>()?;
-    let (found, ciphertext) = rest.split_first_chunk::<8>()?;
-    let number = u64::from_be_bytes(*number);
-    (*format == FORMAT && !ciphertext.is_empty() && *found == sum(number, ciphertext)).then_some((number, ciphertext))
-}
-
 #[async_trait]
 impl Custody for KmsCustody {
     async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
@@ -347,7 +296,7 @@ impl Custody for KmsCustody {
         if ciphertext.is_empty() {
             return Err(self.unreachable(what, "its answer is not that of the service"));
         }
-        Ok(to_bytes(*number, &ciphertext))
+        Ok(numbered(*number, &ciphertext))
     }
 
     async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
@@ -355,7 +304,7 @@ impl Custody for KmsCustody {
         let wrong = || CustodyError::WrongKey {
             context: context.to_owned(),
         };
-        let (number, ciphertext) = parts(wrapped).ok_or_else(wrong)?;
+        let (number, ciphertext) = number_of(wrapped).ok_or_else(wrong)?;
         let mut keys = self.known.lock().await.clone();
         if !keys.contains_key(&number) {
             keys = self.all(what).await?;
@@ -427,17 +376,5 @@ mod tests {
         assert_eq!(shown(""), "v1:");
         assert_ne!(shown("a%20b"), shown("a b"));
         assert_ne!(shown("a\0"), shown("a"));
-    }
-
-    #[test]
-    fn a_wrapped_key_says_which_key_wrapped_it() {
-        let wrapped = to_bytes(7, b"ciphertext");
-        assert_eq!(parts(&wrapped), Some((7, &b"ciphertext"[..])));
-        for at in 0..wrapped.len() {
-            let mut altered = wrapped.clone();
-            altered[at] ^= 1;
-            assert_eq!(parts(&altered), None, "{at}");
-            assert_eq!(parts(&wrapped[..at]), None, "{at}");
-        }
     }
 }

@@ -1,12 +1,12 @@
 //! Where a key in Amazon's service is.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use url::Url;
 
-use crate::address::{AddressError, secure};
+use super::super::{Options, is_plain};
+use crate::address::AddressError;
 
 /// Where a key is: `aws-kms://REGION/NAME[?endpoint=URL&certificates=FILE]`. Its keys have the aliases
 /// `alias/NAME/1`, `alias/NAME/2` and so on, the one with the greatest number wraps.
@@ -14,8 +14,7 @@ use crate::address::{AddressError, secure};
 pub struct KmsAddress {
     pub(super) region: String,
     pub(super) name: String,
-    pub(super) endpoint: Option<Url>,
-    pub(super) certificates: Option<PathBuf>,
+    pub(super) options: Options,
 }
 
 impl FromStr for KmsAddress {
@@ -32,40 +31,15 @@ impl FromStr for KmsAddress {
                 "it holds more than names; credentials have their places elsewhere",
             ));
         }
-        let plain = |part: &str, more: &str| {
-            !part.is_empty()
-                && part
-                    .chars()
-                    .all(|one| one.is_ascii_alphanumeric() || more.contains(one))
-        };
         let region = url.host_str().unwrap_or_default().to_owned();
         let name = url.path().trim_matches('/').to_owned();
-        if !plain(&region, "-") || !plain(&name, "-_/") || name.starts_with("aws/") || name.len() > 200 {
+        if !is_plain(&region, "-") || !is_plain(&name, "-_/") || name.starts_with("aws/") || name.len() > 200 {
             return Err(wrong(
                 "region and name are missing or hold other signs, as in `aws-kms://eu-central-1/st-mary`",
             ));
         }
-        let mut address = Self {
-            region,
-            name,
-            endpoint: None,
-            certificates: None,
-        };
-        for (key, value) in url.query_pairs() {
-            let twice = match key.as_ref() {
-                "endpoint" => {
-                    let server = Url::parse(&value).map_err(|error| wrong(&format!("its endpoint: {error}")))?;
-                    secure(&server).map_err(|why| wrong(&format!("its endpoint {why}")))?;
-                    address.endpoint.replace(server).is_some()
-                }
-                "certificates" => address.certificates.replace(PathBuf::from(value.as_ref())).is_some(),
-                _ => true,
-            };
-            if twice {
-                return Err(wrong("it has an option that is not known here, or one twice"));
-            }
-        }
-        Ok(address)
+        let options = Options::of(text, &url, true)?;
+        Ok(Self { region, name, options })
     }
 }
 

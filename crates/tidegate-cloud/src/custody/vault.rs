@@ -3,13 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use object_store::client::HttpRequest;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
@@ -17,16 +16,11 @@ use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::Service;
 use crate::address::{AddressError, secure};
-use crate::answer::Watching;
-use crate::client::options;
 use crate::credentials::Environment;
 use crate::store::OpenError;
 
-/// How long the service may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The longest answer that is read.
-const ANSWER_BYTES: usize = 1 << 20;
 /// What a wrapped key of this custody begins with.
 const FORMAT: u8 = 1;
 
@@ -93,7 +87,7 @@ enum Login {
 /// engine's key (four bytes, big-endian) and the engine's ciphertext, so that every changed bit is noticed.
 pub struct VaultCustody {
     address: VaultAddress,
-    client: HttpClient,
+    service: Service,
     login: Login,
     token: Mutex<Option<Zeroizing<String>>>,
 }
@@ -137,22 +131,17 @@ impl VaultCustody {
             }
         };
         let plain = address.server.scheme() == "http";
-        let options = options(&address.to_string(), plain, address.certificates.as_deref())?;
-        let client = Watching::default().connect(&options);
-        let client = client.map_err(|error| settings(error.to_string()))?;
+        let service = Service::open(&address, plain, address.certificates.as_deref())?;
         Ok(Self {
             address,
-            client,
+            service,
             login,
             token: Mutex::new(None),
         })
     }
 
     fn unreachable(&self, what: &str, why: impl fmt::Display) -> CustodyError {
-        CustodyError::Unreachable {
-            what: what.to_owned(),
-            why: format!("{}: {why}", self.address),
-        }
+        self.service.unreachable(what, why)
     }
 
     /// One request. Bodies of errors are not passed on: they may repeat what was sent.
@@ -177,20 +166,10 @@ impl VaultCustody {
             token.set_sensitive(true);
             request.headers_mut().insert("x-vault-token", token);
         }
-        let answered = async {
-            let response = self.client.execute(request).await;
-            let response = response.map_err(|error| failed(&format!("no answer came ({:?})", error.kind())))?;
-            let status = response.status().as_u16();
-            let bytes = response.into_body().bytes().await;
-            Ok((status, bytes.map_err(|_| failed(&"the answer broke off"))?))
-        };
-        let (status, bytes) = match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(answered) => answered?,
-            Err(_) => return Err(failed(&"no answer came in time")),
-        };
+        let (status, bytes) = self.service.answer(what, request).await?;
         match status {
             204 => Ok(Reply::Done(Value::Null)),
-            200..=299 if bytes.len() <= ANSWER_BYTES => serde_json::from_slice(&bytes)
+            200..=299 => serde_json::from_slice(&bytes)
                 .map(Reply::Done)
                 .map_err(|_| failed(&"its answer is no JSON")),
             400 => Ok(Reply::Wrong),

@@ -1,0 +1,203 @@
+//! Custody in key services: the key that wraps all others never leaves the service.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use serde_json::Value;
+use tidegate_contracts::CustodyError;
+use tidegate_seal::digest::Sha256;
+use url::Url;
+
+use crate::address::{AddressError, secure};
+use crate::answer::Watching;
+use crate::client::options;
+use crate::store::OpenError;
+
+pub(crate) mod amazon;
+pub(crate) mod azure;
+pub(crate) mod google;
+pub(crate) mod vault;
+
+/// How long a service may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The longest answer that is read.
+const ANSWER_BYTES: usize = 1 << 20;
+/// What a wrapped key of a numbered key begins with.
+const FORMAT: u8 = 1;
+
+/// A key service, by the address that people know it by.
+struct Service {
+    address: String,
+    client: HttpClient,
+}
+
+impl Service {
+    /// Trusts the certificates in `certificates` besides the system's, and speaks without TLS where `plain`.
+    fn open(address: &impl fmt::Display, plain: bool, certificates: Option<&Path>) -> Result<Self, OpenError> {
+        let address = address.to_string();
+        let options = options(&address, plain, certificates)?;
+        let client = Watching::default().connect(&options);
+        let client = client.map_err(|error| OpenError::Settings {
+            store: address.clone(),
+            why: error.to_string(),
+        })?;
+        Ok(Self { address, client })
+    }
+
+    fn unreachable(&self, what: &str, why: impl fmt::Display) -> CustodyError {
+        CustodyError::Unreachable {
+            what: what.to_owned(),
+            why: format!("{}: {why}", self.address),
+        }
+    }
+
+    /// The status and the body of the answer to a request. Bodies of errors are not to be passed on: they may repeat
+    /// what was sent. An answer that is too long counts as an empty one.
+    async fn answer(&self, what: &str, request: HttpRequest) -> Result<(u16, Bytes), CustodyError> {
+        let answered = async {
+            let response = self.client.execute(request).await;
+            let response = response.map_err(|error| {
+                let why = format!("no answer came ({:?})", error.kind());
+                self.unreachable(what, why)
+            })?;
+            let status = response.status().as_u16();
+            let bytes = response.into_body().bytes().await;
+            let bytes = bytes.map_err(|_| self.unreachable(what, "the answer broke off"))?;
+            Ok((
+                status,
+                Some(bytes)
+                    .filter(|bytes| bytes.len() <= ANSWER_BYTES)
+                    .unwrap_or_default(),
+            ))
+        };
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(answered) => answered,
+            Err(_) => Err(self.unreachable(what, "no answer came in time")),
+        }
+    }
+
+    /// A request in JSON, for whoever holds `token`.
+    fn request(
+        &self,
+        what: &str,
+        method: http::Method,
+        url: &str,
+        token: &str,
+        body: Option<&Value>,
+    ) -> Result<HttpRequest, CustodyError> {
+        let text = body.map(ToString::to_string).unwrap_or_default();
+        let request = http::Request::builder().method(method).uri(url);
+        let request = request.header(CONTENT_TYPE, "application/json").body(text.into());
+        let mut request: HttpRequest = request.map_err(|error| self.unreachable(what, error))?;
+        let token = HeaderValue::from_str(&format!("Bearer {token}"));
+        let mut token = token.map_err(|_| self.unreachable(what, "its token is none"))?;
+        token.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, token);
+        Ok(request)
+    }
+}
+
+/// A word of a service's own for what is wrong, if it is one: nothing else of an error is shown.
+fn word(text: Option<&Value>) -> String {
+    let word = text.and_then(Value::as_str).unwrap_or_default();
+    let plain = word.len() <= 64 && word.chars().all(|one| one.is_ascii_alphanumeric() || one == '_');
+    if plain { word.to_owned() } else { String::new() }
+}
+
+/// The first bytes of a digest, by which a number that was altered is noticed without asking anybody.
+fn sum(number: u64, ciphertext: &[u8]) -> [u8; 8] {
+    let mut digest = Sha256::default();
+    digest.update(&number.to_be_bytes());
+    digest.update(ciphertext);
+    digest.finish().as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// What the key of a number wrapped: one byte of format, the number (eight bytes, big-endian), the first eight bytes of
+/// the SHA-256 of number and ciphertext, and the ciphertext.
+fn numbered(number: u64, ciphertext: &[u8]) -> Vec<u8> {
+    [
+        &[FORMAT][..],
+        &number.to_be_bytes(),
+        &sum(number, ciphertext),
+        ciphertext,
+    ]
+    .concat()
+}
+
+fn number_of(wrapped: &[u8]) -> Option<(u64, &[u8])> {
+    let (format, rest) = wrapped.split_first()?;
+    let (number, rest) = rest.split_first_chunk::<8>()?;
+    let (found, ciphertext) = rest.split_first_chunk::<8>()?;
+    let number = u64::from_be_bytes(*number);
+    (*format == FORMAT && !ciphertext.is_empty() && *found == sum(number, ciphertext)).then_some((number, ciphertext))
+}
+
+/// A number as it is written here, and in no other way.
+fn plain_number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
+}
+
+/// Whether a part of an address is made of letters, digits and `more`.
+fn is_plain(part: &str, more: &str) -> bool {
+    !part.is_empty()
+        && part
+            .chars()
+            .all(|one| one.is_ascii_alphanumeric() || more.contains(one))
+}
+
+/// What may stand behind the `?` of an address: another server, and whom to trust.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Options {
+    endpoint: Option<Url>,
+    certificates: Option<std::path::PathBuf>,
+}
+
+impl Options {
+    fn of(text: &str, url: &Url, with_endpoint: bool) -> Result<Self, AddressError> {
+        let wrong = |why: &str| AddressError::new(text, why);
+        let mut options = Self::default();
+        for (key, value) in url.query_pairs() {
+            let twice = match key.as_ref() {
+                "endpoint" if with_endpoint => {
+                    let server = Url::parse(&value).map_err(|error| wrong(&format!("its endpoint: {error}")))?;
+                    secure(&server).map_err(|why| wrong(&format!("its endpoint {why}")))?;
+                    options.endpoint.replace(server).is_some()
+                }
+                "certificates" => options.certificates.replace(value.as_ref().into()).is_some(),
+                _ => true,
+            };
+            if twice {
+                return Err(wrong("it has an option that is not known here, or one twice"));
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrapped_key_says_which_key_wrapped_it() {
+        let wrapped = numbered(7, b"ciphertext");
+        assert_eq!(number_of(&wrapped), Some((7, &b"ciphertext"[..])));
+        for at in 0..wrapped.len() {
+            let mut altered = wrapped.clone();
+            altered[at] ^= 1;
+            assert_eq!(number_of(&altered), None, "{at}");
+            assert_eq!(number_of(&wrapped[..at]), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn of_an_error_only_a_word_is_shown() {
+        assert_eq!(word(Some(&"PERMISSION_DENIED".into())), "PERMISSION_DENIED");
+        assert_eq!(word(Some(&"the plaintext was AAAA".into())), "");
+        assert_eq!(word(None), "");
+    }
+}
