@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::refusals;
 
 /// Which crates a crate may use, beyond those of others: every arrow that there may be.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("tidegate-types", &[]),
     ("tidegate-policy", &["types"]),
     ("tidegate-plan", &["types", "policy"]),
@@ -36,6 +36,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     // The key file wraps keys in the format of seal.
     ("tidegate-local", &["types", "contracts", "seal"]),
     ("tidegate-cloud", &["types", "contracts", "seal"]),
+    // Jobs are given to hosts by digest: seal.
+    ("tidegate-ssh", &["types", "contracts", "seal"]),
     ("tidegate-server", &["engine"]),
 ];
 

@@ -247,6 +247,13 @@ pub(crate) enum Command {
         #[arg(long)]
         memory: Option<PathBuf>,
     },
+    /// Keep jobs on this machine for a driver elsewhere, which asks on standard input.
+    #[command(hide = true)]
+    Jobs {
+        /// Where they are kept.
+        #[arg(long)]
+        folder: PathBuf,
+    },
     /// Train by the built-in trainer under the worker's contract.
     #[command(hide = true)]
     Trainer,

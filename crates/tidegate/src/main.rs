@@ -142,7 +142,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    use commands::{audit, data, files, keys, predict, run, serve, status, transfers};
+    use commands::{audit, data, files, jobs, keys, predict, run, serve, status, transfers};
 
     let format = cli.format;
     match cli.command {
@@ -284,6 +284,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             result
         }
         Command::Worker { work, memory } => runtime()?.block_on(infer::worker(work, memory)),
+        Command::Jobs { folder } => runtime()?.block_on(jobs::jobs(&folder)),
         Command::Trainer => infer::trainer(),
         Command::Infer { model, matrix, out } => infer::infer(&model, &matrix, &out),
     }

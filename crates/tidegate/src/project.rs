@@ -56,9 +56,15 @@ pub(crate) struct Project {
     pub(crate) text: PipelineText,
     pub(crate) catalog: Catalog,
     pub(crate) catalog_folder: PathBuf,
+    /// What files that the sites file names are relative to.
+    pub(crate) sites_folder: PathBuf,
     pub(crate) sites: Sites,
     pub(crate) policies: PolicySet,
     pub(crate) layout: Layout,
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 impl Project {
@@ -67,7 +73,7 @@ impl Project {
         let name = file.display().to_string();
         let source = read_text(file)?;
         let pipeline = read_pipeline(&name, &source).map_err(|error| Failure::File(vec![error]))?;
-        let folder = file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        let folder = folder_of(file);
         let catalog_file = folder.join(&pipeline.catalog);
         let catalog_source = read_text(&catalog_file)?;
         let catalog_name = catalog_file.display().to_string();
@@ -135,9 +141,8 @@ impl Project {
         Ok(Self {
             policies: policies(&folder.join("policy"))?,
             layout: layout(file)?,
-            catalog_folder: catalog_file
-                .parent()
-                .map_or_else(|| PathBuf::from("."), Path::to_path_buf),
+            catalog_folder: folder_of(&catalog_file),
+            sites_folder: folder_of(&sites_file),
             file: file.to_path_buf(),
             pipeline,
             text,

@@ -38,6 +38,9 @@ fn site() -> impl Strategy<Value = Site> {
     );
     let offer = offer.prop_map(|(cpus, gib, price, spot)| ComputeOffer {
         driver: "process".to_owned(),
+        hosts: Vec::new(),
+        ssh_config: None,
+        folder: None,
         cpus,
         memory: ByteSize(gib << 30),
         price: price.map(HourPrice),

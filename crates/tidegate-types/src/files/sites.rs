@@ -56,7 +56,7 @@ pub struct Site {
     /// Where objects are kept: `folder:` (embedded, below the state folder) or `folder:/path`.
     pub store: String,
     /// Where the key is that wraps all others; private sites only: `file:` (embedded), `pkcs11:…`,
-    /// `vault:…` or `aws-kms:…`.
+    /// `vault:…`, `aws-kms:…`, `gcp-kms:…` or `key-vault:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<String>,
     /// What runs jobs; absent where none can run.
@@ -104,8 +104,17 @@ pub struct TransferRules {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeOffer {
-    /// What starts jobs: `process` (embedded).
+    /// What starts jobs: `process` (embedded), or `ssh`.
     pub driver: String,
+    /// The machines of the driver `ssh`, as the system's `ssh` is told them: `NAME` or `USER@NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// A file for `ssh`, beside this one, in place of the user's own settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_config: Option<String>,
+    /// Where the driver `ssh` keeps everything on each of its machines: `.tidegate` in the home of the user there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
     /// Processors of a job at the most.
     pub cpus: u32,
     /// Memory of a job at the most.

@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod data;
 pub(crate) mod files;
+pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod predict;
 pub(crate) mod run;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use tidegate_contracts::compute::Compute;
@@ -9,6 +10,8 @@ use tidegate_contracts::later::Later;
 use tidegate_engine::{ControlKey, Engine, EngineError, Progress, Setup, WorkerProgram};
 use tidegate_local::{FolderStore, ProcessDriver, SqliteJournal};
 use tidegate_plan::Step;
+use tidegate_ssh::{Hosts, SshDriver};
+use tidegate_types::digest::Digest;
 use tidegate_types::files::sites::SiteKind;
 use tidegate_types::ids::SiteName;
 use tidegate_types::refusal::Refusal;
@@ -236,7 +239,7 @@ impl Session {
             key: Arc::new(ControlKey::open(&layout.control_key())?),
             ledger_folder: layout.ledger(),
             mailbox: Arc::new(FolderStore::open_mailbox(layout.mailbox(&home)).while_(opening)?),
-            compute: drivers(project)?,
+            compute: drivers(project, &program, &digest)?,
             stores: Arc::new(SiteStores::of(project)),
             worker: WorkerProgram {
                 command: vec![
@@ -294,10 +297,20 @@ impl Session {
 
 /// A driver for every site that has compute. Jobs on a private site are driven from the control
 /// plane's own folder, so that the private folder stays the keeper's alone.
-fn drivers(project: &Project) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Failure> {
+fn drivers(
+    project: &Project,
+    program: &Path,
+    digest: &Later<Result<Digest, String>>,
+) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Failure> {
+    let opening = "opening a driver";
     let mut drivers: BTreeMap<SiteName, Arc<dyn Compute>> = BTreeMap::new();
     for (name, site) in &project.sites.sites {
-        if site.compute.is_none() {
+        let Some(offer) = &site.compute else { continue };
+        if offer.driver == "ssh" {
+            let config = offer.ssh_config.as_ref().map(|file| project.sites_folder.join(file));
+            let hosts = Hosts::new(&offer.hosts, config, offer.folder.as_deref()).while_(opening)?;
+            let driver = SshDriver::new(hosts, program.to_owned(), digest.clone());
+            drivers.insert(name.clone(), Arc::new(driver));
             continue;
         }
         let folder = if site.kind == SiteKind::Private {
@@ -305,7 +318,7 @@ fn drivers(project: &Project) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Fa
         } else {
             project.layout.site(name).join("compute")
         };
-        let driver = ProcessDriver::open(folder).while_("opening a driver")?;
+        let driver = ProcessDriver::open(folder).while_(opening)?;
         drivers.insert(name.clone(), Arc::new(driver));
     }
     Ok(drivers)

@@ -14,6 +14,7 @@ mod commands;
 mod contested;
 mod control;
 mod fixture;
+mod hosts;
 mod journey;
 mod keys;
 mod kills;

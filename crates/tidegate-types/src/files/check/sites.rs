@@ -9,9 +9,9 @@ use crate::files::source::suggest;
 /// Kinds of stores that this version can use, as the part of `store` up to its colon.
 const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
-const CUSTODIES: [&str; 4] = ["file:", "pkcs11:", "vault:", "aws-kms:"];
+const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms:", "key-vault:"];
 /// Drivers that this version has.
-const DRIVERS: [&str; 1] = ["process"];
+const DRIVERS: [&str; 2] = ["process", "ssh"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -75,6 +75,31 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
         if !DRIVERS.contains(&compute.driver.as_str()) {
             let help = suggest(&compute.driver, "known drivers", DRIVERS);
             findings.value(&at("driver"), format!("driver `{}` is not known", compute.driver), help);
+        }
+        let only = [
+            ("hosts", !compute.hosts.is_empty()),
+            ("ssh_config", compute.ssh_config.is_some()),
+            ("folder", compute.folder.is_some()),
+        ];
+        if compute.driver == "ssh" {
+            if compute.hosts.is_empty() {
+                let help = "write for example `hosts: [gpu-1, ml@gpu-2]`";
+                findings.value(&at("driver"), "the driver `ssh` needs machines", help);
+            }
+            if site.store.starts_with("folder:") {
+                findings.value(
+                    &["sites", name, "store"],
+                    "the machines of the driver `ssh` do not reach a folder of this one",
+                    "use a store of a cloud, such as `s3://bucket/prefix?role=…`",
+                );
+            }
+        } else {
+            for (key, written) in only {
+                if written {
+                    let message = format!("`{key}` is of the driver `ssh` alone");
+                    findings.key(&at(key), message, "remove it");
+                }
+            }
         }
         if compute.cpus == 0 {
             findings.value(&at("cpus"), "a job needs at least one processor", "");
