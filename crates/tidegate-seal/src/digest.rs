@@ -160,7 +160,7 @@ mod tests {
             ("\0", "6d7878dfff2f485635d39013278ae14f1454b8c0a3a2d34bc1ab38228a80c95b"),
         ] {
             let found = keyed_reader(key, input.as_bytes()).unwrap().0;
-            assert_eq!(String::from(found), format!("blake3:{digest}"));
+            assert_eq!(found.to_string(), format!("blake3:{digest}"));
         }
         assert_eq!(
             hmac_sha256(b"Jefe", b"what do ya want for nothing?").to_hex(),

@@ -14,6 +14,7 @@ use tidegate_cloud::{
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
 use tidegate_seal::random::random_bytes;
+use tidegate_ssh::Hosts;
 use tidegate_transfer::patiently;
 use tidegate_types::files::sites::{Site, TransferRules};
 use tidegate_types::files::{Catalog, FileError, Sites, SourceText};
@@ -325,6 +326,28 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 format!("the store of site `{name}`: {}", error.why()),
                 help,
             ));
+        }
+        if let Some(offer) = site.compute.as_ref().filter(|offer| offer.driver == "ssh") {
+            let named = offer
+                .hosts
+                .iter()
+                .map(|host| (host, Hosts::new(std::slice::from_ref(host), None, None)));
+            let folder = offer
+                .folder
+                .iter()
+                .map(|folder| (folder, Hosts::new(&offer.hosts, None, Some(folder))));
+            for (text, error) in named
+                .chain(folder)
+                .filter_map(|(text, hosts)| Some((text, hosts.err()?)))
+            {
+                let message = format!("the compute of site `{name}`: {error}");
+                faults.push(fault(
+                    source,
+                    text,
+                    message,
+                    "write for example `hosts: [gpu-1, ml@gpu-2]`",
+                ));
+            }
         }
         let custody = site.custody.as_deref().unwrap_or_default();
         let wrong = match custody.split_once(':') {

@@ -278,8 +278,7 @@ pub enum Schedule {
     /// It stays as it is.
     #[default]
     Constant,
-    /// It falls evenly over the steps of all epochs, to nothing after the last: the noise of single batches, of which
-    /// large steps leave much in the weights, fades out.
+    /// It falls evenly over the steps of all epochs, to nothing after the last: the noise of single batches fades out.
     Linear,
 }
 

@@ -30,6 +30,12 @@ fn what_does_not_fit_is_named_with_its_place() {
             "clearance: {level: internal}, store: \"folder:\", custody: \"file:\"",
         ),
         ("driver: process", "driver: proces"),
+        ("driver: process", "driver: ssh"),
+        ("driver: process", "driver: ssh, hosts: [gpu-1]"),
+        (
+            "driver: process",
+            "driver: process, hosts: [gpu-1], ssh_config: config, folder: jobs",
+        ),
         (
             "cpus: 2, memory: 2 GiB, price: 0.08",
             "cpus: 0, memory: 1 MiB, price: 0.08",

@@ -20,7 +20,7 @@ pub(crate) fn hospital_over(peer: &Peer) -> Hospital {
     )
 }
 
-fn hospital_at(cloud: &str, ward: &str) -> Hospital {
+pub(crate) fn hospital_at(cloud: &str, ward: &str) -> Hospital {
     let hospital = Hospital::new();
     let cloud = format!("{cloud}&role={}", Peer::ROLE);
     let sites = std::fs::read_to_string(hospital.path("sites.yaml")).unwrap();

@@ -12,7 +12,7 @@ use tidegate_contracts::{Compute, ComputeError, Handle, JobState};
 use tidegate_local::program_digest;
 use tidegate_ssh::{Hosts, SshDriver};
 
-use crate::clouds::{ADMIN, hospital_over};
+use crate::clouds::{ADMIN, hospital_at, hospital_over};
 use crate::fixture::files;
 use crate::peers::{Peer, free_port, seaweed};
 
@@ -150,6 +150,28 @@ async fn a_machine_that_is_not_known_or_out_of_reach_is_told_and_never_taken_for
     peer.stop();
     let told = why(&one, "gpu-1").await;
     assert!(told.contains("Connection refused"), "{told}");
+}
+
+#[test]
+fn what_a_shell_would_read_otherwise_is_told_at_its_place() {
+    let hospital = hospital_at("s3://tidegate/cloud?region=us-east-1", "folder:");
+    hospital.edit(
+        "sites.yaml",
+        "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}",
+        "compute: {driver: ssh, hosts: [gpu-1, \"gpu-2;id\"], folder: \"~/x\", cpus: 2, memory: 2 GiB, price: 0.10 USD/h}",
+    );
+    let output = hospital.tidegate(&["check"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.contains("the compute of site `cloud`: `gpu-2;id` is no host"),
+        "{told}"
+    );
+    assert!(
+        told.contains("the compute of site `cloud`: `~/x` is no folder here"),
+        "{told}"
+    );
+    assert_eq!(told.matches("sites.yaml:15:").count(), 2, "{told}");
 }
 
 #[test]

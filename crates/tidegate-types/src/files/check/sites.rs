@@ -76,30 +76,22 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             let help = suggest(&compute.driver, "known drivers", DRIVERS);
             findings.value(&at("driver"), format!("driver `{}` is not known", compute.driver), help);
         }
-        let only = [
+        let of_ssh = [
             ("hosts", !compute.hosts.is_empty()),
             ("ssh_config", compute.ssh_config.is_some()),
             ("folder", compute.folder.is_some()),
         ];
-        if compute.driver == "ssh" {
-            if compute.hosts.is_empty() {
-                let help = "write for example `hosts: [gpu-1, ml@gpu-2]`";
-                findings.value(&at("driver"), "the driver `ssh` needs machines", help);
+        if compute.driver != "ssh" {
+            for (key, _) in of_ssh.iter().filter(|(_, written)| *written) {
+                findings.key(&at(key), format!("`{key}` is of the driver `ssh` alone"), "remove it");
             }
-            if site.store.starts_with("folder:") {
-                findings.value(
-                    &["sites", name, "store"],
-                    "the machines of the driver `ssh` do not reach a folder of this one",
-                    "use a store of a cloud, such as `s3://bucket/prefix?role=…`",
-                );
-            }
-        } else {
-            for (key, written) in only {
-                if written {
-                    let message = format!("`{key}` is of the driver `ssh` alone");
-                    findings.key(&at(key), message, "remove it");
-                }
-            }
+        } else if compute.hosts.is_empty() {
+            let help = "write for example `hosts: [gpu-1, ml@gpu-2]`";
+            findings.value(&at("driver"), "the driver `ssh` needs machines", help);
+        } else if site.store.starts_with("folder:") {
+            let help = "use a store of a cloud, such as `s3://bucket/prefix?role=…`";
+            let message = "the machines of the driver `ssh` do not reach a folder of this one";
+            findings.value(&["sites", name, "store"], message, help);
         }
         if compute.cpus == 0 {
             findings.value(&at("cpus"), "a job needs at least one processor", "");
