@@ -180,6 +180,11 @@ def done(method, name, query, body):
         if version.state == "PENDING_GENERATION":
             version.state = "ENABLED"
         return shown
+    if action == "cryptoKeyVersions.patch":
+        if query.get("updateMask") != "state" or version.state not in ("ENABLED", "DISABLED"):
+            raise Refused(400, "INVALID_ARGUMENT", "only what is enabled or disabled can be the other")
+        version.state = body["state"]
+        return version.shown()
     if action == "cryptoKeyVersions.destroy":
         if version.state in ("DESTROYED", "DESTROY_SCHEDULED"):
             raise Refused(400, "FAILED_PRECONDITION", f"{version.name} is destroyed already")

@@ -85,7 +85,7 @@ class Key:
     def __init__(self, name, size, operations):
         self.name, self.version, self.operations = name, secrets.token_hex(16), operations
         self.secret, self.made = rsa.generate_private_key(65537, size), int(time.time())
-        self.looks = 0
+        self.looks, self.enabled = 0, True
 
     def kid(self):
         return f"{HERE}/keys/{self.name}/{self.version}"
@@ -95,7 +95,7 @@ class Key:
         number = lambda value: encoded(value.to_bytes((value.bit_length() + 7) // 8, "big"))
         return {"key": {"kid": self.kid(), "kty": "RSA", "key_ops": self.operations, "n": number(public.n),
                         "e": number(public.e)},
-                "attributes": {"enabled": True, "created": self.made, "updated": self.made,
+                "attributes": {"enabled": self.enabled, "created": self.made, "updated": self.made,
                                "recoveryLevel": "Recoverable+Purgeable"}}
 
     def item(self):
@@ -106,6 +106,8 @@ class Key:
                 "scheduledPurgeDate": self.made + 90 * 86400}
 
     def allow(self, operation):
+        if not self.enabled:
+            raise Refused(403, "Forbidden", f"Operation {operation} is not allowed on a disabled key.")
         if operation not in self.operations:
             raise Refused(403, "Forbidden", f"operation {operation} is not permitted on this key")
 
@@ -155,6 +157,10 @@ def vault(method, path, query, body):
         return KEYS[name].bundle()
     if meant(requests.build_key_vault_get_key_request(name, "")) or path == f"/keys/{name}" and method == "GET":
         return key_of(name).bundle()
+    if meant(requests.build_key_vault_update_key_request(name, version)):
+        checked(models.KeyUpdateParameters, body)
+        key_of(name, version).enabled = body["attributes"]["enabled"]
+        return key_of(name, version).bundle()
     if meant(requests.build_key_vault_delete_key_request(name)):
         key = DELETED[name] = key_of(name)
         del KEYS[name]

@@ -18,16 +18,21 @@ pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenE
     if !pace.is_limited() {
         return Ok(Watching::default());
     }
-    let store = address.to_string();
+    let client = direct(&address.to_string(), address.certificates.as_deref())?;
+    let pace = pace.clone();
+    Ok(Watching::paced(Paced { client, pace }))
+}
+
+/// A client that says nothing to whom nobody named: it follows no redirection.
+pub(crate) fn direct(who: &str, certificates: Option<&std::path::Path>) -> Result<reqwest::Client, OpenError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .http1_only()
-        // A bucket that is elsewhere is told, and nothing is said to whom nobody named.
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT);
-    if let Some(file) = address.certificates.as_deref() {
+    if let Some(file) = certificates {
         let failed = |source| OpenError::Certificates {
-            store: store.clone(),
+            store: who.to_owned(),
             file: file.display().to_string(),
             source,
         };
@@ -37,12 +42,10 @@ pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenE
             builder = builder.add_root_certificate(certificate);
         }
     }
-    let client = builder.build().map_err(|error| OpenError::Settings {
-        store,
+    builder.build().map_err(|error| OpenError::Settings {
+        store: who.to_owned(),
         why: error.to_string(),
-    })?;
-    let pace = pace.clone();
-    Ok(Watching::paced(Paced { client, pace }))
+    })
 }
 
 /// How a server is spoken to. Every call has a limit of time of its own.

@@ -2,19 +2,21 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use object_store::CredentialProvider;
+use object_store::client::{HttpClient, HttpRequest};
 use serde_json::Value;
 use tidegate_contracts::CustodyError;
 use tidegate_seal::digest::Sha256;
 use url::Url;
 
 use crate::address::{AddressError, secure};
-use crate::answer::Watching;
-use crate::client::options;
+use crate::client::direct;
+use crate::pace::{Pace, Paced};
 use crate::store::OpenError;
 
 pub(crate) mod amazon;
@@ -36,15 +38,14 @@ struct Service {
 }
 
 impl Service {
-    /// Trusts the certificates in `certificates` besides the system's, and speaks without TLS where `plain`.
-    fn open(address: &impl fmt::Display, plain: bool, certificates: Option<&Path>) -> Result<Self, OpenError> {
+    /// Trusts the certificates in `certificates` besides the system's.
+    fn open(address: &impl fmt::Display, certificates: Option<&Path>) -> Result<Self, OpenError> {
         let address = address.to_string();
-        let options = options(&address, plain, certificates)?;
-        let client = Watching::default().connect(&options);
-        let client = client.map_err(|error| OpenError::Settings {
-            store: address.clone(),
-            why: error.to_string(),
-        })?;
+        // Requests hold keys in the clear, and their headers tokens: a redirection is an answer like any other.
+        let client = HttpClient::new(Paced {
+            client: direct(&address, certificates)?,
+            pace: Pace::default(),
+        });
         Ok(Self { address, client })
     }
 
@@ -77,6 +78,19 @@ impl Service {
         match tokio::time::timeout(PATIENCE, answered).await {
             Ok(answered) => answered,
             Err(_) => Err(self.unreachable(what, "no answer came in time")),
+        }
+    }
+
+    /// What a provider of credentials gives, in time.
+    async fn credentials<T>(
+        &self,
+        what: &str,
+        provider: &dyn CredentialProvider<Credential = T>,
+    ) -> Result<Arc<T>, CustodyError> {
+        match tokio::time::timeout(PATIENCE, provider.get_credential()).await {
+            Ok(Ok(credentials)) => Ok(credentials),
+            Ok(Err(_)) => Err(self.unreachable(what, "no credentials were found")),
+            Err(_) => Err(self.unreachable(what, "no credentials came in time")),
         }
     }
 
@@ -165,6 +179,9 @@ impl Options {
                 "endpoint" if with_endpoint => {
                     let server = Url::parse(&value).map_err(|error| wrong(&format!("its endpoint: {error}")))?;
                     secure(&server).map_err(|why| wrong(&format!("its endpoint {why}")))?;
+                    if server.path() != "/" || server.query().is_some() {
+                        return Err(wrong("its endpoint must name a server and nothing else"));
+                    }
                     options.endpoint.replace(server).is_some()
                 }
                 "certificates" => options.certificates.replace(value.as_ref().into()).is_some(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -81,7 +82,8 @@ pub enum ComputeError {
 ///
 /// # Contract
 /// - [`Compute::ensure`] with the same request gives the same running job, also after a crash between
-///   request and answer; it never starts a second one that could be granted keys.
+///   request and answer; it never starts a second one that could be granted keys. Requests that differ in the
+///   credentials of their tickets alone are the same: those are given anew with every try, and end by themselves.
 /// - [`Compute::observe`] tells the truth within seconds; a job that it called `Ended` or `Gone` never
 ///   runs again.
 /// - [`Compute::delete`] ends the job and everything that it started; of what is gone it succeeds.
@@ -93,6 +95,11 @@ pub trait Compute: Send + Sync + fmt::Debug {
 
     /// Where the job is.
     async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError>;
+
+    /// How often whoever watches a job may look.
+    fn observe_every(&self) -> Duration {
+        Duration::from_millis(250)
+    }
 
     /// Ends and removes the job.
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError>;

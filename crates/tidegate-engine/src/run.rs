@@ -95,6 +95,8 @@ pub struct Engine {
     pub(crate) keeper: KeeperClient,
     pub(crate) home: SiteName,
     pub(crate) compute: BTreeMap<SiteName, Arc<dyn Compute>>,
+    /// Whose jobs these are: another control plane of the same organisation may use the same machines.
+    pub(crate) owner: String,
     pub(crate) stores: Arc<dyn WorkerStores>,
     pub(crate) worker: WorkerProgram,
     pub(crate) enrol: Arc<Enrol>,
@@ -136,6 +138,8 @@ impl Engine {
             setup.watchdog,
         );
         let origin = format!("tidegate.dev/{}", setup.sites.organisation);
+        let key_id: String = setup.key.public().key_id().chars().take(16).collect();
+        let owner = format!("{}/{key_id}", setup.sites.organisation);
         let ledger = LedgerBook::open(
             &origin,
             Arc::clone(&setup.journal),
@@ -154,6 +158,7 @@ impl Engine {
             keeper,
             home,
             compute: setup.compute,
+            owner,
             stores: setup.stores,
             worker: setup.worker,
             enrol: setup.enrol,

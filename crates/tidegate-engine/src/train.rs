@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tidegate_contracts::compute::{Compute, Handle, JobRequest, JobState};
+use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
 use tidegate_types::event::EventType;
 use tidegate_types::files::sites::Site;
@@ -20,13 +20,14 @@ use crate::progress::Progress;
 use crate::run::Engine;
 use crate::state::{JobRecord, RunRecord, RunStatus, TrainedStep, get, put, scan, value};
 
-/// How often a driver is asked where a job is.
-const OBSERVE_EVERY: Duration = Duration::from_millis(250);
-/// How many observations in a row a job may be gone without the keeper having heard its last word.
-const GONE_OBSERVATIONS: u32 = 20;
+/// How long a job may be seen gone without the keeper having heard its last word.
+const GONE_FOR: Duration = Duration::from_secs(5);
 /// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
 /// or was started again will read it.
-const ENDED_OBSERVATIONS: u32 = 240;
+const ENDED_FOR: Duration = Duration::from_secs(60);
+/// How often a start is tried that failed in a way that may pass, and the first of the pauses between, which double.
+const STARTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest that a worker's credentials for its store are asked for: the most that clouds give.
 const LONGEST_SESSION: u64 = 12 * 3600;
@@ -172,7 +173,7 @@ impl Engine {
             site: site.clone(),
         });
         let request = self.job_request(&job, attempt, site, ticket).await?;
-        let handle = match compute.ensure(&request).await {
+        let handle = match ensured(&**compute, &request).await {
             Ok(handle) => handle,
             // Also a request that is wrong: the job of an attempt that ended just before this process was
             // killed is removed and never runs again, and the keeper knows how it ended.
@@ -183,7 +184,10 @@ impl Engine {
             }
         };
         let outcome = self.follow(attempt, &**compute, &handle).await?;
-        compute.delete(&handle).await.while_("removing a job")?;
+        // What a machine that is out of reach still holds is nobody's any more, and the next sweep there ends it.
+        if let Err(error) = compute.delete(&handle).await {
+            tracing::warn!(run = %run.id, %site, %error, "a job was not removed");
+        }
         self.ended(attempt, outcome)
     }
 
@@ -208,7 +212,7 @@ impl Engine {
             command: self.worker.command.clone(),
             ticket: serde_json::to_string(&ticket).while_(making)?,
             environment: BTreeMap::new(),
-            owner: self.sites.organisation.clone(),
+            owner: self.owner.clone(),
         })
     }
 
@@ -226,7 +230,7 @@ impl Engine {
             },
         );
         tokio::pin!(asked);
-        let (mut ended, mut gone) = (0, 0);
+        let (mut ended, mut gone) = (None, None);
         loop {
             tokio::select! {
                 reply = &mut asked => {
@@ -235,14 +239,16 @@ impl Engine {
                     };
                     return Ok(outcome);
                 }
-                () = tokio::time::sleep(OBSERVE_EVERY) => {}
+                () = tokio::time::sleep(compute.observe_every()) => {}
             }
+            let now = tokio::time::Instant::now();
             (ended, gone) = match compute.observe(handle).await {
-                Ok(JobState::Ended(Some(_))) => (ended + 1, 0),
-                Ok(JobState::Ended(None) | JobState::Gone) => (0, gone + 1),
-                Ok(JobState::Pending | JobState::Running) | Err(_) => (0, 0),
+                Ok(JobState::Ended(Some(_))) => (ended.or(Some(now)), None),
+                Ok(JobState::Ended(None) | JobState::Gone) => (None, gone.or(Some(now))),
+                Ok(JobState::Pending | JobState::Running) | Err(_) => (None, None),
             };
-            if ended >= ENDED_OBSERVATIONS || gone >= GONE_OBSERVATIONS {
+            let since = |moment: Option<tokio::time::Instant>| moment.map_or(Duration::ZERO, |moment| now - moment);
+            if since(ended) >= ENDED_FOR || since(gone) >= GONE_FOR {
                 return self.fence(attempt, "lost").await;
             }
         }
@@ -301,16 +307,34 @@ impl Engine {
         // What runs is ended first: that needs nobody else. Swept and not deleted, for a job may run whose
         // handle was never seen.
         let sites: BTreeSet<&SiteName> = lost.iter().map(|job| &job.site).collect();
+        let mut unswept = None;
         for compute in sites.into_iter().filter_map(|site| self.compute.get(site)) {
-            let swept = compute.sweep(&self.sites.organisation, &keep).await;
-            swept.while_("ending what runs for a run that has ended")?;
+            if let Err(error) = compute.sweep(&self.owner, &keep).await {
+                unswept = Some(error);
+            }
         }
         for job in &lost {
             let outcome = self.fence(&job.attempt, why).await?;
             self.ended(&job.attempt, outcome)?;
         }
-        Ok(())
+        // A machine that is out of reach keeps nobody from being fenced.
+        unswept
+            .map_or(Ok(()), Err)
+            .while_("ending what runs for a run that has ended")
     }
+}
+
+/// Starts a job, also where the way to its machine breaks at first: whether it was started then is not known.
+async fn ensured(compute: &dyn Compute, request: &JobRequest) -> Result<Handle, ComputeError> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..STARTS {
+        match compute.ensure(request).await {
+            Err(ComputeError::Transient { .. }) => tokio::time::sleep(pause).await,
+            ensured => return ensured,
+        }
+        pause *= 2;
+    }
+    compute.ensure(request).await
 }
 
 /// What the driver calls an attempt.

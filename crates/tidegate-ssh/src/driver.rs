@@ -17,8 +17,24 @@ use crate::exchange::{HostAnswer, HostRequest, THIS_PROGRAM};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the program may take to get to a host.
 const UPLOAD: Duration = Duration::from_secs(900);
+/// Each look is a connection.
+const OBSERVE_EVERY: Duration = Duration::from_secs(5);
 /// The exit code that says that the program is not there. `ssh` itself ends with 255.
 const MISSING: i32 = 86;
+/// Nobody is there to be asked, a host that is gone is told within seconds, and nothing of this machine is lent to it. A
+/// connection that is there already could have other rules.
+const OPTIONS: [&str; 10] = [
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "ClearAllForwardings=yes",
+    "ControlMaster=no",
+    "ControlPath=none",
+];
 /// The longest part of `ssh`'s own words that is shown.
 const TOLD: usize = 200;
 
@@ -102,24 +118,10 @@ impl SshDriver {
     /// `compressed` is for programs, which shrink to a third.
     fn ssh(&self, host: &str, command: &str, compressed: bool) -> Command {
         let mut ssh = Command::new("ssh");
-        // Nobody is there to be asked, and a host that is gone is told within seconds.
-        ssh.args(["-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"])
-            .args([
-                "-o",
-                "ConnectTimeout=10",
-                "-o",
-                "ServerAliveInterval=5",
-                "-o",
-                "ServerAliveCountMax=3",
-            ])
-            .args([
-                "-o",
-                "ForwardAgent=no",
-                "-o",
-                "ForwardX11=no",
-                "-o",
-                "ClearAllForwardings=yes",
-            ]);
+        ssh.arg("-T");
+        for option in OPTIONS {
+            ssh.args(["-o", option]);
+        }
         if compressed {
             ssh.args(["-o", "Compression=yes"]);
         }
@@ -174,7 +176,8 @@ impl SshDriver {
         let (place, hex) = self.place()?;
         let command = format!(
             "umask 077 && mkdir -p {place} && part={place}/.part.$$ && trap 'rm -f \"$part\"' EXIT && cat > \"$part\" && \
-             echo \"{hex}  $part\" | sha256sum -c --status - && chmod 700 \"$part\" && mv -f \"$part\" {place}/tidegate"
+             echo \"{hex}  $part\" | sha256sum -c --status - && chmod 700 \"$part\" && sync \"$part\" && \
+             {{ ln \"$part\" {place}/tidegate 2>/dev/null || test -x {place}/tidegate; }}"
         );
         tracing::info!(host, "bringing the program");
         let output = Self::run(self.ssh(host, &command, true), Input::File(&self.program), UPLOAD).await?;
@@ -302,6 +305,10 @@ impl Compute for SshDriver {
             HostAnswer::Gone => Ok(JobState::Gone),
             _ => Err(strange(&what)),
         }
+    }
+
+    fn observe_every(&self) -> Duration {
+        OBSERVE_EVERY
     }
 
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {

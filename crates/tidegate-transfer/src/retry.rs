@@ -50,8 +50,8 @@ pub async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
 }
 
 /// How many objects may be under way at once: halved when the store asks for less, and growing by one
-/// for every full round of successes (additive increase, multiplicative decrease). None are while the store wants to be
-/// left alone, whoever of those under way it told so.
+/// for every full round of successes (additive increase, multiplicative decrease). None is put while the store
+/// wants to be left alone, whoever of those under way it told so.
 #[derive(Debug)]
 pub(crate) struct Window {
     most: f64,

@@ -85,7 +85,7 @@ impl KmsCustody {
             .as_ref()
             .is_some_and(|url| url.scheme() == "http");
         let certificates = address.options.certificates.as_deref();
-        let service = Service::open(&address, plain, certificates)?;
+        let service = Service::open(&address, certificates)?;
         let signer = credentials::s3(AmazonS3Builder::new(), &environment)
             .with_region(&address.region)
             // Nobody asks for it: credentials are found without a bucket, but not named without one.
@@ -123,8 +123,7 @@ impl KmsCustody {
             .header("x-amz-target", format!("TrentService.{action}"))
             .body(body.to_string().into())
             .map_err(|error| failed(&error))?;
-        let owner = self.signer.credentials().get_credential().await;
-        let owner = owner.map_err(|_| failed(&"no credentials were found"))?;
+        let owner = self.service.credentials(what, &**self.signer.credentials()).await?;
         AwsAuthorizer::new(&owner, "kms", region).authorize(&mut request, None);
         let (status, text) = self.service.answer(what, request).await?;
         let answer = match (status, text.is_empty()) {

@@ -97,8 +97,16 @@ pub struct KeyVaultCustody {
     address: KeyVaultAddress,
     service: Service,
     identity: Identity,
-    /// The newest version of each key that is known, by its number.
-    known: Mutex<BTreeMap<u64, [u8; 16]>>,
+    /// The keys that were seen last, by their numbers.
+    known: Mutex<BTreeMap<u64, Key>>,
+}
+
+/// A key of this site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    /// The newest one.
+    version: [u8; 16],
+    enabled: bool,
 }
 
 impl fmt::Debug for KeyVaultCustody {
@@ -167,8 +175,7 @@ impl KeyVaultCustody {
     /// # Errors
     /// When the certificates cannot be read, or the environment has half of what is needed.
     pub fn open(address: KeyVaultAddress, environment: &Environment) -> Result<Self, OpenError> {
-        // The metadata service speaks without TLS, and `secure` has looked at both other servers.
-        let service = Service::open(&address, true, address.options.certificates.as_deref())?;
+        let service = Service::open(&address, address.options.certificates.as_deref())?;
         let identity = Identity::of(environment, address.resource()).map_err(|why| OpenError::Settings {
             store: address.to_string(),
             why,
@@ -245,9 +252,9 @@ impl KeyVaultCustody {
         (hexadecimal(&version) == text).then_some(version)
     }
 
-    /// The numbers of this site's keys in a list of the vault's.
-    async fn numbers(&self, what: &str, list: &str) -> Result<Vec<u64>, CustodyError> {
-        let mut numbers = Vec::new();
+    /// This site's keys in a list of the vault's: their numbers, and what the list says of each.
+    async fn listed(&self, what: &str, list: &str) -> Result<Vec<(u64, Value)>, CustodyError> {
+        let mut keys = Vec::new();
         let beginning = format!("{}keys/{}-", self.address.server, self.address.name);
         let mut url = format!("{}{list}?{VERSION}", self.address.server);
         for _ in 0..PAGES {
@@ -257,26 +264,27 @@ impl KeyVaultCustody {
             };
             for key in page["value"].as_array().into_iter().flatten() {
                 let number = key["kid"].as_str().and_then(|kid| kid.strip_prefix(&beginning));
-                let enabled = key["attributes"]["enabled"] != false;
-                numbers.extend(number.and_then(plain_number).filter(|_| enabled));
+                keys.extend(number.and_then(plain_number).map(|number| (number, key.clone())));
             }
             match page["nextLink"].as_str() {
-                None | Some("") => return Ok(numbers),
-                // Tokens go to the vault and to nobody whom an answer names.
-                Some(next) if next.starts_with(self.address.server.as_str()) => next.clone_into(&mut url),
-                Some(_) => return Err(self.service.unreachable(what, "its list of keys leads elsewhere")),
+                None | Some("") => return Ok(keys),
+                Some(next) => {
+                    let leads_elsewhere = || self.service.unreachable(what, "its list of keys leads elsewhere");
+                    url = next_page(&self.address.server, next).ok_or_else(leads_elsewhere)?;
+                }
             }
         }
         Err(self.service.unreachable(what, "there are too many keys"))
     }
 
     /// The keys of this site, by their numbers, each in its newest version.
-    async fn keys(&self, what: &str) -> Result<BTreeMap<u64, [u8; 16]>, CustodyError> {
+    async fn keys(&self, what: &str) -> Result<BTreeMap<u64, Key>, CustodyError> {
         let known = self.known.lock().await.clone();
         let mut keys = BTreeMap::new();
-        for number in self.numbers(what, "keys").await? {
+        for (number, item) in self.listed(what, "keys").await? {
+            let enabled = item["attributes"]["enabled"] != false;
             let version = match known.get(&number) {
-                Some(version) => *version,
+                Some(key) => key.version,
                 None => {
                     let path = format!("keys/{}", self.name(number));
                     let key = self.ask(what, Method::GET, &path, None).await?;
@@ -284,10 +292,30 @@ impl KeyVaultCustody {
                     version.ok_or_else(|| self.strange(what))?
                 }
             };
-            keys.insert(number, version);
+            keys.insert(number, Key { version, enabled });
         }
         self.known.lock().await.clone_from(&keys);
         Ok(keys)
+    }
+
+    /// Whether the key of a number can open what it wrapped; what it wrapped is lost only where it is gone and a newer
+    /// one is there.
+    fn opens(&self, what: &str, keys: &BTreeMap<u64, Key>, number: u64, context: &str) -> Result<(), CustodyError> {
+        match keys.get(&number) {
+            Some(key) if key.enabled => Ok(()),
+            Some(_) => {
+                let why = format!("its key `{}` is disabled", self.name(number));
+                Err(self.service.unreachable(what, why))
+            }
+            None if keys.range(number..).next().is_some() => Err(CustodyError::WrongKey {
+                context: context.to_owned(),
+            }),
+            // This is another vault, or nobody has made it, or somebody has deleted it, who can bring it back.
+            None => {
+                let why = format!("there is no key `{}`", self.name(number));
+                Err(self.service.unreachable(what, why))
+            }
+        }
     }
 
     fn strange(&self, what: &str) -> CustodyError {
@@ -303,7 +331,7 @@ impl KeyVaultCustody {
         let path = format!("keys/{}/create", self.name(number));
         let made = self.ask(what, Method::POST, &path, Some(&body)).await?;
         let version = self.version(number, &made["key"]).ok_or_else(|| self.strange(what))?;
-        self.known.lock().await.insert(number, version);
+        self.known.lock().await.insert(number, Key { version, enabled: true });
         Ok(())
     }
 
@@ -369,22 +397,24 @@ impl KeyVaultCustody {
 impl Custody for KeyVaultCustody {
     async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
         let what = "wrapping a key";
-        let mut keys = self.known.lock().await.clone();
-        if keys.is_empty() {
-            keys = self.keys(what).await?;
+        let usable = |keys: &BTreeMap<u64, Key>| {
+            let usable = keys.iter().rev().find(|(_, key)| key.enabled);
+            usable.map(|(number, key)| (*number, key.version))
+        };
+        let mut newest = usable(&*self.known.lock().await);
+        if newest.is_none() {
+            newest = usable(&self.keys(what).await?);
         }
-        let missing = || format!("there is no key `{}`; the site's first run makes it", self.name(1));
-        let (number, version) = keys
-            .last_key_value()
-            .ok_or_else(|| self.service.unreachable(what, missing()))?;
+        let missing = || format!("there is no enabled key; the site's first run makes `{}`", self.name(1));
+        let (number, version) = newest.ok_or_else(|| self.service.unreachable(what, missing()))?;
         let plaintext = Zeroizing::new(URL_SAFE_NO_PAD.encode(key));
         let body = json!({"alg": "RSA-OAEP-256", "value": plaintext.as_str()});
-        let bytes = self.give(what, *number, version, "wrapkey", &body).await?;
-        let body = json!({"alg": "PS256", "value": signed(version, &bytes, context)});
-        let signature = self.give(what, *number, version, "sign", &body).await?;
+        let bytes = self.give(what, number, &version, "wrapkey", &body).await?;
+        let body = json!({"alg": "PS256", "value": signed(&version, &bytes, context)});
+        let signature = self.give(what, number, &version, "sign", &body).await?;
         let length = u16::try_from(bytes.len()).map_err(|_| self.strange(what))?;
         let rest = [&version[..], &length.to_be_bytes(), &bytes, &signature].concat();
-        Ok(numbered(*number, &rest))
+        Ok(numbered(number, &rest))
     }
 
     async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
@@ -394,18 +424,9 @@ impl Custody for KeyVaultCustody {
         };
         let (number, rest) = number_of(wrapped).ok_or_else(wrong)?;
         let wrapped = Wrapped::of(rest).ok_or_else(wrong)?;
-        let mut keys = self.known.lock().await.clone();
-        if !keys.contains_key(&number) {
-            keys = self.keys(what).await?;
-        }
-        if !keys.contains_key(&number) {
-            // Destroyed, if there are newer ones. Otherwise this is another vault, or nobody has made it.
-            return Err(match keys.range(number..).next() {
-                Some(_) => wrong(),
-                None => self
-                    .service
-                    .unreachable(what, format!("there is no key `{}`", self.name(number))),
-            });
+        let known = self.known.lock().await.get(&number).copied();
+        if !known.is_some_and(|key| key.enabled) {
+            self.opens(what, &self.keys(what).await?, number, context)?;
         }
         let version = wrapped.version;
         let body = json!({
@@ -417,8 +438,11 @@ impl Custody for KeyVaultCustody {
             Reply::Done(answer) if answer["value"] == true => {}
             Reply::Done(answer) if answer["value"] == false => return Err(wrong()),
             Reply::Done(_) => return Err(self.strange(what)),
-            // The key is there and has no such version, or this is no signature at all.
-            Reply::Failed { status: 404 | 400, .. } => return Err(wrong()),
+            Reply::Failed { status: 404, .. } => {
+                self.opens(what, &self.keys(what).await?, number, context)?;
+                // The key is there, and such a version of it is not.
+                return Err(wrong());
+            }
             Reply::Failed { status, kind } => return Err(self.refused(what, status, &kind)),
         }
         let body = json!({"alg": "RSA-OAEP-256", "value": URL_SAFE_NO_PAD.encode(wrapped.bytes)});
@@ -438,8 +462,11 @@ impl Custody for KeyVaultCustody {
     async fn retire(&self, before: u64) -> Result<(), CustodyError> {
         let what = "destroying old keys";
         let keys = self.keys(what).await?;
-        if !keys.contains_key(&before) {
-            let why = format!("there is no key `{}`, which is to be kept", self.name(before));
+        if !keys.get(&before).is_some_and(|key| key.enabled) {
+            let why = format!(
+                "its key `{}`, which is to be kept, is not there or disabled",
+                self.name(before)
+            );
             return Err(self.service.unreachable(what, why));
         }
         for (number, _) in keys.range(..before) {
@@ -452,31 +479,57 @@ impl Custody for KeyVaultCustody {
             }
             self.known.lock().await.remove(number);
         }
-        // Those too that were deleted when somebody died here. Not every vault lets them be removed before their time.
-        for number in self.numbers(what, "deletedkeys").await? {
-            if number < before {
-                let path = format!("deletedkeys/{}", self.name(number));
-                let url = format!("{}{path}?{VERSION}", self.address.server);
-                match self.request(what, Method::DELETE, &url, None).await? {
-                    Reply::Done(_) | Reply::Failed { status: 404, .. } => {}
-                    Reply::Failed { status, kind } => {
-                        tracing::warn!(
-                            key = self.name(number),
-                            status,
-                            kind,
-                            "deleted, and kept until its time is over"
-                        );
-                    }
-                }
+        // Those too that were deleted when somebody died here.
+        for (number, item) in self.listed(what, "deletedkeys").await? {
+            if number >= before {
+                continue;
+            }
+            let level = item["attributes"]["recoveryLevel"].as_str().unwrap_or("Purgeable");
+            if !level.contains("Purgeable") {
+                tracing::warn!(
+                    key = self.name(number),
+                    level,
+                    "deleted, and kept until its time is over"
+                );
+                continue;
+            }
+            let path = format!("deletedkeys/{}", self.name(number));
+            let url = format!("{}{path}?{VERSION}", self.address.server);
+            match self.request(what, Method::DELETE, &url, None).await? {
+                Reply::Done(_) | Reply::Failed { status: 404, .. } => {}
+                Reply::Failed { status, kind } => return Err(self.refused(what, status, &kind)),
             }
         }
         Ok(())
     }
 }
 
+/// The address of the next page, if it leads to the same server: tokens go to the vault and to nobody whom an answer
+/// names. The service writes its usual port, which addresses leave out.
+fn next_page(server: &Url, next: &str) -> Option<String> {
+    let next = Url::parse(next).ok()?;
+    (next.origin() == server.origin()).then(|| next.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_go_on_at_the_same_server_alone() {
+        let vault: Url = "https://my-vault.vault.azure.net/".parse().unwrap();
+        let page = "keys?api-version=7.4&$skiptoken=a";
+        let next = next_page(&vault, &format!("https://my-vault.vault.azure.net:443/{page}"));
+        assert_eq!(next, Some(format!("{vault}{page}")));
+        for elsewhere in [
+            "https://my-vault.vault.azure.net.example.org/keys",
+            "https://my-vault.vault.azure.net:8443/keys",
+            "http://my-vault.vault.azure.net/keys",
+            "keys?more",
+        ] {
+            assert_eq!(next_page(&vault, elsewhere), None, "{elsewhere}");
+        }
+    }
 
     #[test]
     fn an_address_names_vault_and_key() {

@@ -105,7 +105,15 @@ impl State {
     fn of(version: &Value) -> Self {
         match version["state"].as_str() {
             Some("ENABLED") => Self::Usable,
-            Some("DESTROYED" | "DESTROY_SCHEDULED") => Self::Gone,
+            // Those that never came to be cannot be destroyed either.
+            Some(
+                "DESTROYED"
+                | "DESTROY_SCHEDULED"
+                | "PENDING_EXTERNAL_DESTRUCTION"
+                | "EXTERNAL_DESTRUCTION_FAILED"
+                | "GENERATION_FAILED"
+                | "IMPORT_FAILED",
+            ) => Self::Gone,
             _ => Self::Off,
         }
     }
@@ -152,7 +160,7 @@ impl GoogleKmsCustody {
             .endpoint
             .as_ref()
             .is_some_and(|url| url.scheme() == "http");
-        let service = Service::open(&address, plain, certificates)?;
+        let service = Service::open(&address, certificates)?;
         // Nobody asks for it: credentials are found without a bucket, but not named without one.
         let storage = credentials::google(GoogleCloudStorageBuilder::new(), environment)
             .with_bucket_name("none")
@@ -192,8 +200,7 @@ impl GoogleKmsCustody {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Reply, CustodyError> {
-        let token = self.credentials.get_credential().await;
-        let token = token.map_err(|_| self.service.unreachable(what, "no credentials were found"))?;
+        let token = self.service.credentials(what, &*self.credentials).await?;
         let server = self.address.options.endpoint.as_ref().map_or(SERVER, Url::as_str);
         let url = format!("{server}v1/{path}");
         let request = self.service.request(what, method, &url, &token.bearer, body)?;
@@ -316,10 +323,8 @@ impl Custody for GoogleKmsCustody {
         };
         let (number, ciphertext) = number_of(wrapped).ok_or_else(wrong)?;
         let state = |versions: &BTreeMap<u64, State>| versions.get(&number).copied();
-        // A version that was destroyed never comes back; that it is off may have changed.
-        let mut versions = self
-            .seen(what, |known| matches!(state(known), Some(State::Usable | State::Gone)))
-            .await?;
+        // Whatever else was seen may have changed: also what was destroyed can be restored for a while.
+        let mut versions = self.seen(what, |known| state(known) == Some(State::Usable)).await?;
         let body = json!({
             "ciphertext": STANDARD.encode(ciphertext),
             "additionalAuthenticatedData": STANDARD.encode(context),
@@ -327,7 +332,13 @@ impl Custody for GoogleKmsCustody {
         for again in [false, true] {
             match state(&versions) {
                 Some(State::Usable) => {}
-                Some(State::Gone) => return Err(wrong()),
+                // What it wrapped is lost only where another one has taken its place.
+                Some(State::Gone) if usable(&versions).is_some_and(|newest| newest > number) => return Err(wrong()),
+                Some(State::Gone) => {
+                    let why =
+                        format!("version {number} of its key is destroyed, and there is no newer one; restore it");
+                    return Err(self.service.unreachable(what, why));
+                }
                 Some(State::Off) => {
                     let why = format!("version {number} of its key is not enabled");
                     return Err(self.service.unreachable(what, why));

@@ -130,8 +130,7 @@ impl VaultCustody {
                 return Err(settings(why.to_owned()));
             }
         };
-        let plain = address.server.scheme() == "http";
-        let service = Service::open(&address, plain, address.certificates.as_deref())?;
+        let service = Service::open(&address, address.certificates.as_deref())?;
         Ok(Self {
             address,
             service,

@@ -218,6 +218,37 @@ print(base64.b64decode(answer["plaintext"]) == bytes([7]) * 32,
     ));
     // A page has two of the three versions.
     assert_eq!(told.trim(), "True DESTROY_SCHEDULED ENABLED");
+    // What is switched off, or destroyed with nothing in its place, can come back: nobody is told that it is lost.
+    let held = custody("site", &known);
+    held.unwrap_key(&wrapped, "context").await.unwrap();
+    for (change, why) in [
+        (
+            "patch(name=name, updateMask=\"state\", body={\"state\": \"DISABLED\"})",
+            "not enabled",
+        ),
+        ("destroy(name=name, body={})", "restore it"),
+    ] {
+        python(&format!(
+            r#"
+from google.oauth2 import service_account
+from googleapiclient.discovery import build
+account = service_account.Credentials.from_service_account_file("{}",
+    scopes=["https://www.googleapis.com/auth/cloudkms"]).with_always_use_jwt_access(True)
+client = build("cloudkms", "v1", credentials=account, client_options={{"api_endpoint": "http://127.0.0.1:{port}"}})
+for number in (2, 3):
+    name = f"projects/st-mary/locations/europe-west3/keyRings/hospitals/cryptoKeys/site/cryptoKeyVersions/{{number}}"
+    client.projects().locations().keyRings().cryptoKeys().cryptoKeyVersions().{change}.execute()
+"#,
+            peer.folder().join("known.json").display()
+        ));
+        for custody in [&held, &custody("site", &known)] {
+            let error = custody.unwrap_key(&wrapped, "context").await.unwrap_err();
+            assert!(
+                matches!(&error, CustodyError::Unreachable { why: told, .. } if told.contains(why)),
+                "{error}"
+            );
+        }
+    }
     let site = custody("site", &known);
     drop(peer);
     let error = site.unwrap_key(&wrapped, "context").await.unwrap_err();
@@ -293,6 +324,35 @@ print((wrapped[:9] + hashlib.sha256(wrapped[1:9] + rest).digest()[:8] + rest).he
         .await
         .unwrap_err();
     assert!(matches!(error, CustodyError::WrongKey { .. }), "{error}");
+
+    // A key that is switched off can be switched on again: nobody is told that what it wrapped is lost.
+    python(&format!(
+        r#"
+import json, urllib.request
+wrapped = bytes.fromhex("{}")
+token = json.load(urllib.request.urlopen(urllib.request.Request("{here}/metadata/identity/oauth2/token?"
+    "api-version=2018-02-01&resource=https://vault.azure.net", headers={{"Metadata": "true"}})))["access_token"]
+number, version = int.from_bytes(wrapped[1:9], "big"), wrapped[17:33].hex()
+urllib.request.urlopen(urllib.request.Request(f"{here}/keys/site-{{number}}/{{version}}?api-version=7.4", method="PATCH",
+    data=b'{{"attributes": {{"enabled": false}}}}',
+    headers={{"Authorization": "Bearer " + token, "content-type": "application/json"}}))
+"#,
+        wrapped.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ));
+    let error = custody("site", &known)
+        .unwrap_key(&wrapped, "context")
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, CustodyError::Unreachable { why, .. } if why.contains("disabled")),
+        "{error}"
+    );
+    // The one before it wraps meanwhile.
+    let meanwhile = custody("site", &known).wrap(&[9; 32], "context").await.unwrap();
+    assert_eq!(
+        custody("site", &known).unwrap_key(&meanwhile, "context").await.unwrap(),
+        [9; 32]
+    );
 
     // Whoever is not known there, or asks for a key that was never made, is told so, and not that a key is wrong.
     for custody in [custody("site", &by_secret("guessed")), custody("third", &known)] {

@@ -136,7 +136,7 @@ async fn a_machine_that_is_not_known_or_out_of_reach_is_told_and_never_taken_for
     assert!(told.contains("observing job `job` on host `gpu-1`"), "{told}");
     assert!(told.contains("Host key verification failed"), "{told}");
     std::fs::write(&known, text).unwrap();
-    // The file there is not the program any more, and says nothing that this program would.
+    // The program is not there any more, and is brought again.
     let digest = program_digest(&program(), None).unwrap().to_hex();
     let there = folder.path().join("bin").join(digest).join("tidegate");
     std::fs::remove_file(&there).unwrap();
@@ -201,7 +201,7 @@ fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
     let summary = run();
     assert_eq!(summary["status"], "done");
     assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
-    // The job was there, by a program with the digest of this one, and is removed; no ticket is left in any file.
+    // The job was there, by a program with the digest of this one, and what it left is removed.
     let digest = program_digest(&program(), None).unwrap().to_hex();
     assert!(folder.path().join("bin").join(digest).join("tidegate").exists());
     let jobs = folder.path().join("jobs");
