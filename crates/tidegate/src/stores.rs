@@ -328,6 +328,7 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
             ));
         }
         if let Some(offer) = site.compute.as_ref().filter(|offer| offer.driver == "ssh") {
+            let any = ["any".to_owned()];
             let named = offer
                 .hosts
                 .iter()
@@ -335,7 +336,7 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
             let folder = offer
                 .folder
                 .iter()
-                .map(|folder| (folder, Hosts::new(&offer.hosts, None, Some(folder))));
+                .map(|folder| (folder, Hosts::new(&any, None, Some(folder))));
             for (text, error) in named
                 .chain(folder)
                 .filter_map(|(text, hosts)| Some((text, hosts.err()?)))
