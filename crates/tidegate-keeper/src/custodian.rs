@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::attempt::fence_key;
 use crate::crossing::forget_notes;
 use crate::error::{KeeperError, While, refuse};
-use crate::keys::rewrap;
+use crate::keys::{rewrap, wrap_anew};
 use crate::records::{AttemptRecord, PermitRecord, Records, Tombstone, attempt_key, value};
 
 pub(crate) mod backup;
@@ -209,7 +209,7 @@ impl Custodian {
                 continue;
             }
             let mut new = old.clone();
-            new.wrapped_key = self.wrapped_again(&old.wrapped_key, old.id.as_str()).await?;
+            new.wrapped_key = wrap_anew(&*self.custody, &old.wrapped_key, old.id.as_str()).await?;
             self.replace("permits", old.id.as_str(), value(&old)?, value(&new)?)?;
             count += 1;
         }
@@ -224,19 +224,12 @@ impl Custodian {
             new.secret = if old.outcome.is_some() && !self.opens(&old.secret, &key).await? {
                 String::new()
             } else {
-                self.wrapped_again(&old.secret, &key).await?
+                wrap_anew(&*self.custody, &old.secret, &key).await?
             };
             count += u64::from(!new.secret.is_empty());
             self.replace("attempts", &key, value(&old)?, value(&new)?)?;
         }
         Ok(count)
-    }
-
-    async fn wrapped_again(&self, wrapped: &str, context: &str) -> Result<String, KeeperError> {
-        let wrapping = "wrapping a key anew";
-        let wrapped = hex::decode(wrapped).while_(wrapping)?;
-        let key = Zeroizing::new(self.custody.unwrap_key(&wrapped, context).await.while_(wrapping)?);
-        Ok(hex::encode(self.custody.wrap(&key, context).await.while_(wrapping)?))
     }
 
     fn replace(&self, table: &str, key: &str, old: Vec<u8>, new: Vec<u8>) -> Result<(), KeeperError> {

@@ -238,12 +238,25 @@ pub(crate) async fn rewrap(file: &Path, custody: &dyn Custody, site: &SiteName) 
     let wrapping = "wrapping the site's keys anew";
     let bytes = tokio::fs::read(file).await.while_(wrapping)?;
     let mut keys: KeyFile = serde_json::from_slice(&bytes).while_(wrapping)?;
-    let context = context(site);
-    let wrapped = hex::decode(&keys.wrapped_key).while_(wrapping)?;
-    let raw = Zeroizing::new(custody.unwrap_key(&wrapped, &context).await.while_(wrapping)?);
-    keys.wrapped_key = hex::encode(custody.wrap(&raw, &context).await.while_(wrapping)?);
+    keys.wrapped_key = wrap_anew(custody, &keys.wrapped_key, &context(site)).await?;
     let bytes = serde_json::to_vec_pretty(&keys).while_(wrapping)?;
     replace(file, &bytes).while_(wrapping)
+}
+
+/// Wraps a wrapped key by custody's newest, and opens what came of it: those before are destroyed next, and an answer that
+/// was damaged on its way would be the end of the key.
+pub(crate) async fn wrap_anew(custody: &dyn Custody, wrapped: &str, context: &str) -> Result<String, KeeperError> {
+    let wrapping = "wrapping a key anew";
+    let wrapped = hex::decode(wrapped).while_(wrapping)?;
+    let key = Zeroizing::new(custody.unwrap_key(&wrapped, context).await.while_(wrapping)?);
+    let new = custody.wrap(&key, context).await.while_(wrapping)?;
+    let opened = Zeroizing::new(custody.unwrap_key(&new, context).await.while_(wrapping)?);
+    if opened == key {
+        Ok(hex::encode(new))
+    } else {
+        let why = "what custody gave opens as another key; nothing was destroyed, and the same again goes on";
+        Err(KeeperError::failed(wrapping, why))
+    }
 }
 
 /// The context of the wrap of a site's own keys.

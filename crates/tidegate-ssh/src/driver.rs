@@ -8,7 +8,7 @@ use tidegate_contracts::later::Later;
 use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_seal::digest::sha256;
 use tidegate_types::Digest;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::exchange::{HostAnswer, HostRequest, THIS_PROGRAM};
@@ -17,6 +17,8 @@ use crate::exchange::{HostAnswer, HostRequest, THIS_PROGRAM};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the program may take to get to a host.
 const UPLOAD: Duration = Duration::from_secs(900);
+/// The longest answer that is read.
+const ANSWER_BYTES: u64 = 4 << 20;
 /// Each look is a connection.
 const OBSERVE_EVERY: Duration = Duration::from_secs(5);
 /// The exit code that says that the program is not there. `ssh` itself ends with 255.
@@ -155,7 +157,15 @@ impl SshDriver {
             }
             drop(stdin);
         };
-        let ended = async { tokio::join!(told, child.wait_with_output()).1 };
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let ended = async {
+            let ((), stdout, stderr, status) = tokio::join!(told, heard(stdout), heard(stderr), child.wait());
+            io::Result::Ok(Output {
+                status: status?,
+                stdout: stdout?,
+                stderr: stderr?,
+            })
+        };
         match tokio::time::timeout(patience, ended).await {
             Ok(output) => output.map_err(broken),
             Err(_) => Err(Broken {
@@ -233,6 +243,15 @@ impl SshDriver {
     fn host_of(handle: &Handle) -> Option<&str> {
         handle.platform.strip_prefix("ssh:")
     }
+}
+
+/// What a host says, as far as it is listened to; whoever says more finds nobody there.
+async fn heard(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(ANSWER_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 /// What goes to a host.

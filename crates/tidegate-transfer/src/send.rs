@@ -163,6 +163,7 @@ impl Sender<'_> {
 
     /// Whether an object that was noted before it was put is in the store.
     async fn stands(&self, name: &ObjectName, bytes: u64) -> Result<bool, TransferError> {
+        self.window.may_ask().await;
         match retry::patiently(|| self.crossing.store.head(name)).await {
             Ok(info) if info.bytes == bytes => Ok(true),
             Ok(_) => Err(TransferError::Occupied(name.clone())),
@@ -347,6 +348,7 @@ impl Sender<'_> {
     async fn holds(&self, name: &ObjectName, body: &[u8]) -> Result<bool, TransferError> {
         let mut from = 0;
         loop {
+            self.window.may_ask().await;
             let to = from + COMPARED_BYTES;
             let part = retry::patiently(|| self.crossing.store.get_range(name, from..to))
                 .await

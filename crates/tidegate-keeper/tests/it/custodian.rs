@@ -58,14 +58,43 @@ impl Custody for Failing {
     }
 }
 
+/// A custody whose answers are damaged on their way: what it gives opens as another key.
+#[derive(Debug)]
+struct Damaged(MemoryCustody);
+
+#[async_trait]
+impl Custody for Damaged {
+    async fn wrap(&self, key: &[u8; 32], context: &str) -> Result<Vec<u8>, CustodyError> {
+        let mut other = *key;
+        other[7] ^= 1;
+        self.0.wrap(&other, context).await
+    }
+
+    async fn unwrap_key(&self, wrapped: &[u8], context: &str) -> Result<[u8; 32], CustodyError> {
+        self.0.unwrap_key(wrapped, context).await
+    }
+
+    async fn rotate(&self) -> Result<u64, CustodyError> {
+        self.0.rotate().await
+    }
+
+    async fn retire(&self, before: u64) -> Result<(), CustodyError> {
+        self.0.retire(before).await
+    }
+}
+
 pub(crate) fn custodian(world: &World, left: u64) -> Custodian {
     let custody = Failing {
         custody: world.custody.clone(),
         left: AtomicU64::new(left),
     };
+    custodian_by(world, Arc::new(custody))
+}
+
+fn custodian_by(world: &World, custody: Arc<dyn Custody>) -> Custodian {
     let folder = world.folder.path().to_owned();
     let journal = Arc::new(world.journal.clone());
-    Custodian::new(site("hospital"), folder, journal, Arc::new(custody), clock)
+    Custodian::new(site("hospital"), folder, journal, custody, clock)
 }
 
 /// The wrapped keys of permits, with the artifacts that they open.
@@ -198,6 +227,20 @@ async fn keys_that_are_destroyed_never_come_back() {
     assert_eq!(opening(&world).await, []);
     let error = custodian(&world, u64::MAX).rotate().await.unwrap_err().to_string();
     assert!(error.contains("cannot be opened"), "{error}");
+}
+
+#[tokio::test]
+async fn no_key_is_destroyed_while_the_new_one_gives_what_opens_as_another() {
+    let mut world = World::new().await;
+    world.cross().await;
+    let before = opening(&world).await;
+    let damaged = custodian_by(&world, Arc::new(Damaged(world.custody.clone())));
+    let error = damaged.rotate().await.unwrap_err().to_string();
+    assert!(error.contains("opens as another key"), "{error}");
+    assert_eq!(opening(&world).await, before);
+    world.restart().await;
+    custodian(&world, u64::MAX).rotate().await.unwrap();
+    assert_eq!(opening(&world).await, before);
 }
 
 /// A run that was interrupted asks again for the tickets of its attempts, and finds how they ended.

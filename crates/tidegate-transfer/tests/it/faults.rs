@@ -1,5 +1,6 @@
 use std::fs::{File, FileTimes};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_contracts::fakes::MemoryStore;
@@ -50,6 +51,20 @@ async fn a_store_that_stays_busy_ends_it_and_the_next_call_goes_on() {
         "the shard that stood is used, and nothing is doubled"
     );
     assert!(sealed(&memory).contains(&before[0]));
+}
+
+#[tokio::test]
+async fn a_store_that_wants_to_be_left_alone_hears_nothing_until_then() {
+    let world = World::small();
+    // A shard that takes a while to be sealed, and one that is there at once and is told.
+    world.write("large.bin", &vec![7; 64 << 20]);
+    let asked = Duration::from_secs(2);
+    let store = Flaky::new(&MemoryStore::new(), [Fault::LeaveAlone(asked)], 0);
+    let sent = world.send(&store).await.unwrap();
+    assert_eq!(sealed(&store.inner), expected_sealed(&sent), "nothing is doubled");
+    let moments = store.asked.lock().unwrap().clone();
+    let quiet = moments[1] - moments[0];
+    assert!(quiet >= asked, "it was asked again after {quiet:?}");
 }
 
 #[tokio::test]

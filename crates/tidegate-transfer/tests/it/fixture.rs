@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -279,6 +279,8 @@ pub(crate) enum Fault {
     Fine,
     /// The store asks for less.
     Busy,
+    /// The store wants to be left alone for so long.
+    LeaveAlone(Duration),
     /// The connection breaks before anything was stored.
     Reset,
     /// The connection breaks, and the object stands.
@@ -299,6 +301,8 @@ pub(crate) struct Flaky {
     busy_reads: AtomicU64,
     pub(crate) put_bytes: AtomicU64,
     pub(crate) put_calls: AtomicU64,
+    /// When it was put or asked for something.
+    pub(crate) asked: Mutex<Vec<Instant>>,
 }
 
 impl Flaky {
@@ -309,10 +313,12 @@ impl Flaky {
             busy_reads: AtomicU64::new(busy_reads),
             put_bytes: AtomicU64::new(0),
             put_calls: AtomicU64::new(0),
+            asked: Mutex::default(),
         }
     }
 
     fn reading(&self) -> Result<(), StoreError> {
+        self.asked.lock().unwrap().push(Instant::now());
         let left = self
             .busy_reads
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
@@ -331,6 +337,7 @@ impl Store for Flaky {
     async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<(), StoreError> {
         self.put_bytes.fetch_add(body.len() as u64, Ordering::SeqCst);
         self.put_calls.fetch_add(1, Ordering::SeqCst);
+        self.asked.lock().unwrap().push(Instant::now());
         let fault = self.puts.lock().unwrap().pop_front().unwrap_or(Fault::Fine);
         let what = format!("putting {name}");
         let reset = |what| StoreError::Transient {
@@ -340,6 +347,10 @@ impl Store for Flaky {
         match fault {
             Fault::Fine => self.inner.put_new(name, body).await,
             Fault::Busy => Err(StoreError::Busy { what, after: None }),
+            Fault::LeaveAlone(after) => Err(StoreError::Busy {
+                what,
+                after: Some(after),
+            }),
             Fault::Reset => Err(reset(what)),
             Fault::ResetAfterEffect => {
                 self.inner.put_new(name, body).await?;
