@@ -18,18 +18,33 @@ pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenE
     if !pace.is_limited() {
         return Ok(Watching::default());
     }
-    let client = direct(&address.to_string(), address.certificates.as_deref())?;
+    let client = direct(&address.to_string(), address.certificates.as_deref(), Way::Usual)?;
     let pace = pace.clone();
     Ok(Watching::paced(Paced { client, pace }))
 }
 
+/// The way to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the proxy that the environment names, if it names one.
+    Usual,
+    WithoutProxy,
+}
+
 /// A client that says nothing to whom nobody named: it follows no redirection.
-pub(crate) fn direct(who: &str, certificates: Option<&std::path::Path>) -> Result<reqwest::Client, OpenError> {
+pub(crate) fn direct(
+    who: &str,
+    certificates: Option<&std::path::Path>,
+    way: Way,
+) -> Result<reqwest::Client, OpenError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT);
+    if way == Way::WithoutProxy {
+        builder = builder.no_proxy();
+    }
     if let Some(file) = certificates {
         let failed = |source| OpenError::Certificates {
             store: who.to_owned(),

@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http_body_util::{BodyExt, Limited};
 use object_store::CredentialProvider;
 use object_store::client::{HttpClient, HttpRequest};
 use serde_json::Value;
 use tidegate_contracts::CustodyError;
 use tidegate_seal::digest::Sha256;
+use tidegate_seal::random::random_bytes;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::address::{AddressError, secure};
-use crate::client::direct;
+use crate::client::{Way, direct};
 use crate::pace::{Pace, Paced};
 use crate::store::OpenError;
 
@@ -40,10 +43,19 @@ struct Service {
 impl Service {
     /// Trusts the certificates in `certificates` besides the system's.
     fn open(address: &impl fmt::Display, certificates: Option<&Path>) -> Result<Self, OpenError> {
+        Self::spoken_to(address, certificates, Way::Usual)
+    }
+
+    /// The machine's own metadata service, which speaks without TLS: no proxy hears what it says.
+    fn nearby(address: &impl fmt::Display) -> Result<Self, OpenError> {
+        Self::spoken_to(address, None, Way::WithoutProxy)
+    }
+
+    fn spoken_to(address: &impl fmt::Display, certificates: Option<&Path>, way: Way) -> Result<Self, OpenError> {
         let address = address.to_string();
         // Requests hold keys in the clear, and their headers tokens: a redirection is an answer like any other.
         let client = HttpClient::new(Paced {
-            client: direct(&address, certificates)?,
+            client: direct(&address, certificates, way)?,
             pace: Pace::default(),
         });
         Ok(Self { address, client })
@@ -57,7 +69,7 @@ impl Service {
     }
 
     /// The status and the body of the answer to a request. Bodies of errors are not to be passed on: they may repeat
-    /// what was sent. An answer that is too long counts as an empty one.
+    /// what was sent.
     async fn answer(&self, what: &str, request: HttpRequest) -> Result<(u16, Bytes), CustodyError> {
         let answered = async {
             let response = self.client.execute(request).await;
@@ -66,14 +78,9 @@ impl Service {
                 self.unreachable(what, why)
             })?;
             let status = response.status().as_u16();
-            let bytes = response.into_body().bytes().await;
-            let bytes = bytes.map_err(|_| self.unreachable(what, "the answer broke off"))?;
-            Ok((
-                status,
-                Some(bytes)
-                    .filter(|bytes| bytes.len() <= ANSWER_BYTES)
-                    .unwrap_or_default(),
-            ))
+            let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+            let body = body.map_err(|_| self.unreachable(what, "the answer broke off, or is too long"))?;
+            Ok((status, body.to_bytes()))
         };
         match tokio::time::timeout(PATIENCE, answered).await {
             Ok(answered) => answered,
@@ -113,6 +120,51 @@ impl Service {
         request.headers_mut().insert(AUTHORIZATION, token);
         Ok(request)
     }
+}
+
+/// Waiting for what a service has promised and not done yet, with pauses that double.
+struct Settling {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Settling {
+    const FIRST_PAUSE: Duration = Duration::from_millis(100);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+    fn within(time: Duration) -> Self {
+        Self {
+            until: Instant::now() + time,
+            pause: Self::FIRST_PAUSE,
+        }
+    }
+
+    /// Pauses, with a random part so that sites do not ask together; false once it has taken too long.
+    async fn goes_on(&mut self) -> bool {
+        if Instant::now() > self.until {
+            return false;
+        }
+        // Without randomness the pause is merely not spread.
+        let random = random_bytes::<1>().map_or(255, |[byte]| byte);
+        tokio::time::sleep(self.pause.mul_f64(0.5 + f64::from(random) / 510.0)).await;
+        self.pause = (self.pause * 2).min(Self::LONGEST_PAUSE);
+        true
+    }
+}
+
+/// The names in an address `SCHEME://…`, which holds nothing besides but options.
+fn names_of(text: &str, scheme: &str) -> Result<Url, AddressError> {
+    let wrong = |why: &str| AddressError::new(text, why);
+    let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    if url.scheme() != scheme {
+        return Err(wrong(&format!("it does not begin with `{scheme}:`")));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.port().is_some() || url.fragment().is_some() {
+        return Err(wrong(
+            "it holds more than names; credentials have their places elsewhere",
+        ));
+    }
+    Ok(url)
 }
 
 /// A word of a service's own for what is wrong, if it is one: nothing else of an error is shown.

@@ -18,7 +18,7 @@ use tidegate_contracts::{Custody, CustodyError};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::{Service, number_of, numbered, plain_number, word};
+use super::{Service, Settling, number_of, numbered, plain_number, word};
 use crate::client::options;
 use crate::credentials::{self, Environment};
 use crate::profile::with_profile;
@@ -35,7 +35,6 @@ const DAYS: u64 = 7;
 /// How long a key that was just made may take until it can be used: the service tells its parts of a new name, and of
 /// who may use it, within five minutes.
 const SETTLING: Duration = Duration::from_secs(400);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// What a context is written with: as it is read in the service's own log, and never two in one way.
 const CONTEXT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'/');
 
@@ -192,16 +191,13 @@ impl KmsCustody {
             .to_owned();
         let alias = json!({"AliasName": self.alias(number), "TargetKeyId": key});
         self.ask(what, "CreateAlias", &alias).await?;
-        let until = tokio::time::Instant::now() + SETTLING;
-        let mut pause = Duration::from_millis(200);
+        let mut settling = Settling::within(SETTLING);
         while !self.works(what, &key).await? {
-            if tokio::time::Instant::now() > until {
+            if !settling.goes_on().await {
                 let why = format!("its new key `{}` cannot be used by this site", self.alias(number));
                 return Err(self.unreachable(what, why));
             }
             tracing::info!(alias = self.alias(number), "waiting until the new key can be used");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.known.lock().await.insert(number, key);
         Ok(())

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,13 +15,14 @@ use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Options, Service, is_plain, number_of, numbered, plain_number, word};
-use crate::address::{AddressError, secure};
+use super::{Service, Settling, number_of, numbered, plain_number, word};
 use crate::credentials::Environment;
 use crate::store::OpenError;
 
+mod address;
 mod identity;
 
+pub use address::KeyVaultAddress;
 use identity::Identity;
 
 const VERSION: &str = "api-version=7.4";
@@ -32,57 +32,8 @@ const PAGES: usize = 4000;
 const KEY_BITS: u64 = 3072;
 /// How long a key that was deleted may take until it can be purged.
 const SETTLING: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// What is signed begins with this.
 const PURPOSE: &[u8] = b"tidegate.wrapped-key.v1\n";
-
-/// Where a key is: `key-vault:https://HOST/NAME[?certificates=FILE]`. Its keys are `NAME-1`, `NAME-2` and so on, the one
-/// with the greatest number wraps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyVaultAddress {
-    server: Url,
-    name: String,
-    options: Options,
-}
-
-impl FromStr for KeyVaultAddress {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = |why: &str| AddressError::new(text, why);
-        let rest = text
-            .strip_prefix("key-vault:")
-            .ok_or_else(|| wrong("it does not begin with `key-vault:`"))?;
-        let mut server = Url::parse(rest).map_err(|error| wrong(&error.to_string()))?;
-        secure(&server).map_err(|why| wrong(&format!("its server {why}")))?;
-        let name = server.path().trim_matches('/').to_owned();
-        if !is_plain(&name, "-") || name.len() > 100 {
-            return Err(wrong(
-                "the key's name is missing or holds other signs, as in `key-vault:https://my-vault.vault.azure.net/st-mary`",
-            ));
-        }
-        let options = Options::of(text, &server, false)?;
-        server.set_path("");
-        server.set_query(None);
-        Ok(Self { server, name, options })
-    }
-}
-
-/// Without its options.
-impl fmt::Display for KeyVaultAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "key-vault:{}{}", self.server, self.name)
-    }
-}
-
-impl KeyVaultAddress {
-    /// What tokens for this vault are asked for: the service that its host belongs to.
-    fn resource(&self) -> String {
-        let host = self.server.host_str().unwrap_or_default();
-        let service = host.split_once('.').filter(|_| self.server.domain().is_some());
-        format!("https://{}", service.map_or("vault.azure.net", |(_, service)| service))
-    }
-}
 
 /// Custody in Azure Key Vault.
 ///
@@ -372,22 +323,23 @@ impl KeyVaultCustody {
     ) -> Result<Vec<u8>, CustodyError> {
         match self.operate(what, number, version, operation, body).await? {
             Reply::Done(answer) => bytes_of(&answer["value"]).ok_or_else(|| self.strange(what)),
-            Reply::Failed { status, kind } => Err(self.refused(what, status, &kind)),
+            Reply::Failed { status, kind } => {
+                // It may have been disabled or deleted: the next call asks which keys there are.
+                self.known.lock().await.clear();
+                Err(self.refused(what, status, &kind))
+            }
         }
     }
 
     /// Waits until a key that was deleted stands among the deleted ones, from where it can be removed for good.
     async fn is_deleted(&self, what: &str, number: u64) -> Result<(), CustodyError> {
         let url = format!("{}deletedkeys/{}?{VERSION}", self.address.server, self.name(number));
-        let until = tokio::time::Instant::now() + SETTLING;
-        let mut pause = Duration::from_millis(100);
+        let mut settling = Settling::within(SETTLING);
         while let Reply::Failed { status: 404, .. } = self.request(what, Method::GET, &url, None).await? {
-            if tokio::time::Instant::now() > until {
+            if !settling.goes_on().await {
                 let why = format!("its key `{}` is still being deleted", self.name(number));
                 return Err(self.service.unreachable(what, why));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(())
     }
@@ -528,37 +480,6 @@ mod tests {
             "keys?more",
         ] {
             assert_eq!(next_page(&vault, elsewhere), None, "{elsewhere}");
-        }
-    }
-
-    #[test]
-    fn an_address_names_vault_and_key() {
-        let address: KeyVaultAddress = "key-vault:https://my-vault.vault.azure.net/st-mary?certificates=/etc/ca.pem"
-            .parse()
-            .unwrap();
-        assert_eq!(
-            address.to_string(),
-            "key-vault:https://my-vault.vault.azure.net/st-mary"
-        );
-        assert_eq!(address.resource(), "https://vault.azure.net");
-        let china: KeyVaultAddress = "key-vault:https://v.vault.azure.cn/k".parse().unwrap();
-        assert_eq!(china.resource(), "https://vault.azure.cn");
-        for (text, why) in [
-            ("key-vault:https://my-vault.vault.azure.net", "name is missing"),
-            ("key-vault:https://my-vault.vault.azure.net/a/b", "name is missing"),
-            ("key-vault:http://my-vault.vault.azure.net/st-mary", "https"),
-            (
-                "key-vault:https://a:secret@my-vault.vault.azure.net/st-mary",
-                "nothing else",
-            ),
-            (
-                "key-vault:https://my-vault.vault.azure.net/st-mary?token=secret",
-                "not known",
-            ),
-            ("file:", "key-vault:"),
-        ] {
-            let error = text.parse::<KeyVaultAddress>().unwrap_err().to_string();
-            assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Options, Service, is_plain, number_of, numbered, plain_number, word};
+use super::{Options, Service, Settling, is_plain, names_of, number_of, numbered, plain_number, word};
 use crate::address::AddressError;
 use crate::client::options;
 use crate::credentials::{self, Environment};
@@ -27,7 +27,6 @@ const SERVER: &str = "https://cloudkms.googleapis.com/";
 const PAGES: usize = 1000;
 /// How long a version that was just made may take until it can be used.
 const SETTLING: Duration = Duration::from_secs(120);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where a key is: `gcp-kms://PROJECT/LOCATION/KEYRING/KEY[?endpoint=URL&certificates=FILE]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,15 +43,7 @@ impl FromStr for GoogleKmsAddress {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = |why: &str| AddressError::new(text, why);
-        let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        if url.scheme() != "gcp-kms" {
-            return Err(wrong("it does not begin with `gcp-kms:`"));
-        }
-        if !url.username().is_empty() || url.password().is_some() || url.port().is_some() || url.fragment().is_some() {
-            return Err(wrong(
-                "it holds more than names; credentials have their places elsewhere",
-            ));
-        }
+        let url = names_of(text, "gcp-kms")?;
         let names = || {
             wrong(
                 "project, location, key ring and key are missing or hold other signs, as in \
@@ -380,15 +371,12 @@ impl Custody for GoogleKmsCustody {
         let mut made = self.ask(what, Method::POST, &path, Some(&json!({}))).await?;
         let strange = || self.service.unreachable(what, "its answer names no version");
         let number = self.number(&made).ok_or_else(strange)?;
-        let until = tokio::time::Instant::now() + SETTLING;
-        let mut pause = Duration::from_millis(100);
+        let mut settling = Settling::within(SETTLING);
         while State::of(&made) != State::Usable {
-            if tokio::time::Instant::now() > until {
+            if !settling.goes_on().await {
                 let why = format!("version {number} of its key cannot be used");
                 return Err(self.service.unreachable(what, why));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
             made = self.ask(what, Method::GET, &self.version(number), None).await?;
         }
         // For whoever looks at the key; nothing here goes by it.

@@ -3,9 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use url::Url;
-
-use super::super::{Options, is_plain};
+use super::super::{Options, is_plain, names_of};
 use crate::address::AddressError;
 
 /// Where a key is: `aws-kms://REGION/NAME[?endpoint=URL&certificates=FILE]`. Its keys have the aliases
@@ -22,15 +20,7 @@ impl FromStr for KmsAddress {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = |why: &str| AddressError::new(text, why);
-        let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-        if url.scheme() != "aws-kms" {
-            return Err(wrong("it does not begin with `aws-kms:`"));
-        }
-        if !url.username().is_empty() || url.password().is_some() || url.port().is_some() || url.fragment().is_some() {
-            return Err(wrong(
-                "it holds more than names; credentials have their places elsewhere",
-            ));
-        }
+        let url = names_of(text, "aws-kms")?;
         let region = url.host_str().unwrap_or_default().to_owned();
         let name = url.path().trim_matches('/').to_owned();
         if !is_plain(&region, "-") || !is_plain(&name, "-_/") || name.starts_with("aws/") || name.len() > 200 {

@@ -45,7 +45,7 @@ enum Login {
 pub(super) struct Identity {
     login: Login,
     authority: String,
-    metadata: String,
+    metadata: Service,
     resource: String,
     held: Mutex<Option<(Zeroizing<String>, Instant)>>,
 }
@@ -79,10 +79,11 @@ impl Identity {
         let authority = value("AZURE_AUTHORITY_HOST").unwrap_or_else(|| AUTHORITY.to_owned());
         let server = Url::parse(&authority).map_err(|_| "AZURE_AUTHORITY_HOST is no address".to_owned())?;
         secure(&server).map_err(|why| format!("AZURE_AUTHORITY_HOST {why}"))?;
+        let metadata = value("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or_else(|| METADATA.to_owned());
         Ok(Self {
             login,
             authority: authority.trim_end_matches('/').to_owned(),
-            metadata: value("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or_else(|| METADATA.to_owned()),
+            metadata: Service::nearby(&metadata.trim_end_matches('/')).map_err(|error| error.to_string())?,
             resource,
             held: Mutex::new(None),
         })
@@ -117,7 +118,11 @@ impl Identity {
                 query.append_pair("api-version", "2018-02-01");
                 query.append_pair("resource", &self.resource);
                 query.extend_pairs(client.iter().map(|client| ("client_id", client)));
-                let url = format!("{}/metadata/identity/oauth2/token?{}", self.metadata, query.finish());
+                let url = format!(
+                    "{}/metadata/identity/oauth2/token?{}",
+                    self.metadata.address,
+                    query.finish()
+                );
                 http::Request::get(url)
                     .header("Metadata", "true")
                     .body(Vec::new().into())
@@ -140,7 +145,10 @@ impl Identity {
             return Ok(token.clone());
         }
         let request = self.request().map_err(|why| service.unreachable(what, why))?;
-        let (status, bytes) = service.answer(what, request).await?;
+        let (status, bytes) = match self.login {
+            Login::Machine { .. } => self.metadata.answer(what, request).await?,
+            Login::Secret { .. } | Login::Federated { .. } => service.answer(what, request).await?,
+        };
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let Some(token) = answer["access_token"].as_str().filter(|_| status == 200) else {
             let why = word(answer.get("error"));
