@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tidegate_types::message::Attempt;
 
 /// One worker to start. `command` gets the ticket on its standard input or by whatever way the
@@ -24,6 +25,21 @@ pub struct JobRequest {
     pub environment: BTreeMap<String, String>,
     /// Who owns the job: what [`Compute::sweep`] compares.
     pub owner: String,
+}
+
+impl JobRequest {
+    /// The request without the credentials in its ticket: what a driver knows it again by. Those are given anew with
+    /// every try, and end by themselves.
+    #[must_use]
+    pub fn identity(&self) -> Self {
+        let mut identity = self.clone();
+        if let Ok(Value::Object(mut ticket)) = serde_json::from_str(&self.ticket)
+            && ticket.remove("credentials").is_some()
+        {
+            identity.ticket = Value::Object(ticket).to_string();
+        }
+        identity
+    }
 }
 
 /// What a driver needs to find a job again, also after a restart.
@@ -82,8 +98,8 @@ pub enum ComputeError {
 ///
 /// # Contract
 /// - [`Compute::ensure`] with the same request gives the same running job, also after a crash between
-///   request and answer; it never starts a second one that could be granted keys. Requests that differ in the
-///   credentials of their tickets alone are the same: those are given anew with every try, and end by themselves.
+///   request and answer; it never starts a second one that could be granted keys. Requests with the same
+///   [`JobRequest::identity`] are the same.
 /// - [`Compute::observe`] tells the truth within seconds; a job that it called `Ended` or `Gone` never
 ///   runs again.
 /// - [`Compute::delete`] ends the job and everything that it started; of what is gone it succeeds.

@@ -66,6 +66,9 @@ pub(crate) struct JobRecord {
     pub(crate) began: u64,
     /// When it ended (Unix time) and how.
     pub(crate) ended: Option<(u64, AttemptOutcome)>,
+    /// Whether something of it may still be on its machine, which was out of reach when it ended.
+    #[serde(default)]
+    pub(crate) left: bool,
 }
 
 /// One run.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
+use tidegate_seal::random::random_bytes;
 use tidegate_types::event::EventType;
 use tidegate_types::files::sites::Site;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
@@ -145,6 +146,7 @@ impl Engine {
                     site: site.clone(),
                     began: (self.clock)(),
                     ended: None,
+                    left: false,
                 },
             )?,
         }
@@ -180,15 +182,16 @@ impl Engine {
             Err(error) => {
                 let outcome = self.fence(attempt, "not-started").await?;
                 tracing::warn!(run = %run.id, %site, %error, "worker not started");
-                return self.ended(attempt, outcome);
+                let left = matches!(error, ComputeError::Transient { .. });
+                return self.ended(attempt, outcome, left);
             }
         };
         let outcome = self.follow(attempt, &**compute, &handle).await?;
-        // What a machine that is out of reach still holds is nobody's any more, and the next sweep there ends it.
-        if let Err(error) = compute.delete(&handle).await {
-            tracing::warn!(run = %run.id, %site, %error, "a job was not removed");
+        let deleted = compute.delete(&handle).await;
+        if let Err(error) = &deleted {
+            tracing::warn!(run = %run.id, %site, %error, "a job was not removed; the next run tries again");
         }
-        self.ended(attempt, outcome)
+        self.ended(attempt, outcome, deleted.is_err())
     }
 
     async fn job_request(
@@ -265,8 +268,8 @@ impl Engine {
         }
     }
 
-    /// Records how an attempt ended; also after a restart it ended that way.
-    fn ended(&self, attempt: &Attempt, outcome: AttemptOutcome) -> Result<AttemptOutcome, EngineError> {
+    /// Records how an attempt ended, and whether something of it may be left; also after a restart it ended that way.
+    fn ended(&self, attempt: &Attempt, outcome: AttemptOutcome, left: bool) -> Result<AttemptOutcome, EngineError> {
         let (word, model) = match &outcome {
             AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
             AttemptOutcome::Failed { .. } => ("failed", None),
@@ -284,6 +287,7 @@ impl Engine {
         let mut batch = Batch::default();
         if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
             record.ended = Some(((self.clock)(), outcome.clone()));
+            record.left = left;
             batch = batch.set("jobs", &job, value(&record)?);
         }
         let (batch, _) = self.ledger.add(batch, &fact)?;
@@ -301,26 +305,33 @@ impl Engine {
                     .any(|record| record.id == *run && record.status == RunStatus::Running)
         };
         let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
-        let open = jobs.into_iter().filter(|job| job.ended.is_none());
-        let (keep, lost): (Vec<_>, Vec<_>) = open.partition(|job| goes_on(&job.attempt.run));
+        let (open, ended): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.ended.is_none());
+        let left: Vec<JobRecord> = ended.into_iter().filter(|job| job.left).collect();
+        let (keep, lost): (Vec<_>, Vec<_>) = open.into_iter().partition(|job| goes_on(&job.attempt.run));
         let keep: Vec<String> = keep.iter().map(|job| job_id(&job.attempt)).collect();
         // What runs is ended first: that needs nobody else. Swept and not deleted, for a job may run whose
         // handle was never seen.
-        let sites: BTreeSet<&SiteName> = lost.iter().map(|job| &job.site).collect();
-        let mut unswept = None;
-        for compute in sites.into_iter().filter_map(|site| self.compute.get(site)) {
+        let sites: BTreeSet<&SiteName> = lost.iter().chain(&left).map(|job| &job.site).collect();
+        // A machine that is out of reach keeps nobody from being fenced.
+        let mut unswept = BTreeSet::new();
+        for site in sites {
+            let Some(compute) = self.compute.get(site) else {
+                continue;
+            };
             if let Err(error) = compute.sweep(&self.owner, &keep).await {
-                unswept = Some(error);
+                tracing::warn!(%site, %error, "what runs for runs that have ended is ended by the next run");
+                unswept.insert(site);
             }
+        }
+        for mut job in left.iter().filter(|job| !unswept.contains(&job.site)).cloned() {
+            job.left = false;
+            put(&*self.journal, "jobs", &job_id(&job.attempt), &job)?;
         }
         for job in &lost {
             let outcome = self.fence(&job.attempt, why).await?;
-            self.ended(&job.attempt, outcome)?;
+            self.ended(&job.attempt, outcome, unswept.contains(&job.site))?;
         }
-        // A machine that is out of reach keeps nobody from being fenced.
-        unswept
-            .map_or(Ok(()), Err)
-            .while_("ending what runs for a run that has ended")
+        Ok(())
     }
 }
 
@@ -329,7 +340,11 @@ async fn ensured(compute: &dyn Compute, request: &JobRequest) -> Result<Handle, 
     let mut pause = FIRST_PAUSE;
     for _ in 1..STARTS {
         match compute.ensure(request).await {
-            Err(ComputeError::Transient { .. }) => tokio::time::sleep(pause).await,
+            Err(ComputeError::Transient { .. }) => {
+                // Without randomness the pause is merely not spread.
+                let random = random_bytes::<1>().map_or(255, |[byte]| byte);
+                tokio::time::sleep(pause.mul_f64(0.5 + f64::from(random) / 510.0)).await;
+            }
             ensured => return ensured,
         }
         pause *= 2;

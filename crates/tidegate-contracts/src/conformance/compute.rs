@@ -146,6 +146,12 @@ async fn one_job_for_one_request(subject: &ComputeSubject<'_>) -> Verdict {
         "a job that runs is seen running",
     )
     .await?;
+    let mut renewed = request.clone();
+    renewed.ticket = renewed.ticket.replacen('{', "{\"credentials\":{\"TOKEN\":\"new\"},", 1);
+    must(
+        compute.ensure(&renewed).await.is_ok_and(|handle| handle == a),
+        "new credentials in a ticket are no other job",
+    )?;
     let mut other = request.clone();
     other.ticket = ticket("another");
     must(

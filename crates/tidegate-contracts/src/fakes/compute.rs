@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ type Behaviour = dyn Fn(&JobRequest) -> Result<JobState, ComputeError> + Send + 
 pub struct FakeCompute {
     jobs: Arc<Mutex<BTreeMap<String, Job>>>,
     behaviour: Arc<Behaviour>,
+    out_of_reach: Arc<AtomicBool>,
 }
 
 struct Job {
@@ -36,7 +38,23 @@ impl FakeCompute {
         Self {
             jobs: Arc::default(),
             behaviour: Arc::new(behaviour),
+            out_of_reach: Arc::default(),
         }
+    }
+
+    /// From now on no call reaches the machines, or every call does again; what runs there goes on.
+    pub fn out_of_reach(&self, is: bool) {
+        self.out_of_reach.store(is, Ordering::SeqCst);
+    }
+
+    fn reach(&self) -> Result<(), ComputeError> {
+        if self.out_of_reach.load(Ordering::SeqCst) {
+            return Err(ComputeError::Transient {
+                what: "reaching a machine".to_owned(),
+                source: std::io::ErrorKind::HostUnreachable.into(),
+            });
+        }
+        Ok(())
     }
 
     /// Lets a job end with an exit code, or by a signal when there is none.
@@ -72,13 +90,16 @@ impl fmt::Debug for FakeCompute {
 #[async_trait]
 impl Compute for FakeCompute {
     async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
+        self.reach()?;
         let invalid = |why: &str| ComputeError::Invalid {
             id: request.id.clone(),
             why: why.to_owned(),
         };
         let mut jobs = locked(&self.jobs);
         match jobs.get(&request.id) {
-            Some(job) if job.request != *request => return Err(invalid("another request has this id")),
+            Some(job) if job.request.identity() != request.identity() => {
+                return Err(invalid("another request has this id"));
+            }
             Some(job) if job.state == JobState::Gone => return Err(invalid("it was removed")),
             Some(_) => {}
             None => {
@@ -99,12 +120,14 @@ impl Compute for FakeCompute {
     }
 
     async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError> {
+        self.reach()?;
         Ok(locked(&self.jobs)
             .get(&handle.id)
             .map_or(JobState::Gone, |job| job.state.clone()))
     }
 
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {
+        self.reach()?;
         if let Some(job) = locked(&self.jobs).get_mut(&handle.id) {
             job.state = JobState::Gone;
         }
@@ -112,6 +135,7 @@ impl Compute for FakeCompute {
     }
 
     async fn sweep(&self, owner: &str, keep: &[String]) -> Result<Vec<String>, ComputeError> {
+        self.reach()?;
         let mut ended = Vec::new();
         for (id, job) in locked(&self.jobs).iter_mut() {
             if job.request.owner == owner && !keep.contains(id) && job.state != JobState::Gone {

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidegate_contracts::compute::{Compute, Handle, JobState};
+use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobState};
+use tidegate_contracts::fakes::FakeCompute;
 use tidegate_contracts::journal::Journal;
 use tidegate_engine::{EngineError, RunRecord, RunStatus};
 use tidegate_types::Refusal;
@@ -219,6 +220,75 @@ fn what_could_not_be_fenced_is_fenced_by_the_next_run() {
     let fenced = world.keeper.fenced.lock().unwrap().clone();
     assert_eq!(fenced.len(), 1);
     assert_eq!(fenced[0].1, "lost");
+}
+
+fn state(world: &World, id: &str) -> JobState {
+    let handle = Handle {
+        id: id.to_owned(),
+        platform: String::new(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(world.compute.observe(&handle)).unwrap()
+}
+
+#[test]
+fn a_machine_out_of_reach_keeps_nobody_from_being_fenced_and_is_tidied_later() {
+    let world = World::new("unreachable");
+    let (cancelled, compute) = (std::sync::Arc::clone(&world.cancelled), world.compute.clone());
+    world.ends(move |_| {
+        compute.out_of_reach(true);
+        cancelled.store(true, Ordering::SeqCst);
+        None
+    });
+    assert!(matches!(world.run(PIPELINE), Err(EngineError::Cancelled(_))));
+    assert_eq!(world.keeper.fenced.lock().unwrap().len(), 1);
+    world.compute.out_of_reach(false);
+    let job = world.compute.started()[0].id.clone();
+    assert_eq!(state(&world, &job), JobState::Running);
+
+    world.cancelled.store(false, Ordering::SeqCst);
+    world.ends(|_| Some(accepted()));
+    pass(1);
+    world.run(PIPELINE).unwrap();
+    assert_eq!(state(&world, &job), JobState::Gone);
+    assert_eq!(world.keeper.fenced.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_job_whose_machine_cannot_be_reached_at_its_end_does_not_end_the_run_and_is_removed_later() {
+    let world = World::new("unremoved");
+    let compute = world.compute.clone();
+    world.ends(move |_| {
+        compute.out_of_reach(true);
+        Some(accepted())
+    });
+    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+    let job = world.compute.started()[0].id.clone();
+    // Still out of reach: the next run does not mind, and does not forget.
+    world.run(PIPELINE).unwrap();
+    world.compute.out_of_reach(false);
+    assert_eq!(state(&world, &job), JobState::Running);
+    world.run(PIPELINE).unwrap();
+    assert_eq!(state(&world, &job), JobState::Gone);
+}
+
+#[test]
+fn a_start_that_the_way_to_its_machine_broke_is_tried_again() {
+    let mut world = World::new("start-again");
+    let broken = std::sync::atomic::AtomicU64::new(2);
+    world.compute = FakeCompute::with(move |_| {
+        let less = broken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match less {
+            Ok(_) => Err(ComputeError::Transient {
+                what: "starting".to_owned(),
+                source: std::io::ErrorKind::ConnectionReset.into(),
+            }),
+            Err(_) => Ok(JobState::Running),
+        }
+    });
+    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 1);
+    assert!(world.keeper.fenced.lock().unwrap().is_empty());
 }
 
 #[test]

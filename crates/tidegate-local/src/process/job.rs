@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tidegate_contracts::{JobRequest, JobState};
 use tidegate_seal::digest::canonical_digest;
 use tidegate_types::Digest;
@@ -65,17 +64,6 @@ struct Ended {
 
 pub(super) struct Job {
     folder: PathBuf,
-}
-
-/// The request without the credentials in its ticket: those are given anew with every try, and end by themselves.
-fn identity(request: &JobRequest) -> JobRequest {
-    let mut identity = request.clone();
-    if let Ok(Value::Object(mut ticket)) = serde_json::from_str(&request.ticket)
-        && ticket.remove("credentials").is_some()
-    {
-        identity.ticket = Value::Object(ticket).to_string();
-    }
-    identity
 }
 
 impl Job {
@@ -166,7 +154,7 @@ impl Job {
         let record = Record {
             id: request.id.clone(),
             owner: request.owner.clone(),
-            request: canonical_digest(&identity(request)).map_err(|error| Refused::Invalid(error.to_string()))?,
+            request: canonical_digest(&request.identity()).map_err(|error| Refused::Invalid(error.to_string()))?,
         };
         disk::private_folder(&self.folder)?;
         let _alone = self.alone()?;

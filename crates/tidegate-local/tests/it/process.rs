@@ -132,23 +132,6 @@ async fn signals_and_missing_commands_are_told_apart() {
 }
 
 #[tokio::test]
-async fn new_credentials_are_no_other_job() {
-    let folder = tempdir().unwrap();
-    let driver = ProcessDriver::open(folder.path()).unwrap();
-    let with = |credentials: &str, secret: &str| {
-        let mut request = request("renewed", "sleep 1000 & wait");
-        request.ticket =
-            format!("{{\"credentials\": {{\"AWS_SESSION_TOKEN\": \"{credentials}\"}}, \"secret\": \"{secret}\"}}");
-        request
-    };
-    let handle = driver.ensure(&with("first", "one")).await.unwrap();
-    assert_eq!(driver.ensure(&with("second", "one")).await.unwrap(), handle);
-    let other = driver.ensure(&with("second", "two")).await;
-    assert!(matches!(other, Err(ComputeError::Invalid { .. })), "{other:?}");
-    driver.delete(&handle).await.unwrap();
-}
-
-#[tokio::test]
 async fn delete_ends_the_whole_family() {
     let folder = tempdir().unwrap();
     let files = tempdir().unwrap();

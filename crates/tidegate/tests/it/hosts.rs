@@ -13,7 +13,6 @@ use tidegate_local::program_digest;
 use tidegate_ssh::{Hosts, SshDriver};
 
 use crate::clouds::{ADMIN, hospital_at, hospital_over};
-use crate::fixture::files;
 use crate::peers::{Peer, free_port, seaweed};
 
 const SERVER: &str = "/usr/sbin/sshd";
@@ -207,10 +206,6 @@ fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
     let jobs = folder.path().join("jobs");
     let removed = std::fs::read_dir(&jobs).unwrap().map(|entry| entry.unwrap().path());
     assert_eq!(removed.filter(|path| path.is_dir()).count(), 1);
-    for file in files(&jobs) {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(!text.contains("secret"), "{}", file.display());
-    }
     // Nothing ran beside the state of the site here.
     assert!(!hospital.state().join("sites/cloud/compute").exists());
     assert_eq!(run()["reused"].as_array().unwrap().len(), 7);
