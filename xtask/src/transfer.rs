@@ -3,10 +3,12 @@
 //! Each side is a process of its own under GNU `time`, on the same bytes, in turn; SeaweedFS is the store.
 //! Figures are megabytes per second of the processor time of that process, which counts its threads and what the
 //! kernel does for it, and not the server's. Ours describes, seals, signs and uploads; it downloads, verifies and
-//! opens. The peers are `rclone` to the same server, plain and through its `crypt` remote, and `age` to a file.
+//! opens. The peers are `rclone` to the same server, plain and through its `crypt` remote, `age` to a file, `restic` to a
+//! folder, and `cp`, which is the limit.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hint::black_box;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -207,6 +209,14 @@ struct Cost {
     resident_bytes: f64,
 }
 
+/// Takes memory from the system and gives it back, touched.
+///
+/// A virtual machine hands what it does not use back to its host, and getting it again costs many times what copying it
+/// does. Whoever came first to it would pay for all.
+fn warm(bytes: usize) {
+    black_box(vec![1_u8; bytes]);
+}
+
 /// Runs a command to its end under GNU `time`.
 fn measured(folder: &Path, command: &Command) -> anyhow::Result<Cost> {
     let figures = folder.join("time");
@@ -268,25 +278,6 @@ impl Field {
     fn source(&self) -> String {
         self.folder.join("source").display().to_string()
     }
-
-    /// Removes what an earlier round left, so that each does all of the work.
-    fn clear(&self) -> anyhow::Result<()> {
-        for name in ["state", "received", "sealed", "plain-home", "crypt-home", "aged"] {
-            let path = self.folder.join(name);
-            if path.is_dir() {
-                fs::remove_dir_all(path)?;
-            } else if path.exists() {
-                fs::remove_file(path)?;
-            }
-        }
-        for remote in ["plain:", "crypt:"] {
-            let _ = rclone(&self.folder)
-                .args(["purge", remote])
-                .stderr(Stdio::null())
-                .status();
-        }
-        Ok(())
-    }
 }
 
 fn said(command: &mut Command, package: &str) -> anyhow::Result<String> {
@@ -326,85 +317,47 @@ fn write_noise(folder: &Path, mebibytes: u64) -> anyhow::Result<()> {
 }
 
 /// Compares, with so many mebibytes.
+///
+/// Every round has a server and folders of its own, and what it leaves is removed: the next one then works on memory
+/// that the system has already. The first round only warms up and does not count.
 pub(crate) fn compare(mebibytes: u64) -> anyhow::Result<Vec<Figure>> {
-    let server = Seaweed::start()?;
-    let folder = server.folder.join("field");
-    write_noise(&folder.join("source"), mebibytes)?;
-    let password = said(Command::new("rclone").args(["obscure", "compare"]), "rclone")?;
-    let s3 = format!(
-        "type = s3\nprovider = Other\naccess_key_id = AKADMIN\nsecret_access_key = SKADMIN\nregion = us-east-1\n\
-         endpoint = http://127.0.0.1:{}\n",
-        server.port
+    let mut measured = Measured::default();
+    for round in 0..=ROUNDS {
+        let server = Seaweed::start()?;
+        let field = Field::lay_out(&server, mebibytes)?;
+        if round == 0 {
+            field.measure(&mut Measured::default())?;
+        } else {
+            field.measure(&mut measured)?;
+        }
+    }
+    eprintln!(
+        "ours held at most {:.0} MiB",
+        measured.resident_bytes / f64::from(1 << 20)
     );
-    fs::write(
-        folder.join("rclone.conf"),
-        format!(
-            "[sea]\n{s3}\n[plain]\ntype = alias\nremote = sea:{BUCKET}/plain\n\n\
-             [crypt]\ntype = crypt\nremote = sea:{BUCKET}/crypt\npassword = {password}\n"
-        ),
-    )?;
-    let key = folder.join("age.key");
-    said(Command::new("age-keygen").arg("-o").arg(&key), "age")?;
-    let field = Field {
-        bytes: (mebibytes << 20) as f64,
-        store: format!(
-            "s3://{BUCKET}/ours?endpoint=http://127.0.0.1:{}&region=us-east-1",
-            server.port
-        ),
-        credentials: [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")],
-        recipient: said(Command::new("age-keygen").arg("-y").arg(&key), "age")?,
-        folder,
-    };
-    let bucket = format!("sea:{BUCKET}");
-    said(rclone(&field.folder).args(["mkdir", &bucket]), "rclone")?;
-    field.measure()
+    Ok(measured.figures())
 }
 
-impl Field {
-    fn measure(&self) -> anyhow::Result<Vec<Figure>> {
-        let mut rates: Vec<(&'static str, Vec<f64>, Vec<f64>)> = Vec::new();
-        let mut memory = 0.0_f64;
-        for round in 0..ROUNDS {
-            self.clear()?;
-            // The same permit would not carry the same bytes again: every sealing has keys of its own.
-            let store = self.store.replace("/ours?", &format!("/ours-{round}?"));
-            let rate = |cost: Cost| self.bytes / cost.processor_seconds / 1e6;
-            let mut ours = |way, store: &str| -> anyhow::Result<f64> {
-                let cost = measured(&self.folder, &self.ours(way, store)?)?;
-                memory = memory.max(cost.resident_bytes);
-                Ok(rate(cost))
-            };
-            let peer = |command: &Command| -> anyhow::Result<f64> { Ok(rate(measured(&self.folder, command)?)) };
-            let home = |name: &str| self.folder.join(name).display().to_string();
+/// What was measured in all rounds that count.
+#[derive(Debug, Default)]
+struct Measured {
+    /// Name of the figure, rates of ours, rates of the peer.
+    rates: Vec<(&'static str, Vec<f64>, Vec<f64>)>,
+    /// The most that one of our processes held.
+    resident_bytes: f64,
+}
 
-            let upload = ours(Way::Out, &store)?;
-            let plain = peer(&self.rclone(&self.source(), "plain:"))?;
-            let crypt = peer(&self.rclone(&self.source(), "crypt:"))?;
-            let download = ours(Way::Home, &store)?;
-            let plain_home = peer(&self.rclone("plain:", &home("plain-home")))?;
-            let crypt_home = peer(&self.rclone("crypt:", &home("crypt-home")))?;
-            fs::remove_dir_all(self.folder.join("state"))?;
-            let folder = ours(Way::Out, &format!("folder:{}", home("sealed")))?;
-            let mut age = Command::new("age");
-            age.args(["-r", &self.recipient, "-o", &home("aged")]);
-            let age = peer(age.arg(self.folder.join("source/noise.bin")))?;
-            for (name, ours, peer) in [
-                ("upload (rclone crypt)", upload, crypt),
-                ("upload (rclone plain)", upload, plain),
-                ("download (rclone crypt)", download, crypt_home),
-                ("download (rclone plain)", download, plain_home),
-                ("folder (age)", folder, age),
-            ] {
-                match rates.iter_mut().find(|(known, ..)| *known == name) {
-                    Some((_, all, peers)) => {
-                        all.push(ours);
-                        peers.push(peer);
-                    }
-                    None => rates.push((name, vec![ours], vec![peer])),
-                }
-            }
+impl Measured {
+    fn add(&mut self, name: &'static str, ours: f64, peer: f64) {
+        if let Some((_, all, peers)) = self.rates.iter_mut().find(|(known, ..)| *known == name) {
+            all.push(ours);
+            peers.push(peer);
+        } else {
+            self.rates.push((name, vec![ours], vec![peer]));
         }
-        eprintln!("ours held at most {:.0} MiB", memory / f64::from(1 << 20));
+    }
+
+    fn figures(self) -> Vec<Figure> {
         let figure = |(name, mut ours, mut peer): (&'static str, Vec<f64>, Vec<f64>)| {
             let (ours, peer) = (median(&mut ours), median(&mut peer));
             Figure {
@@ -415,7 +368,109 @@ impl Field {
                 unit: "MB per CPU-second",
             }
         };
-        Ok(rates.into_iter().map(figure).collect())
+        self.rates.into_iter().map(figure).collect()
+    }
+}
+
+impl Field {
+    fn lay_out(server: &Seaweed, mebibytes: u64) -> anyhow::Result<Self> {
+        let folder = server.folder.join("field");
+        write_noise(&folder.join("source"), mebibytes)?;
+        let password = said(Command::new("rclone").args(["obscure", "compare"]), "rclone")?;
+        let s3 = format!(
+            "type = s3\nprovider = Other\naccess_key_id = AKADMIN\nsecret_access_key = SKADMIN\nregion = us-east-1\n\
+             endpoint = http://127.0.0.1:{}\n",
+            server.port
+        );
+        fs::write(
+            folder.join("rclone.conf"),
+            format!(
+                "[sea]\n{s3}\n[plain]\ntype = alias\nremote = sea:{BUCKET}/plain\n\n\
+                 [crypt]\ntype = crypt\nremote = sea:{BUCKET}/crypt\npassword = {password}\n"
+            ),
+        )?;
+        let key = folder.join("age.key");
+        said(Command::new("age-keygen").arg("-o").arg(&key), "age")?;
+        let field = Self {
+            bytes: (mebibytes << 20) as f64,
+            store: format!(
+                "s3://{BUCKET}/ours?endpoint=http://127.0.0.1:{}&region=us-east-1",
+                server.port
+            ),
+            credentials: [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")],
+            recipient: said(Command::new("age-keygen").arg("-y").arg(&key), "age")?,
+            folder,
+        };
+        let bucket = format!("sea:{BUCKET}");
+        said(rclone(&field.folder).args(["mkdir", &bucket]), "rclone")?;
+        said(&mut field.restic("init"), "restic")?;
+        Ok(field)
+    }
+
+    fn restic(&self, action: &str) -> Command {
+        let mut command = Command::new("restic");
+        command
+            .args(["--quiet", "--no-cache", "--repo"])
+            .arg(self.folder.join("restic"));
+        command.env("RESTIC_PASSWORD", "compare").arg(action);
+        command
+    }
+
+    /// Each side once.
+    fn measure(&self, into: &mut Measured) -> anyhow::Result<()> {
+        let rate = |cost: Cost| self.bytes / cost.processor_seconds / 1e6;
+        let mut resident = 0.0_f64;
+        // What the process writes, what the server does, and as much again.
+        let room = self.bytes as usize * 4;
+        let mut ours = |way, store: &str| -> anyhow::Result<f64> {
+            warm(room);
+            let cost = measured(&self.folder, &self.ours(way, store)?)?;
+            resident = resident.max(cost.resident_bytes);
+            Ok(rate(cost))
+        };
+        let peer = |command: &Command| -> anyhow::Result<f64> {
+            warm(room);
+            Ok(rate(measured(&self.folder, command)?))
+        };
+        let home = |name: &str| self.folder.join(name).display().to_string();
+        let noise = self.folder.join("source/noise.bin");
+
+        let upload = ours(Way::Out, &self.store)?;
+        into.add(
+            "upload (rclone crypt)",
+            upload,
+            peer(&self.rclone(&self.source(), "crypt:"))?,
+        );
+        into.add(
+            "upload (rclone plain)",
+            upload,
+            peer(&self.rclone(&self.source(), "plain:"))?,
+        );
+
+        let download = ours(Way::Home, &self.store)?;
+        let crypt = peer(&self.rclone("crypt:", &home("crypt-home")))?;
+        into.add("download (rclone crypt)", download, crypt);
+        let plain = peer(&self.rclone("plain:", &home("plain-home")))?;
+        into.add("download (rclone plain)", download, plain);
+
+        fs::remove_dir_all(self.folder.join("state"))?;
+        let folder = ours(Way::Out, &format!("folder:{}", home("sealed")))?;
+        let mut age = Command::new("age");
+        age.args(["-r", &self.recipient, "-o", &home("aged")]).arg(&noise);
+        into.add("folder (age)", folder, peer(&age)?);
+        into.add(
+            "folder (restic)",
+            folder,
+            peer(self.restic("backup").arg(self.source()))?,
+        );
+        // The limit: nobody writes a folder in less time than copying it takes.
+        into.add(
+            "folder (cp)",
+            folder,
+            peer(Command::new("cp").arg(&noise).arg(home("copied")))?,
+        );
+        into.resident_bytes = into.resident_bytes.max(resident);
+        Ok(())
     }
 }
 
