@@ -1,9 +1,16 @@
 //! How servers are spoken to: whom to trust, how long to wait for a connection, and how fast.
 
 use std::io;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::{Certificate, ClientOptions};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use object_store::client::{HttpClient, HttpRequest};
+use object_store::{Certificate, ClientOptions, CredentialProvider};
+use tidegate_seal::random::random_bytes;
+use tokio::time::Instant;
 
 use crate::address::Address;
 use crate::answer::Watching;
@@ -12,6 +19,8 @@ use crate::store::OpenError;
 
 /// How long a connection may take to stand.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a service may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The client of a store: one of its own where its bytes are paced.
 pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenError> {
@@ -32,11 +41,7 @@ pub(crate) enum Way {
 }
 
 /// A client that says nothing to whom nobody named: it follows no redirection.
-pub(crate) fn direct(
-    who: &str,
-    certificates: Option<&std::path::Path>,
-    way: Way,
-) -> Result<reqwest::Client, OpenError> {
+pub(crate) fn direct(who: &str, certificates: Option<&Path>, way: Way) -> Result<reqwest::Client, OpenError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .http1_only()
@@ -63,12 +68,83 @@ pub(crate) fn direct(
     })
 }
 
+/// A service that answers requests of a few kilobytes: no store.
+#[derive(Debug)]
+pub(crate) struct Server {
+    client: HttpClient,
+}
+
+impl Server {
+    /// Trusts the certificates in `certificates` besides the system's.
+    pub(crate) fn open(who: &str, certificates: Option<&Path>, way: Way) -> Result<Self, OpenError> {
+        // Requests may hold keys in the clear, and their headers tokens: a redirection is an answer like any other.
+        let client = HttpClient::new(Paced {
+            client: direct(who, certificates, way)?,
+            pace: Pace::default(),
+        });
+        Ok(Self { client })
+    }
+
+    /// The status and the body, of `most` bytes, of the answer to a request; or why there is none. Bodies of errors are
+    /// not to be passed on: they may repeat what was sent.
+    pub(crate) async fn answer(&self, request: HttpRequest, most: usize) -> Result<(u16, Bytes), String> {
+        let answered = async {
+            let response = self.client.execute(request).await;
+            let response = response.map_err(|error| format!("no answer came ({:?})", error.kind()))?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), most).collect().await;
+            let body = body.map_err(|_| "the answer broke off, or is too long".to_owned())?;
+            Ok((status, body.to_bytes()))
+        };
+        let answered = tokio::time::timeout(PATIENCE, answered).await;
+        answered.unwrap_or_else(|_| Err("no answer came in time".to_owned()))
+    }
+
+    /// What a provider of credentials gives, in time.
+    pub(crate) async fn credentials<T>(
+        &self,
+        provider: &dyn CredentialProvider<Credential = T>,
+    ) -> Result<Arc<T>, String> {
+        match tokio::time::timeout(PATIENCE, provider.get_credential()).await {
+            Ok(Ok(credentials)) => Ok(credentials),
+            Ok(Err(_)) => Err("no credentials were found".to_owned()),
+            Err(_) => Err("no credentials came in time".to_owned()),
+        }
+    }
+}
+
+/// Waiting for what a service has promised and not done yet, with pauses that double.
+pub(crate) struct Settling {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Settling {
+    const FIRST_PAUSE: Duration = Duration::from_millis(100);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+    pub(crate) fn within(time: Duration) -> Self {
+        Self {
+            until: Instant::now() + time,
+            pause: Self::FIRST_PAUSE,
+        }
+    }
+
+    /// Pauses, with a random part so that sites do not ask together; false once it has taken too long.
+    pub(crate) async fn goes_on(&mut self) -> bool {
+        if Instant::now() > self.until {
+            return false;
+        }
+        // Without randomness the pause is merely not spread.
+        let random = random_bytes::<1>().map_or(255, |[byte]| byte);
+        tokio::time::sleep(self.pause.mul_f64(0.5 + f64::from(random) / 510.0)).await;
+        self.pause = (self.pause * 2).min(Self::LONGEST_PAUSE);
+        true
+    }
+}
+
 /// How a server is spoken to. Every call has a limit of time of its own.
-pub(crate) fn options(
-    who: &str,
-    plain: bool,
-    certificates: Option<&std::path::Path>,
-) -> Result<ClientOptions, OpenError> {
+pub(crate) fn options(who: &str, plain: bool, certificates: Option<&Path>) -> Result<ClientOptions, OpenError> {
     let mut options = ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(CONNECT)

@@ -3,23 +3,18 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http_body_util::{BodyExt, Limited};
 use object_store::CredentialProvider;
-use object_store::client::{HttpClient, HttpRequest};
+use object_store::client::HttpRequest;
 use serde_json::Value;
 use tidegate_contracts::CustodyError;
 use tidegate_seal::digest::Sha256;
-use tidegate_seal::random::random_bytes;
-use tokio::time::Instant;
 use url::Url;
 
 use crate::address::{AddressError, secure};
-use crate::client::{Way, direct};
-use crate::pace::{Pace, Paced};
+use crate::client::{Server, Settling, Way};
 use crate::store::OpenError;
 
 pub(crate) mod amazon;
@@ -27,8 +22,6 @@ pub(crate) mod azure;
 pub(crate) mod google;
 pub(crate) mod vault;
 
-/// How long a service may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest answer that is read.
 const ANSWER_BYTES: usize = 1 << 20;
 /// What a wrapped key of a numbered key begins with.
@@ -37,7 +30,7 @@ const FORMAT: u8 = 1;
 /// A key service, by the address that people know it by.
 struct Service {
     address: String,
-    client: HttpClient,
+    server: Server,
 }
 
 impl Service {
@@ -53,12 +46,8 @@ impl Service {
 
     fn spoken_to(address: &impl fmt::Display, certificates: Option<&Path>, way: Way) -> Result<Self, OpenError> {
         let address = address.to_string();
-        // Requests hold keys in the clear, and their headers tokens: a redirection is an answer like any other.
-        let client = HttpClient::new(Paced {
-            client: direct(&address, certificates, way)?,
-            pace: Pace::default(),
-        });
-        Ok(Self { address, client })
+        let server = Server::open(&address, certificates, way)?;
+        Ok(Self { address, server })
     }
 
     fn unreachable(&self, what: &str, why: impl fmt::Display) -> CustodyError {
@@ -68,37 +57,20 @@ impl Service {
         }
     }
 
-    /// The status and the body of the answer to a request. Bodies of errors are not to be passed on: they may repeat
-    /// what was sent.
+    /// As [`Server::answer`].
     async fn answer(&self, what: &str, request: HttpRequest) -> Result<(u16, Bytes), CustodyError> {
-        let answered = async {
-            let response = self.client.execute(request).await;
-            let response = response.map_err(|error| {
-                let why = format!("no answer came ({:?})", error.kind());
-                self.unreachable(what, why)
-            })?;
-            let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
-            let body = body.map_err(|_| self.unreachable(what, "the answer broke off, or is too long"))?;
-            Ok((status, body.to_bytes()))
-        };
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(answered) => answered,
-            Err(_) => Err(self.unreachable(what, "no answer came in time")),
-        }
+        let answered = self.server.answer(request, ANSWER_BYTES).await;
+        answered.map_err(|why| self.unreachable(what, why))
     }
 
-    /// What a provider of credentials gives, in time.
+    /// As [`Server::credentials`].
     async fn credentials<T>(
         &self,
         what: &str,
         provider: &dyn CredentialProvider<Credential = T>,
     ) -> Result<Arc<T>, CustodyError> {
-        match tokio::time::timeout(PATIENCE, provider.get_credential()).await {
-            Ok(Ok(credentials)) => Ok(credentials),
-            Ok(Err(_)) => Err(self.unreachable(what, "no credentials were found")),
-            Err(_) => Err(self.unreachable(what, "no credentials came in time")),
-        }
+        let given = self.server.credentials(provider).await;
+        given.map_err(|why| self.unreachable(what, why))
     }
 
     /// A request in JSON, for whoever holds `token`.
@@ -119,36 +91,6 @@ impl Service {
         token.set_sensitive(true);
         request.headers_mut().insert(AUTHORIZATION, token);
         Ok(request)
-    }
-}
-
-/// Waiting for what a service has promised and not done yet, with pauses that double.
-struct Settling {
-    until: Instant,
-    pause: Duration,
-}
-
-impl Settling {
-    const FIRST_PAUSE: Duration = Duration::from_millis(100);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-    fn within(time: Duration) -> Self {
-        Self {
-            until: Instant::now() + time,
-            pause: Self::FIRST_PAUSE,
-        }
-    }
-
-    /// Pauses, with a random part so that sites do not ask together; false once it has taken too long.
-    async fn goes_on(&mut self) -> bool {
-        if Instant::now() > self.until {
-            return false;
-        }
-        // Without randomness the pause is merely not spread.
-        let random = random_bytes::<1>().map_or(255, |[byte]| byte);
-        tokio::time::sleep(self.pause.mul_f64(0.5 + f64::from(random) / 510.0)).await;
-        self.pause = (self.pause * 2).min(Self::LONGEST_PAUSE);
-        true
     }
 }
 

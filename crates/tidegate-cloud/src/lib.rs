@@ -1,11 +1,12 @@
-//! Stores of public clouds behind the [`Store`](tidegate_contracts::Store) trait: Amazon S3 and whatever
-//! speaks its protocol, Google Cloud Storage, Azure Blob Storage.
+//! What clouds offer, behind the traits at the edges: stores (Amazon S3 and whatever speaks its protocol, Google Cloud
+//! Storage, Azure Blob Storage), custody of keys, and machines.
 //!
 //! - [`Address`] reads what stands below `store:` in the sites file: `s3://bucket/prefix`,
 //!   `gs://bucket/prefix`, `az://account/container/prefix`.
 //! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
 //! - [`Source`] reads what somebody else put into a bucket, for a dataset.
+//! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job.
 //! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
 //!   Amazon's Key Management Service, [`GoogleKmsCustody`] in Google's, [`KeyVaultCustody`] in Azure Key Vault.
 //!
@@ -15,6 +16,7 @@
 mod address;
 mod answer;
 mod client;
+mod compute;
 mod credentials;
 mod custody;
 mod failure;
@@ -25,6 +27,8 @@ mod source;
 mod store;
 
 pub use address::{Address, AddressError, Provider};
+pub use compute::amazon::{Ec2Driver, Ec2Settings};
+pub use compute::{InvalidMachine, ProgramShelf};
 pub use credentials::Environment;
 pub use custody::amazon::{KmsAddress, KmsCustody};
 pub use custody::azure::{KeyVaultAddress, KeyVaultCustody};

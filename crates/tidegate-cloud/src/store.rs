@@ -3,6 +3,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,10 +14,12 @@ use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+use url::Url;
 
 use crate::address::{Address, Provider};
 use crate::answer::watched;
@@ -41,6 +44,7 @@ pub struct CloudStore {
     address: Arc<Address>,
     pub(crate) objects: Arc<dyn ObjectStore>,
     pub(crate) pages: Arc<dyn PaginatedListStore>,
+    signer: Arc<dyn Signer>,
     /// Who asks for credentials of workers, where there is such a service.
     s3: Option<(Arc<AmazonS3>, HttpClient)>,
     /// The region that requests to S3 are signed for.
@@ -109,7 +113,7 @@ impl CloudStore {
         };
         let mut asking = None;
         let mut region = address.region.clone();
-        let (objects, pages): (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) = match address.provider {
+        let (objects, pages, signer): Sides = match address.provider {
             Provider::S3 => {
                 let http = watching.connect(&client).map_err(settings)?;
                 let environment = with_profile(environment).map_err(|why| OpenError::Settings {
@@ -132,7 +136,7 @@ impl CloudStore {
                 }
                 let store = Arc::new(builder.build().map_err(settings)?);
                 asking = Some((Arc::clone(&store), http));
-                (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
+                sides(store)
             }
             Provider::Google => {
                 let mut builder = credentials::google(GoogleCloudStorageBuilder::new(), environment)
@@ -143,7 +147,7 @@ impl CloudStore {
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_base_url(endpoint);
                 }
-                pair(builder.build().map_err(settings)?)
+                sides(Arc::new(builder.build().map_err(settings)?))
             }
             Provider::Azure => {
                 let mut builder = credentials::azure(MicrosoftAzureBuilder::new(), environment)
@@ -155,13 +159,14 @@ impl CloudStore {
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_endpoint(endpoint.to_owned());
                 }
-                pair(builder.build().map_err(settings)?)
+                sides(Arc::new(builder.build().map_err(settings)?))
             }
         };
         Ok(Self {
             address: Arc::new(address),
             objects,
             pages,
+            signer,
             s3: asking,
             region: region.as_deref().unwrap_or(credentials::USUAL_REGION).into(),
             pace,
@@ -188,6 +193,19 @@ impl CloudStore {
                 self.address
             ))),
         }
+    }
+
+    /// An address that reads one object and nothing else, for as long as `time`, without credentials.
+    ///
+    /// # Errors
+    /// When no credentials are found that could sign it.
+    pub(crate) async fn readable(&self, name: &ObjectName, time: Duration) -> Result<Url, StoreError> {
+        let what = || format!("signing an address for object `{name}`");
+        let path = self.path(name)?;
+        let signed = self
+            .call(&what, 0, self.signer.signed_url(http::Method::GET, &path, time))
+            .await;
+        signed.map_err(|failure| failure.or(&what))
     }
 
     /// Where it is.
@@ -236,9 +254,15 @@ impl CloudStore {
     }
 }
 
-fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>) {
-    let store = Arc::new(store);
-    (Arc::clone(&store) as Arc<dyn ObjectStore>, store)
+/// One store, by the three things that it is to the library.
+type Sides = (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>, Arc<dyn Signer>);
+
+fn sides<S: ObjectStore + PaginatedListStore + Signer>(store: Arc<S>) -> Sides {
+    (
+        Arc::clone(&store) as Arc<dyn ObjectStore>,
+        Arc::clone(&store) as Arc<dyn PaginatedListStore>,
+        store,
+    )
 }
 
 #[async_trait]

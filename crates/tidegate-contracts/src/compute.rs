@@ -25,6 +25,9 @@ pub struct JobRequest {
     pub environment: BTreeMap<String, String>,
     /// Who owns the job: what [`Compute::sweep`] compares.
     pub owner: String,
+    /// Whether its machine may be taken away, for a lower price. Where nothing is cheaper for that, it means nothing.
+    #[serde(default)]
+    pub spot: bool,
 }
 
 impl JobRequest {
@@ -58,8 +61,11 @@ pub enum JobState {
     Pending,
     /// Running.
     Running,
-    /// Ended with an exit code; `None` when a signal or the platform ended it.
+    /// Ended by itself, with an exit code where the platform knows it.
     Ended(Option<i32>),
+    /// Ended by something else before it was done: a signal, a machine that failed or was taken away. Says what, for a
+    /// person.
+    Lost(String),
     /// The platform does not know it: never started, or removed.
     Gone,
 }
@@ -100,8 +106,8 @@ pub enum ComputeError {
 /// - [`Compute::ensure`] with the same request gives the same running job, also after a crash between
 ///   request and answer; it never starts a second one that could be granted keys. Requests with the same
 ///   [`JobRequest::identity`] are the same.
-/// - [`Compute::observe`] tells the truth within seconds; a job that it called `Ended` or `Gone` never
-///   runs again.
+/// - [`Compute::observe`] tells the truth within seconds; a job that it called `Ended`, `Lost` or
+///   `Gone` never runs again.
 /// - [`Compute::delete`] ends the job and everything that it started; of what is gone it succeeds.
 /// - [`Compute::sweep`] finds every job with this owner and ends those not in `keep`.
 #[async_trait]

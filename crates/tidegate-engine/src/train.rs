@@ -183,7 +183,7 @@ impl Engine {
                 let outcome = self.fence(attempt, "not-started").await?;
                 tracing::warn!(run = %run.id, %site, %error, "worker not started");
                 let left = matches!(error, ComputeError::Transient { .. });
-                return self.ended(attempt, outcome, left);
+                return self.ended(attempt, explained(outcome, Some(&error.to_string())), left);
             }
         };
         let outcome = self.follow(attempt, &**compute, &handle).await?;
@@ -216,6 +216,7 @@ impl Engine {
             ticket: serde_json::to_string(&ticket).while_(making)?,
             environment: BTreeMap::new(),
             owner: self.owner.clone(),
+            spot: self.pipeline.train.resources.use_spot,
         })
     }
 
@@ -234,6 +235,7 @@ impl Engine {
         );
         tokio::pin!(asked);
         let (mut ended, mut gone) = (None, None);
+        let mut reason = None;
         loop {
             tokio::select! {
                 reply = &mut asked => {
@@ -246,13 +248,18 @@ impl Engine {
             }
             let now = tokio::time::Instant::now();
             (ended, gone) = match compute.observe(handle).await {
-                Ok(JobState::Ended(Some(_))) => (ended.or(Some(now)), None),
-                Ok(JobState::Ended(None) | JobState::Gone) => (None, gone.or(Some(now))),
+                Ok(JobState::Ended(_)) => (ended.or(Some(now)), None),
+                Ok(JobState::Lost(why)) => {
+                    reason = Some(why);
+                    (None, gone.or(Some(now)))
+                }
+                Ok(JobState::Gone) => (None, gone.or(Some(now))),
                 Ok(JobState::Pending | JobState::Running) | Err(_) => (None, None),
             };
             let since = |moment: Option<tokio::time::Instant>| moment.map_or(Duration::ZERO, |moment| now - moment);
             if since(ended) >= ENDED_FOR || since(gone) >= GONE_FOR {
-                return self.fence(attempt, "lost").await;
+                let outcome = self.fence(attempt, "lost").await?;
+                return Ok(explained(outcome, reason.as_deref()));
             }
         }
     }
@@ -332,6 +339,16 @@ impl Engine {
             self.ended(&job.attempt, outcome, unswept.contains(&job.site))?;
         }
         Ok(())
+    }
+}
+
+/// How an attempt ended, with what the driver said of it where it was fenced: the keeper knows a word alone.
+fn explained(outcome: AttemptOutcome, reason: Option<&str>) -> AttemptOutcome {
+    match (outcome, reason) {
+        (AttemptOutcome::Fenced { why }, Some(reason)) => AttemptOutcome::Fenced {
+            why: format!("{why}: {reason}"),
+        },
+        (outcome, _) => outcome,
     }
 }
 

@@ -321,6 +321,7 @@ impl Compute for SshDriver {
             HostAnswer::Pending => Ok(JobState::Pending),
             HostAnswer::Running => Ok(JobState::Running),
             HostAnswer::Ended(code) => Ok(JobState::Ended(code)),
+            HostAnswer::Lost(why) => Ok(JobState::Lost(why)),
             HostAnswer::Gone => Ok(JobState::Gone),
             _ => Err(strange(&what)),
         }

@@ -16,6 +16,7 @@
 
 mod cli;
 mod commands;
+mod drivers;
 mod failure;
 mod infer;
 mod keeper_process;

@@ -13,6 +13,7 @@ use tidegate_types::files::{
 use tidegate_types::ids::SiteName;
 use tidegate_types::keeper::PipelineText;
 
+use crate::drivers;
 use crate::failure::{Failure, While};
 use crate::layout::Layout;
 use crate::stores;
@@ -109,6 +110,13 @@ impl Project {
                 text: &sites_source,
             },
         );
+        faults.extend(drivers::faults(
+            &sites,
+            &SourceText {
+                file: &sites_name,
+                text: &sites_source,
+            },
+        ));
         faults.extend(stores::source_faults(
             &catalog,
             &SourceText {

@@ -14,7 +14,6 @@ use tidegate_cloud::{
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
 use tidegate_seal::random::random_bytes;
-use tidegate_ssh::Hosts;
 use tidegate_transfer::patiently;
 use tidegate_types::files::sites::{Site, TransferRules};
 use tidegate_types::files::{Catalog, FileError, Sites, SourceText};
@@ -327,29 +326,6 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 help,
             ));
         }
-        if let Some(offer) = site.compute.as_ref().filter(|offer| offer.driver == "ssh") {
-            let any = ["any".to_owned()];
-            let named = offer
-                .hosts
-                .iter()
-                .map(|host| (host, Hosts::new(std::slice::from_ref(host), None, None)));
-            let folder = offer
-                .folder
-                .iter()
-                .map(|folder| (folder, Hosts::new(&any, None, Some(folder))));
-            for (text, error) in named
-                .chain(folder)
-                .filter_map(|(text, hosts)| Some((text, hosts.err()?)))
-            {
-                let message = format!("the compute of site `{name}`: {error}");
-                faults.push(fault(
-                    source,
-                    text,
-                    message,
-                    "write for example `hosts: [gpu-1, ml@gpu-2]`",
-                ));
-            }
-        }
         let custody = site.custody.as_deref().unwrap_or_default();
         let wrong = match custody.split_once(':') {
             Some(("vault", _)) => custody
@@ -398,7 +374,7 @@ pub(crate) fn source_faults(catalog: &Catalog, text: &SourceText<'_>) -> Vec<Fil
 }
 
 /// An error where `text` stands in the file.
-fn fault(source: &SourceText<'_>, text: &str, message: String, help: &str) -> FileError {
+pub(crate) fn fault(source: &SourceText<'_>, text: &str, message: String, help: &str) -> FileError {
     let found = source.text.lines().enumerate().find_map(|(number, line)| {
         let column = line.find(text)?;
         Some((number, line.get(..column)?.chars().count(), line))

@@ -12,6 +12,7 @@
 )]
 
 mod conformance;
+mod machines;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;

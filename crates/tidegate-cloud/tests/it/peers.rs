@@ -366,3 +366,68 @@ pub(crate) fn entra(peer: &Peer, secret: &str) -> [(&'static str, String); 4] {
         ("AZURE_AUTHORITY_HOST", format!("http://127.0.0.1:{}", peer.port())),
     ]
 }
+
+/// EC2 whose machines work, for credentials that may do what `policy` allows. None where it is not installed.
+pub(crate) struct Machines {
+    pub(crate) peer: Peer,
+    /// An image, and the networks of two zones.
+    pub(crate) image: String,
+    pub(crate) networks: [String; 2],
+    pub(crate) zones: [String; 2],
+}
+
+/// Amazon's EC2, for credentials that may do what `policy` allows.
+pub(crate) fn ec2(policy: &str) -> Option<Machines> {
+    peers()?;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.json");
+    std::fs::write(&file, policy).unwrap();
+    let arguments = [folder.path().to_owned(), file].map(|path| path.display().to_string());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let peer = published("ec2.py", folder, &arguments)?;
+    let told = python(&format!(
+        r#"
+import boto3
+ec2 = boto3.client("ec2", endpoint_url="http://127.0.0.1:{}", region_name="eu-central-1",
+    aws_access_key_id="AKSETUP", aws_secret_access_key="SKSETUP")
+subnets = sorted(ec2.describe_subnets()["Subnets"], key=lambda one: one["AvailabilityZone"])[:2]
+print(ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"], *[one["SubnetId"] for one in subnets],
+    *[one["AvailabilityZone"] for one in subnets])
+"#,
+        peer.port()
+    ));
+    let words: Vec<String> = told.split_whitespace().map(str::to_owned).collect();
+    let [image, first, second, zone, other] = words.try_into().unwrap();
+    Some(Machines {
+        peer,
+        image,
+        networks: [first, second],
+        zones: [zone, other],
+    })
+}
+
+impl Machines {
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer.port())
+    }
+
+    /// Asks the cloud itself, or steers it.
+    pub(crate) fn tell(&self, path: &str) -> serde_json::Value {
+        let script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())";
+        let url = format!("{}/peer/{path}", self.endpoint());
+        let output = Command::new("python3").args(["-c", script, &url]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// States of all machines that there ever were for a job.
+    pub(crate) fn states(&self, job: &str) -> Vec<String> {
+        let machines = self.tell("machines");
+        let of_job = machines
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["tags"]["tidegate:job"] == job);
+        of_job.map(|one| one["state"].as_str().unwrap().to_owned()).collect()
+    }
+}

@@ -62,7 +62,10 @@ impl FakeCompute {
         if let Some(job) = locked(&self.jobs).get_mut(id)
             && matches!(job.state, JobState::Pending | JobState::Running)
         {
-            job.state = JobState::Ended(exit_code);
+            job.state = match exit_code {
+                Some(_) => JobState::Ended(exit_code),
+                None => JobState::Lost("a signal ended it".to_owned()),
+            };
         }
     }
 

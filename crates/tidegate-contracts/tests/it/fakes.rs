@@ -48,6 +48,7 @@ async fn fake_compute_conforms() {
         ends: &|code, _| vec![code.to_string()],
         runs: vec!["runs".to_owned()],
         patience: Duration::from_secs(5),
+        knows_exit_codes: true,
     };
     conformance::compute(&subject).await.unwrap();
 }

@@ -55,6 +55,14 @@ impl From<io::Error> for Refused {
     }
 }
 
+/// The state of a job that ended; without a code a signal ended it, or the machine.
+fn state_of(code: Option<i32>) -> JobState {
+    match code {
+        Some(_) => JobState::Ended(code),
+        None => JobState::Lost("a signal ended it, or the machine was started again".to_owned()),
+    }
+}
+
 /// What `ended` holds.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -252,7 +260,7 @@ impl Job {
         }
         if let Some(content) = self.read("ended")? {
             let ended: Ended = serde_json::from_slice(&content)?;
-            return Ok(JobState::Ended(ended.code));
+            return Ok(state_of(ended.code));
         }
         // In this order: who has died after this line has written its exit code before the next.
         let lives = self.lives()?;
@@ -270,7 +278,7 @@ impl Job {
                 }
                 let content = serde_json::to_vec(&Ended { code })?;
                 disk::replace(&self.folder.join("ended"), &content)?;
-                Ok(JobState::Ended(code))
+                Ok(state_of(code))
             }
         }
     }

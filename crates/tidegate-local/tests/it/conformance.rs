@@ -61,6 +61,7 @@ async fn process_driver() {
         },
         runs: ["/bin/sh", "-c", "sleep 1000 & wait"].map(str::to_owned).to_vec(),
         patience: Duration::from_secs(20),
+        knows_exit_codes: true,
     })
     .await;
     assert_eq!(verdict, Ok(()));

@@ -41,6 +41,7 @@ fn site() -> impl Strategy<Value = Site> {
         hosts: Vec::new(),
         ssh_config: None,
         folder: None,
+        machine: None,
         cpus,
         memory: ByteSize(gib << 30),
         price: price.map(HourPrice),

@@ -104,7 +104,7 @@ pub struct TransferRules {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeOffer {
-    /// What starts jobs: `process` (embedded), or `ssh`.
+    /// What starts jobs: `process` (embedded), `ssh` or `ec2`.
     pub driver: String,
     /// The machines of the driver `ssh`, as the system's `ssh` is told them: `NAME` or `USER@NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -115,6 +115,9 @@ pub struct ComputeOffer {
     /// Where the driver `ssh` keeps everything on each of its machines: `.tidegate` in the home of the user there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
+    /// The machine that the driver `ec2` starts for each job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// Processors of a job at the most.
     pub cpus: u32,
     /// Memory of a job at the most.
@@ -125,6 +128,34 @@ pub struct ComputeOffer {
     /// What an hour costs when the machine may be taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spot_price: Option<HourPrice>,
+}
+
+/// A machine that a cloud starts for one job, and removes after it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Where: `eu-central-1`.
+    pub region: String,
+    /// What it boots: `ami-…`. It needs cloud-init, `curl` and what the job's command needs.
+    pub image: String,
+    /// Its kind: `m7i.xlarge`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Networks that it may be in: `subnet-…`. Tried in turn where there is no room, the cheapest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// What may reach it, and what it may reach: `sg-…`. Nobody needs to reach it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<String>,
+    /// The rights that the machine itself has: name or ARN of an instance profile. It needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The server that starts machines, in place of the cloud's own: `https://…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// A file of certificate authorities beside this one, whom that server may be vouched for by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<String>,
 }
 
 /// Where jobs may use the network.

@@ -32,6 +32,11 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("driver: process", "driver: proces"),
         ("driver: process", "driver: ssh"),
         ("driver: process", "driver: ssh, hosts: [gpu-1]"),
+        ("driver: process", "driver: ec2"),
+        (
+            "driver: process",
+            "driver: ec2, hosts: [gpu-1], machine: {region: eu-central-1, image: ami-1, type: m7i.large}",
+        ),
         (
             "driver: process",
             "driver: process, hosts: [gpu-1], ssh_config: config, folder: jobs",

@@ -11,6 +11,7 @@ use tidegate_types::files::write_catalog;
 use tidegate_types::ids::{DatasetName, SiteName};
 
 use crate::cli::Format;
+use crate::drivers::{self, MachineTrial};
 use crate::failure::{Failure, While};
 use crate::project::Project;
 use crate::show;
@@ -119,6 +120,7 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
         (None, None)
     };
     let trials = stores::try_all(project).await?;
+    let machines = drivers::try_all(project).await?;
     if format == Format::Json {
         show::json(&serde_json::json!({
             "datasets": project.catalog.datasets.len(),
@@ -129,6 +131,7 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
             "warnings": rehearsal.as_ref().map(|rehearsal| &rehearsal.labels.warnings),
             "custody": custody,
             "stores": trials,
+            "machines": machines,
         }))?;
     } else {
         show::line(&format!(
@@ -161,6 +164,9 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
         for trial in &trials {
             describe(trial)?;
         }
+        for trial in &machines {
+            describe_machines(trial)?;
+        }
     }
     if let Some(trial) = custody.filter(|trial| trial.fault.is_some()) {
         let why = format!(
@@ -174,13 +180,19 @@ pub(crate) async fn check(project: &Project, source_is_here: bool, format: Forma
         .filter(|trial| !trial.faults.is_empty())
         .map(|trial| trial.site.as_str())
         .collect();
-    if broken.is_empty() {
-        return Ok(());
+    if !broken.is_empty() {
+        return Err(Failure::failed(
+            "trying the stores",
+            format!("what a run does there does not work at {}", broken.join(", ")),
+        ));
     }
-    Err(Failure::failed(
-        "trying the stores",
-        format!("what a run does there does not work at {}", broken.join(", ")),
-    ))
+    match machines.iter().find(|trial| trial.fault.is_some()) {
+        None => Ok(()),
+        Some(trial) => Err(Failure::failed(
+            "trying to start machines",
+            format!("site {} would start none; see docs/clouds.md", trial.site),
+        )),
+    }
 }
 
 /// The query on every row, under keys that are forgotten afterwards.
@@ -218,6 +230,18 @@ fn describe(trial: &Trial) -> Result<(), Failure> {
     show::line(&format!("Site {}: the store {} does not:", trial.site, trial.store))?;
     for fault in &trial.faults {
         show::line(&format!("  {fault}"))?;
+    }
+    match &trial.grant {
+        Some(grant) => show::line(&format!("What its credentials need, and no more:\n{grant}")),
+        None => Ok(()),
+    }
+}
+
+fn describe_machines(trial: &MachineTrial) -> Result<(), Failure> {
+    let site = &trial.site;
+    match &trial.fault {
+        None => show::line(&format!("Site {site}: its machines can be started."))?,
+        Some(fault) => show::line(&format!("Site {site}: its machines cannot be started:\n  {fault}"))?,
     }
     match &trial.grant {
         Some(grant) => show::line(&format!("What its credentials need, and no more:\n{grant}")),

@@ -1,22 +1,17 @@
 //! `plan` and `run`.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::Path;
 use std::sync::Arc;
 
-use tidegate_contracts::compute::Compute;
 use tidegate_contracts::later::Later;
 use tidegate_engine::{ControlKey, Engine, EngineError, Progress, Setup, WorkerProgram};
-use tidegate_local::{FolderStore, ProcessDriver, SqliteJournal};
+use tidegate_local::{FolderStore, SqliteJournal};
 use tidegate_plan::Step;
-use tidegate_ssh::{Hosts, SshDriver};
-use tidegate_types::digest::Digest;
-use tidegate_types::files::sites::SiteKind;
 use tidegate_types::ids::SiteName;
 use tidegate_types::refusal::Refusal;
 
 use crate::cli::{Format, Until};
+use crate::drivers;
 use crate::failure::{Failure, While};
 use crate::keeper_process::{EmbeddedKeeper, lock, program_memory, this_program, try_lock};
 use crate::project::{Project, State, now};
@@ -239,7 +234,7 @@ impl Session {
             key: Arc::new(ControlKey::open(&layout.control_key())?),
             ledger_folder: layout.ledger(),
             mailbox: Arc::new(FolderStore::open_mailbox(layout.mailbox(&home)).while_(opening)?),
-            compute: drivers(project, &program, &digest)?,
+            compute: drivers::open(project, &program, &digest)?,
             stores: Arc::new(SiteStores::of(project)),
             worker: WorkerProgram {
                 command: vec![
@@ -293,33 +288,4 @@ impl Session {
             keeper.stop().await;
         }
     }
-}
-
-/// A driver for every site that has compute. Jobs on a private site are driven from the control
-/// plane's own folder, so that the private folder stays the keeper's alone.
-fn drivers(
-    project: &Project,
-    program: &Path,
-    digest: &Later<Result<Digest, String>>,
-) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Failure> {
-    let opening = "opening a driver";
-    let mut drivers: BTreeMap<SiteName, Arc<dyn Compute>> = BTreeMap::new();
-    for (name, site) in &project.sites.sites {
-        let Some(offer) = &site.compute else { continue };
-        if offer.driver == "ssh" {
-            let config = offer.ssh_config.as_ref().map(|file| project.sites_folder.join(file));
-            let hosts = Hosts::new(&offer.hosts, config, offer.folder.as_deref()).while_(opening)?;
-            let driver = SshDriver::new(hosts, program.to_owned(), digest.clone());
-            drivers.insert(name.clone(), Arc::new(driver));
-            continue;
-        }
-        let folder = if site.kind == SiteKind::Private {
-            project.layout.control().join("compute").join(name.as_str())
-        } else {
-            project.layout.site(name).join("compute")
-        };
-        let driver = ProcessDriver::open(folder).while_(opening)?;
-        drivers.insert(name.clone(), Arc::new(driver));
-    }
-    Ok(drivers)
 }

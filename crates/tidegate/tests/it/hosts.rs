@@ -106,6 +106,7 @@ async fn machines_reached_by_ssh_are_a_compute() {
         },
         runs: ["/bin/sh", "-c", "sleep 1000 & wait"].map(str::to_owned).to_vec(),
         patience: Duration::from_secs(60),
+        knows_exit_codes: true,
     })
     .await;
     assert_eq!(verdict, Ok(()));

@@ -18,6 +18,7 @@ mod hosts;
 mod journey;
 mod keys;
 mod kills;
+mod machines;
 #[path = "../../../tidegate-cloud/tests/it/peers.rs"]
 #[allow(dead_code, reason = "some of it serves the tests of stores alone")]
 mod peers;

@@ -11,7 +11,7 @@ const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
 const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms:", "key-vault:"];
 /// Drivers that this version has.
-const DRIVERS: [&str; 2] = ["process", "ssh"];
+const DRIVERS: [&str; 3] = ["process", "ssh", "ec2"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -76,21 +76,44 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             let help = suggest(&compute.driver, "known drivers", DRIVERS);
             findings.value(&at("driver"), format!("driver `{}` is not known", compute.driver), help);
         }
-        let of_ssh = [
-            ("hosts", !compute.hosts.is_empty()),
-            ("ssh_config", compute.ssh_config.is_some()),
-            ("folder", compute.folder.is_some()),
+        let of_one = [
+            ("hosts", "ssh", !compute.hosts.is_empty()),
+            ("ssh_config", "ssh", compute.ssh_config.is_some()),
+            ("folder", "ssh", compute.folder.is_some()),
+            ("machine", "ec2", compute.machine.is_some()),
         ];
-        if compute.driver != "ssh" {
-            for (key, _) in of_ssh.iter().filter(|(_, written)| *written) {
-                findings.key(&at(key), format!("`{key}` is of the driver `ssh` alone"), "remove it");
+        for (key, driver, _) in of_one
+            .iter()
+            .filter(|(_, driver, written)| *written && compute.driver != *driver)
+        {
+            findings.key(
+                &at(key),
+                format!("`{key}` is of the driver `{driver}` alone"),
+                "remove it",
+            );
+        }
+        let needed = match compute.driver.as_str() {
+            "ssh" if compute.hosts.is_empty() => Some(("hosts", "write for example `hosts: [gpu-1, ml@gpu-2]`")),
+            "ec2" if compute.machine.is_none() => {
+                let help = "write for example `machine: {region: eu-central-1, image: ami-…, type: m7i.xlarge}`";
+                Some(("machine", help))
             }
-        } else if compute.hosts.is_empty() {
-            let help = "write for example `hosts: [gpu-1, ml@gpu-2]`";
-            findings.value(&at("driver"), "the driver `ssh` needs machines", help);
-        } else if site.store.starts_with("folder:") {
+            _ => None,
+        };
+        if let Some((key, help)) = needed {
+            findings.value(
+                &at("driver"),
+                format!("the driver `{}` needs `{key}`", compute.driver),
+                help,
+            );
+        }
+        let elsewhere = DRIVERS.contains(&compute.driver.as_str()) && compute.driver != "process";
+        if elsewhere && site.store.starts_with("folder:") {
             let help = "use a store of a cloud, such as `s3://bucket/prefix?role=…`";
-            let message = "the machines of the driver `ssh` do not reach a folder of this one";
+            let message = format!(
+                "the machines of the driver `{}` do not reach a folder of this one",
+                compute.driver
+            );
             findings.value(&["sites", name, "store"], message, help);
         }
         if compute.cpus == 0 {

@@ -1,0 +1,181 @@
+//! The same pipeline where training runs on machines of EC2, started for it and ended after it: moto with what it leaves
+//! out, whose machines are processes here, and SeaweedFS as the site's store.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tidegate_cloud::Ec2Settings;
+
+use crate::clouds::{ADMIN, hospital_at};
+use crate::fixture::{Hospital, files};
+use crate::peers::{Machines, Peer, ec2, make_open_bucket, open_seaweed};
+
+const PROCESS: &str = "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
+
+/// A hospital whose cloud starts machines.
+fn hospital_with(store: &Peer, machines: &Machines) -> Hospital {
+    make_open_bucket(store, "tidegate");
+    let at = |site: &str| {
+        let port = store.port();
+        format!("s3://tidegate/st-mary/{site}?endpoint=http://127.0.0.1:{port}&region=us-east-1")
+    };
+    let hospital = hospital_at(&at("cloud"), &at("ward"));
+    hospital.edit("sites.yaml", PROCESS, &compute(machines, &machines.image));
+    hospital
+}
+
+fn compute(machines: &Machines, image: &str) -> String {
+    format!(
+        "compute:\n      driver: ec2\n      cpus: 2\n      memory: 2 GiB\n      price: 0.10 USD/h\n      \
+         spot_price: 0.04 USD/h\n      machine: {{region: eu-central-1, image: {image}, type: m7i.large, \
+         networks: [{}], endpoint: \"{}\"}}",
+        machines.networks.join(", "),
+        machines.endpoint()
+    )
+}
+
+/// What the training's machines became, in the order of their start.
+fn trained(machines: &Machines) -> Vec<Value> {
+    let all = machines.tell("machines");
+    all.as_array().unwrap().clone()
+}
+
+#[test]
+fn a_pipeline_trains_on_a_machine_that_is_started_for_it() {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    let tidegate = |arguments: &[&str], secret: &str| {
+        let mut command = hospital.command(arguments);
+        command
+            .envs(ADMIN)
+            .env("AWS_SECRET_ACCESS_KEY", secret)
+            .env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!told.contains("SKADMIN"), "{told}");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), told)
+    };
+    let (code, checked, told) = tidegate(&["check"], "SKADMIN");
+    assert_eq!(code, Some(0), "{checked}{told}");
+    assert!(
+        checked.contains("Site cloud: its machines can be started."),
+        "{checked}"
+    );
+    assert!(trained(&machines).is_empty(), "a check starts nothing");
+    let run = || {
+        let (code, summary, told) = tidegate(&["run", "--yes", "--format", "json"], "SKADMIN");
+        assert_eq!(code, Some(0), "{told}");
+        serde_json::from_str::<Value>(&summary).unwrap()
+    };
+    let summary = run();
+    assert_eq!(summary["status"], "done");
+    assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
+    // One machine, ended, whose secrets are in no file but those of the machine itself.
+    let there = trained(&machines);
+    let states: Vec<_> = there.iter().map(|one| one["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["terminated"]);
+    let id = there[0]["id"].as_str().unwrap();
+    let console = std::fs::read_to_string(machines.peer.folder().join(id).join("console")).unwrap();
+    assert!(console.contains("tidegate: the program is here after"), "{console}");
+    let ticket_part = "\"secret\"";
+    for file in files(&hospital.state()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!holds("SKADMIN"), "{} holds the key of the store", file.display());
+    }
+    assert!(
+        !console.contains(ticket_part) && !console.contains("X-Amz-Signature"),
+        "{console}"
+    );
+    assert_eq!(run()["reused"].as_array().unwrap().len(), 7);
+    assert_eq!(trained(&machines).len(), 1, "what is done needs no machine");
+
+    // Where machines cannot be started, it is told before anything runs, with what would help.
+    hospital.edit("sites.yaml", &machines.image, "ami-00000000");
+    let (code, checked, _) = tidegate(&["check"], "SKADMIN");
+    assert_eq!(code, Some(1), "{checked}");
+    assert!(
+        checked.contains("Site cloud: its machines cannot be started:"),
+        "{checked}"
+    );
+    assert!(checked.contains("\"ec2:RunInstances\""), "{checked}");
+}
+
+/// A child that is ended with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn training_goes_on_elsewhere_when_the_cloud_takes_its_machine_back() {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    hospital.edit("tidegate.yaml", "{infra: cloud}", "{infra: cloud, use_spot: true}");
+    let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
+    command.envs(ADMIN).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run = Running(command.spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(120);
+    let first = loop {
+        if let Some(machine) = trained(&machines).into_iter().next() {
+            break machine;
+        }
+        assert!(
+            run.0.try_wait().unwrap().is_none() && Instant::now() < until,
+            "no machine was started"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(first["spot"], true);
+    machines.tell(&format!("interrupt?machine={}", first["id"].as_str().unwrap()));
+    let mut told = String::new();
+    std::io::Read::read_to_string(run.0.stderr.as_mut().unwrap(), &mut told).unwrap();
+    let mut summary = String::new();
+    std::io::Read::read_to_string(run.0.stdout.as_mut().unwrap(), &mut summary).unwrap();
+    assert!(run.0.wait().unwrap().success(), "{told}");
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["status"], "done");
+    assert!(told.contains("the cloud took the spot machine"), "{told}");
+    let states: Vec<_> = trained(&machines).iter().map(|one| one["state"].clone()).collect();
+    assert_eq!(states, ["terminated", "terminated"]);
+}
+
+#[test]
+fn the_examples_of_sites_fit_the_example_of_a_pipeline() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let sites = files(&examples.join("sites")).into_iter();
+    let sites: Vec<_> = sites
+        .filter(|file| file.extension().is_some_and(|end| end == "yaml"))
+        .collect();
+    assert!(!sites.is_empty());
+    for site in sites {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files(&examples.join("hospital")) {
+            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+        std::fs::copy(&site, folder.path().join("sites.yaml")).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(["plan", "tidegate.yaml", "--format", "json"])
+            .current_dir(folder.path())
+            .env_remove("TIDEGATE_HOME")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            site.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.contains("\"cloud\""), "{}: {told}", site.display());
+    }
+}
