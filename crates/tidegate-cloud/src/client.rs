@@ -85,16 +85,16 @@ impl Server {
         Ok(Self { client })
     }
 
-    /// The status and the body, of `most` bytes, of the answer to a request; or why there is none. Bodies of errors are
-    /// not to be passed on: they may repeat what was sent.
-    pub(crate) async fn answer(&self, request: HttpRequest, most: usize) -> Result<(u16, Bytes), String> {
+    /// The answer to a request, with at most `most` bytes; or why there is none. Bodies of errors are not to be passed on:
+    /// they may repeat what was sent.
+    pub(crate) async fn answer(&self, request: HttpRequest, most: usize) -> Result<http::Response<Bytes>, String> {
         let answered = async {
             let response = self.client.execute(request).await;
             let response = response.map_err(|error| format!("no answer came ({:?})", error.kind()))?;
-            let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), most).collect().await;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, most).collect().await;
             let body = body.map_err(|_| "the answer broke off, or is too long".to_owned())?;
-            Ok((status, body.to_bytes()))
+            Ok(http::Response::from_parts(parts, body.to_bytes()))
         };
         let answered = tokio::time::timeout(PATIENCE, answered).await;
         answered.unwrap_or_else(|_| Err("no answer came in time".to_owned()))

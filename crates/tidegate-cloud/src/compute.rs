@@ -9,11 +9,21 @@
 //! The user-data holds the ticket, which is worthless after its hello, and an address that reads the program and nothing
 //! else. Nothing has to reach the machine, and nobody can log in there.
 
+use std::fmt;
+use std::io;
+
+use tidegate_contracts::ComputeError;
+use tidegate_seal::digest::sha256;
+
 pub(crate) mod amazon;
 mod boot;
+pub(crate) mod openstack;
 mod shelf;
 
 pub use shelf::ProgramShelf;
+
+/// The longest part of a service's own words that is shown.
+const TOLD: usize = 200;
 
 /// Why settings of a machine cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,5 +45,53 @@ impl InvalidMachine {
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
+    }
+}
+
+/// What all machines of an owner have in common: plain, where filters take some signs for patterns.
+fn owner_tag(owner: &str) -> String {
+    sha256(owner.as_bytes()).to_hex().chars().take(32).collect()
+}
+
+/// What of a service's own words is shown.
+fn told(words: &str) -> String {
+    words.chars().filter(|one| !one.is_control()).take(TOLD).collect()
+}
+
+/// Why a request to a cloud did not do what it asked for.
+#[derive(Debug)]
+enum Failure {
+    /// There is no room; elsewhere, or later, there may be.
+    Capacity(String),
+    /// The service's word for what is wrong, and its own words where they say nothing about who asked.
+    Refused { code: String, why: String },
+    /// Something that may pass.
+    Passing(io::Error),
+}
+
+impl Failure {
+    fn passing(why: impl Into<String>) -> Self {
+        Self::Passing(io::Error::other(why.into()))
+    }
+
+    /// Whether the service said one of these words.
+    fn is(&self, codes: &[&str]) -> bool {
+        matches!(self, Self::Refused { code, .. } if codes.contains(&code.as_str()))
+    }
+
+    /// What it means to whoever asked for job `id` at `cloud`.
+    fn into_error(self, cloud: &impl fmt::Display, what: impl Into<String>, id: &str) -> ComputeError {
+        let id = id.to_owned();
+        match self {
+            Self::Capacity(why) => ComputeError::Capacity { id, why },
+            Self::Refused { code, why } => ComputeError::Invalid {
+                id,
+                why: format!("{cloud} refused it: {code}: {why}"),
+            },
+            Self::Passing(source) => ComputeError::Transient {
+                what: format!("{} by {cloud}", what.into()),
+                source,
+            },
+        }
     }
 }

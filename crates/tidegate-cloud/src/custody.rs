@@ -57,10 +57,11 @@ impl Service {
         }
     }
 
-    /// As [`Server::answer`].
+    /// Status and body of the answer to a request, as [`Server::answer`].
     async fn answer(&self, what: &str, request: HttpRequest) -> Result<(u16, Bytes), CustodyError> {
         let answered = self.server.answer(request, ANSWER_BYTES).await;
-        answered.map_err(|why| self.unreachable(what, why))
+        let answered = answered.map_err(|why| self.unreachable(what, why))?;
+        Ok((answered.status().as_u16(), answered.into_body()))
     }
 
     /// As [`Server::credentials`].

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tidegate_cloud::{CloudStore, Ec2Driver, Ec2Settings, ProgramShelf};
+use tidegate_cloud::{CloudStore, Ec2Driver, Ec2Settings, OpenStackDriver, OpenStackSettings, ProgramShelf};
 use tidegate_contracts::Compute;
 use tidegate_contracts::later::Later;
 use tidegate_local::ProcessDriver;
@@ -31,7 +31,8 @@ pub(crate) fn open(
         let Some(offer) = &site.compute else { continue };
         let driver: Arc<dyn Compute> = match offer.driver.as_str() {
             "ssh" => ssh(project, offer, program, digest)?,
-            "ec2" => ec2(project, name, offer, program, digest)?,
+            "ec2" => Arc::new(ec2(project, offer, shelf(project, name, program, digest)?)?),
+            "openstack" => Arc::new(openstack(project, offer, shelf(project, name, program, digest)?)?),
             _ => {
                 let folder = if site.kind == SiteKind::Private {
                     project.layout.control().join("compute").join(name.as_str())
@@ -59,22 +60,27 @@ fn ssh(
     Ok(Arc::new(SshDriver::new(hosts, program.to_owned(), digest.clone())))
 }
 
-fn ec2(
+/// Where machines of a site find the program.
+fn shelf(
     project: &Project,
     site: &SiteName,
-    offer: &ComputeOffer,
     program: &Path,
     digest: &Later<Result<Digest, String>>,
-) -> Result<Arc<Ec2Driver>, Failure> {
+) -> Result<ProgramShelf, Failure> {
+    let address = project.store_address(site).parse().while_(OPENING)?;
+    let store = CloudStore::open(address, &environment()).while_(OPENING)?;
+    Ok(ProgramShelf::new(store, program.to_owned(), digest.clone()))
+}
+
+fn ec2(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Result<Ec2Driver, Failure> {
     let machine = offer.machine.clone().unwrap_or_default();
     let settings = Ec2Settings::new(&machine, &project.sites_folder).while_(OPENING)?;
-    let address = project.store_address(site).parse().while_(OPENING)?;
-    let environment = environment();
-    let store = CloudStore::open(address, &environment).while_(OPENING)?;
-    let shelf = ProgramShelf::new(store, program.to_owned(), digest.clone());
-    Ok(Arc::new(
-        Ec2Driver::open(settings, shelf, &environment).while_(OPENING)?,
-    ))
+    Ec2Driver::open(settings, shelf, &environment()).while_(OPENING)
+}
+
+fn openstack(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Result<OpenStackDriver, Failure> {
+    let settings = OpenStackSettings::new(offer, &project.sites_folder).while_(OPENING)?;
+    OpenStackDriver::open(settings, shelf, &environment()).while_(OPENING)
 }
 
 /// What came of trying to start machines.
@@ -91,16 +97,32 @@ pub(crate) struct MachineTrial {
 pub(crate) async fn try_all(project: &Project) -> Result<Vec<MachineTrial>, Failure> {
     let mut trials = Vec::new();
     for (name, site) in &project.sites.sites {
-        let Some(offer) = site.compute.as_ref().filter(|offer| offer.driver == "ec2") else {
-            continue;
+        let Some(offer) = &site.compute else { continue };
+        let shelf = || {
+            shelf(
+                project,
+                name,
+                Path::new(""),
+                &Later::from(Err("nobody needs it".to_owned())),
+            )
         };
-        let nobody = Later::from(Err("nobody needs it".to_owned()));
-        let driver = ec2(project, name, offer, Path::new(""), &nobody)?;
-        let fault = driver.try_out(project.pipeline.train.resources.use_spot).await.err();
+        let (tried, grant) = match offer.driver.as_str() {
+            "ec2" => {
+                let driver = ec2(project, offer, shelf()?)?;
+                let spot = project.pipeline.train.resources.use_spot;
+                (driver.try_out(spot).await, Ec2Settings::needed_grant())
+            }
+            "openstack" => {
+                let driver = openstack(project, offer, shelf()?)?;
+                (driver.try_out().await, OpenStackSettings::needed_grant())
+            }
+            _ => continue,
+        };
+        let fault = tried.err().map(|error| error.to_string());
         trials.push(MachineTrial {
             site: name.to_string(),
-            grant: fault.as_ref().map(|_| Ec2Settings::needed_grant()),
-            fault: fault.map(|error| error.to_string()),
+            grant: fault.as_ref().map(|_| grant),
+            fault,
         });
     }
     Ok(trials)
@@ -126,10 +148,13 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
                 add(folder, error.to_string(), "write for example `folder: /srv/tidegate`");
             }
         }
-        for machine in offer.machine.iter().filter(|_| offer.driver == "ec2") {
-            if let Err(error) = Ec2Settings::new(machine, Path::new("")) {
-                add(error.what(), error.to_string(), "see docs/clouds.md");
-            }
+        let wrong = match (&offer.machine, offer.driver.as_str()) {
+            (Some(machine), "ec2") => Ec2Settings::new(machine, Path::new("")).err(),
+            (Some(_), "openstack") => OpenStackSettings::new(offer, Path::new("")).err(),
+            _ => None,
+        };
+        if let Some(error) = wrong {
+            add(error.what(), error.to_string(), "see docs/clouds.md");
         }
     }
     faults

@@ -2,22 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Write;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use serde::de::IgnoredAny;
 use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::boot;
 use super::shelf::ProgramShelf;
+use super::{Failure, boot, owner_tag};
 use crate::client::Settling;
 use crate::credentials::Environment;
 use crate::store::OpenError;
@@ -27,7 +22,7 @@ mod settings;
 
 pub use settings::Ec2Settings;
 
-use service::{Failure, Instance, Reservation, Service, SpotPrices, Subnets};
+use service::{Instance, Reservation, Service, SpotPrices, Subnets};
 
 /// The most bytes of user-data, before they are written in base64.
 const USER_DATA_BYTES: usize = 16 << 10;
@@ -64,11 +59,6 @@ impl fmt::Debug for Ec2Driver {
 
 fn pair(name: impl Into<String>, value: impl Into<String>) -> (String, String) {
     (name.into(), value.into())
-}
-
-/// What all machines of an owner have in common.
-fn owner_tag(owner: &str) -> String {
-    sha256(owner.as_bytes()).to_hex().chars().take(32).collect()
 }
 
 fn owned(owner_tag: &str) -> Vec<(String, String)> {
@@ -127,18 +117,7 @@ impl Ec2Driver {
     }
 
     fn failed(&self, what: impl Into<String>, id: &str, failure: Failure) -> ComputeError {
-        let id = id.to_owned();
-        match failure {
-            Failure::Capacity(why) => ComputeError::Capacity { id, why },
-            Failure::Refused { code, why } => ComputeError::Invalid {
-                id,
-                why: format!("{} refused it: {code}: {why}", self.settings),
-            },
-            Failure::Passing(source) => ComputeError::Transient {
-                what: format!("{} by {}", what.into(), self.settings),
-                source,
-            },
-        }
+        failure.into_error(&self.settings, what, id)
     }
 
     /// Machines of one job, those too that have ended not long ago.
@@ -171,38 +150,6 @@ impl Ec2Driver {
     /// The machine that a handle names. A handle of another driver names none.
     fn machine_of(handle: &Handle) -> Option<&str> {
         handle.platform.strip_prefix("ec2:")
-    }
-
-    async fn user_data(&self, request: &JobRequest) -> Result<String, ComputeError> {
-        let invalid = |why: String| ComputeError::Invalid {
-            id: request.id.clone(),
-            why,
-        };
-        let own = self.shelf.program();
-        let needs_program = request
-            .command
-            .first()
-            .is_some_and(|first| own.as_os_str() == first.as_str());
-        let offered = if needs_program {
-            let offered = self.shelf.offer().await;
-            Some(offered.map_err(|why| ComputeError::Transient {
-                what: "bringing the program into the site's store".to_owned(),
-                source: std::io::Error::other(why),
-            })?)
-        } else {
-            None
-        };
-        let script = boot::script(request, offered.as_ref().map(|offered| (own, offered)));
-        let mut shrunk = GzEncoder::new(Vec::new(), Compression::best());
-        let written = shrunk.write_all(script.as_bytes()).and_then(|()| shrunk.finish());
-        let bytes = written.map_err(|error| invalid(error.to_string()))?;
-        if bytes.len() > USER_DATA_BYTES {
-            let most = USER_DATA_BYTES >> 10;
-            return Err(invalid(format!(
-                "what its machine has to be told has more than {most} KiB"
-            )));
-        }
-        Ok(STANDARD.encode(bytes))
     }
 
     /// One machine, which nobody can log in to and which is gone once it is shut down.
@@ -397,7 +344,7 @@ impl Compute for Ec2Driver {
         ) {
             return Self::handle(request, &digest, &machine);
         }
-        let user_data = self.user_data(request).await?;
+        let user_data = boot::user_data(request, &self.shelf, USER_DATA_BYTES).await?;
         let mut full = None;
         for network in self.networks(request.spot).await {
             let asking = self.asking(request, &digest, &user_data, network.as_deref());

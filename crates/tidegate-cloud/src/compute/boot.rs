@@ -1,13 +1,16 @@
 //! What a machine does once it has booted: its user-data, which cloud-init runs as root.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tidegate_contracts::JobRequest;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tidegate_contracts::{ComputeError, JobRequest};
 
-use super::shelf::Offered;
+use super::shelf::{Offered, ProgramShelf};
 
 /// What the last line of a job begins with on the machine's console.
 const ENDED: &str = "tidegate: the job ended with exit code ";
@@ -29,9 +32,43 @@ work="$(mktemp -d "${TMPDIR:-/var/tmp}/tidegate.XXXXXXXX")" && cd "$work" || end
 say "up for $(cut -d ' ' -f 1 /proc/uptime) s"
 "#;
 
+/// User-data of a machine for `request`, compressed and in base64; before that it has at most `most` bytes. The program
+/// is offered by `shelf` where the request's command is this program.
+pub(super) async fn user_data(request: &JobRequest, shelf: &ProgramShelf, most: usize) -> Result<String, ComputeError> {
+    let invalid = |why: String| ComputeError::Invalid {
+        id: request.id.clone(),
+        why,
+    };
+    let own = shelf.program();
+    let needs_program = request
+        .command
+        .first()
+        .is_some_and(|first| own.as_os_str() == first.as_str());
+    let offered = if needs_program {
+        let offered = shelf.offer().await;
+        Some(offered.map_err(|why| ComputeError::Transient {
+            what: "bringing the program into the site's store".to_owned(),
+            source: std::io::Error::other(why),
+        })?)
+    } else {
+        None
+    };
+    let script = script(request, offered.as_ref().map(|offered| (own, offered)));
+    let mut shrunk = GzEncoder::new(Vec::new(), Compression::best());
+    let written = shrunk.write_all(script.as_bytes()).and_then(|()| shrunk.finish());
+    let bytes = written.map_err(|error| invalid(error.to_string()))?;
+    if bytes.len() > most {
+        return Err(invalid(format!(
+            "what its machine has to be told has more than {} KiB",
+            most >> 10
+        )));
+    }
+    Ok(STANDARD.encode(bytes))
+}
+
 /// The script of a machine for `request`; `program` is offered to it, and stands in the request's command under its path
 /// `own` here.
-pub(super) fn script(request: &JobRequest, program: Option<(&Path, &Offered)>) -> String {
+fn script(request: &JobRequest, program: Option<(&Path, &Offered)>) -> String {
     let mut script = BEGINNING.to_owned();
     let mut command: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
     if let Some((own, offered)) = program {

@@ -24,7 +24,7 @@ fn settings(machines: &Machines, change: impl Fn(&mut Machine)) -> Ec2Settings {
     let mut machine = Machine {
         region: "eu-central-1".to_owned(),
         image: machines.image.clone(),
-        kind: "m7i.large".to_owned(),
+        kind: Some("m7i.large".to_owned()),
         endpoint: Some(machines.endpoint()),
         ..Machine::default()
     };
@@ -191,7 +191,10 @@ async fn what_the_cloud_refuses_is_told_apart_from_what_may_pass() {
         told.contains("ec2 in eu-central-1 refused it: InvalidAMIID.NotFound"),
         "{told}"
     );
-    let told = why(driver(&machines, "SKADMIN", |one| one.kind = "m7i.huge".to_owned())).await;
+    let told = why(driver(&machines, "SKADMIN", |one| {
+        one.kind = Some("m7i.huge".to_owned())
+    }))
+    .await;
     assert!(
         told.contains("InvalidInstanceType") || told.contains("InvalidParameterValue"),
         "{told}"

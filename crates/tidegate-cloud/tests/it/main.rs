@@ -13,6 +13,7 @@
 
 mod conformance;
 mod machines;
+mod openstack;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;

@@ -50,7 +50,12 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    pub(crate) fn start(mut command: Command, folder: tempfile::TempDir, port: u16) -> Self {
+    pub(crate) fn start(command: Command, folder: tempfile::TempDir, port: u16) -> Self {
+        Self::start_within(command, folder, port, Duration::from_secs(60))
+    }
+
+    /// Starts a server that may take so long until it listens.
+    pub(crate) fn start_within(mut command: Command, folder: tempfile::TempDir, port: u16, patience: Duration) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command
             .current_dir(folder.path())
@@ -59,7 +64,7 @@ impl Peer {
             .stderr(log);
         let child = command.spawn().unwrap();
         let mut peer = Self { child, folder, port };
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + patience;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = peer.child.try_wait().unwrap();
             assert!(
@@ -367,7 +372,7 @@ pub(crate) fn entra(peer: &Peer, secret: &str) -> [(&'static str, String); 4] {
     ]
 }
 
-/// EC2 whose machines work, for credentials that may do what `policy` allows. None where it is not installed.
+/// EC2 whose machines work.
 pub(crate) struct Machines {
     pub(crate) peer: Peer,
     /// An image, and the networks of two zones.
@@ -376,7 +381,7 @@ pub(crate) struct Machines {
     pub(crate) zones: [String; 2],
 }
 
-/// Amazon's EC2, for credentials that may do what `policy` allows.
+/// Amazon's EC2, for credentials that may do what `policy` allows. None where it is not installed.
 pub(crate) fn ec2(policy: &str) -> Option<Machines> {
     peers()?;
     let folder = tempfile::tempdir().unwrap();
@@ -413,11 +418,7 @@ impl Machines {
 
     /// Asks the cloud itself, or steers it.
     pub(crate) fn tell(&self, path: &str) -> serde_json::Value {
-        let script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())";
-        let url = format!("{}/peer/{path}", self.endpoint());
-        let output = Command::new("python3").args(["-c", script, &url]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_str(&fetched(&format!("{}/peer/{path}", self.endpoint()))).unwrap()
     }
 
     /// States of all machines that there ever were for a job.
@@ -430,4 +431,66 @@ impl Machines {
             .filter(|one| one["tags"]["tidegate:job"] == job);
         of_job.map(|one| one["state"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+/// OpenStack's own control plane, whose machines are processes; where it is, and what is there. None where it is not
+/// installed.
+pub(crate) struct OpenStack {
+    pub(crate) peer: Peer,
+    /// Where keystone is.
+    pub(crate) keystone: String,
+    /// Identifiers of an image, `debian-13`, and of a network, `inside`.
+    pub(crate) image: String,
+    pub(crate) network: String,
+    /// An application credential, and its secret.
+    pub(crate) application: [String; 2],
+}
+
+/// Starts OpenStack, which takes some twenty seconds.
+pub(crate) fn openstack() -> Option<OpenStack> {
+    let python = std::env::var_os("TIDEGATE_OPENSTACK").map(|folder| PathBuf::from(folder).join("bin/python"));
+    let Some(python) = python.filter(|_| Command::new("mariadbd").arg("--version").output().is_ok()) else {
+        assert!(
+            std::env::var_os("TIDEGATE_INTEROP").is_none(),
+            "TIDEGATE_OPENSTACK must name the environment with OpenStack, and `mariadbd` be there; `tests/run --all` \
+             makes and installs them"
+        );
+        return None;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/peers/openstack/up.py");
+    let port = free_port();
+    // All of its processes end with the first one of a namespace of their own.
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(python).arg(script).arg(port.to_string()).arg(folder.path());
+    let peer = Peer::start_within(command, folder, port, Duration::from_secs(180));
+    let told: serde_json::Value = serde_json::from_str(&fetched(&format!("http://127.0.0.1:{port}/"))).unwrap();
+    let text = |name: &str| told[name].as_str().unwrap().to_owned();
+    Some(OpenStack {
+        peer,
+        keystone: text("auth"),
+        image: text("image"),
+        network: text("network"),
+        application: [text("application"), text("application_secret")],
+    })
+}
+
+impl OpenStack {
+    /// What an application has to log in with.
+    pub(crate) fn login(&self) -> [(&'static str, String); 2] {
+        let [id, secret] = self.application.clone();
+        [
+            ("OS_APPLICATION_CREDENTIAL_ID", id),
+            ("OS_APPLICATION_CREDENTIAL_SECRET", secret),
+        ]
+    }
+}
+
+/// What stands at an address.
+fn fetched(url: &str) -> String {
+    let script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())";
+    let output = Command::new("python3").args(["-c", script, url]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }

@@ -104,7 +104,7 @@ pub struct TransferRules {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeOffer {
-    /// What starts jobs: `process` (embedded), `ssh` or `ec2`.
+    /// What starts jobs: `process` (embedded), `ssh`, `ec2` or `openstack`.
     pub driver: String,
     /// The machines of the driver `ssh`, as the system's `ssh` is told them: `NAME` or `USER@NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -115,7 +115,7 @@ pub struct ComputeOffer {
     /// Where the driver `ssh` keeps everything on each of its machines: `.tidegate` in the home of the user there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
-    /// The machine that the driver `ec2` starts for each job.
+    /// The machine that the driver `ec2` or `openstack` starts for each job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
     /// Processors of a job at the most.
@@ -136,12 +136,13 @@ pub struct ComputeOffer {
 pub struct Machine {
     /// Where: `eu-central-1`.
     pub region: String,
-    /// What it boots: `ami-…`. It needs cloud-init, `curl` and what the job's command needs.
+    /// What it boots: `ami-…`, or a name. It needs cloud-init, `curl` and what the job's command needs.
     pub image: String,
-    /// Its kind: `m7i.xlarge`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Networks that it may be in: `subnet-…`. Tried in turn where there is no room, the cheapest first.
+    /// Its kind, such as `m7i.xlarge`; the smallest one that fits, where the cloud tells how large they are.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Networks: at `ec2` those that it may be in, `subnet-…`, tried in turn where there is no room, the cheapest first; at
+    /// `openstack` those that it is in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
     /// What may reach it, and what it may reach: `sg-…`. Nobody needs to reach it.

@@ -35,6 +35,14 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("driver: process", "driver: ec2"),
         (
             "driver: process",
+            "driver: ec2, machine: {region: eu-central-1, image: ami-1}",
+        ),
+        (
+            "driver: process",
+            "driver: process, machine: {region: eu-central-1, image: ami-1}",
+        ),
+        (
+            "driver: process",
             "driver: ec2, hosts: [gpu-1], machine: {region: eu-central-1, image: ami-1, type: m7i.large}",
         ),
         (

@@ -1,5 +1,5 @@
-//! The same pipeline where training runs on machines of EC2, started for it and ended after it: moto with what it leaves
-//! out, whose machines are processes here, and SeaweedFS as the site's store.
+//! The same pipeline where training runs on machines that a cloud starts for it and that are ended after it: EC2 (moto with
+//! what it leaves out) and OpenStack (its own control plane), whose machines are processes here. SeaweedFS is the store.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -9,18 +9,20 @@ use tidegate_cloud::Ec2Settings;
 
 use crate::clouds::{ADMIN, hospital_at};
 use crate::fixture::{Hospital, files};
-use crate::peers::{Machines, Peer, ec2, make_open_bucket, open_seaweed};
+use crate::peers::{Machines, OpenStack, Peer, ec2, make_open_bucket, open_seaweed, openstack};
 
 const PROCESS: &str = "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
+
+/// The address of a site's store.
+fn store_of(store: &Peer, site: &str) -> String {
+    let port = store.port();
+    format!("s3://tidegate/st-mary/{site}?endpoint=http://127.0.0.1:{port}&region=us-east-1")
+}
 
 /// A hospital whose cloud starts machines.
 fn hospital_with(store: &Peer, machines: &Machines) -> Hospital {
     make_open_bucket(store, "tidegate");
-    let at = |site: &str| {
-        let port = store.port();
-        format!("s3://tidegate/st-mary/{site}?endpoint=http://127.0.0.1:{port}&region=us-east-1")
-    };
-    let hospital = hospital_at(&at("cloud"), &at("ward"));
+    let hospital = hospital_at(&store_of(store, "cloud"), &store_of(store, "ward"));
     hospital.edit("sites.yaml", PROCESS, &compute(machines, &machines.image));
     hospital
 }
@@ -178,4 +180,75 @@ fn the_examples_of_sites_fit_the_example_of_a_pipeline() {
         let told = String::from_utf8(output.stdout).unwrap();
         assert!(told.contains("\"cloud\""), "{}: {told}", site.display());
     }
+}
+
+#[test]
+fn a_pipeline_trains_on_machines_of_openstack_in_a_cloud_and_at_home() {
+    let (Some(store), Some(cloud)) = (open_seaweed(), openstack()) else {
+        return;
+    };
+    make_open_bucket(&store, "tidegate");
+    let hospital = hospital_at(&store_of(&store, "cloud"), &store_of(&store, "ward"));
+    let compute = |cloud: &OpenStack| {
+        format!(
+            "compute:\n      driver: openstack\n      cpus: 2\n      memory: 2 GiB\n      price: 0.10 USD/h\n      \
+             machine: {{region: RegionOne, image: debian-13, networks: [inside], endpoint: \"{}\"}}",
+            cloud.keystone
+        )
+    };
+    hospital.edit("sites.yaml", PROCESS, &compute(&cloud));
+    let tidegate = |arguments: &[&str]| {
+        let mut command = hospital.command(arguments);
+        command.envs(ADMIN).envs(cloud.login()).env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !told.contains("SKADMIN") && !told.contains(&cloud.application[1]),
+            "{told}"
+        );
+        assert!(output.status.success(), "{told}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let checked = tidegate(&["check"]);
+    assert!(
+        checked.contains("Site cloud: its machines can be started."),
+        "{checked}"
+    );
+    let folder = cloud.peer.folder().join("machines");
+    let consoles = || -> Vec<String> {
+        let all = files(&folder).into_iter().filter(|file| file.ends_with("console"));
+        all.map(|file| std::fs::read_to_string(file).unwrap()).collect()
+    };
+    assert!(consoles().is_empty(), "a check starts nothing");
+    let run = || serde_json::from_str::<Value>(&tidegate(&["run", "--yes", "--format", "json"])).unwrap();
+    let summary = run();
+    assert_eq!(summary["status"], "done");
+    assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
+    assert_eq!(run()["reused"].as_array().unwrap().len(), 7);
+    // The private site's own cloud: nothing crosses for it, and the keeper may sit elsewhere.
+    let sites = std::fs::read_to_string(hospital.path("sites.yaml")).unwrap();
+    let (home, others) = sites.split_once("  cloud:").unwrap();
+    let own = format!("store: \"{}&role={}\"", store_of(&store, "home"), Peer::ROLE);
+    let home = home.replacen("store: \"folder:\"", &own, 1);
+    let begin = home.find("compute:").unwrap();
+    let end = begin + home[begin..].find('\n').unwrap();
+    let home = format!("{}{}{}", &home[..begin], compute(&cloud), &home[end..]);
+    hospital.write("sites.yaml", &format!("{home}  cloud:{others}"));
+    hospital.edit("tidegate.yaml", "{infra: cloud}", "{infra: hospital}");
+    let summary = run();
+    assert_eq!(summary["status"], "done");
+    let crossings = summary["crossings"].as_array().unwrap();
+    assert!(
+        crossings
+            .iter()
+            .all(|one| one["to"] != "cloud" || one["artifact"] == "bundle"),
+        "{crossings:?}"
+    );
+    let told = consoles();
+    assert_eq!(told.len(), 2, "one machine for each training");
+    assert!(
+        told.iter()
+            .all(|console| console.contains("the job ended with exit code 0")),
+        "{told:?}"
+    );
 }

@@ -1,6 +1,5 @@
 //! The web service of EC2: its query interface, API version 2016-11-15, signed with Signature Version 4.
 
-use std::io;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -15,6 +14,7 @@ use url::form_urlencoded;
 
 use super::Ec2Settings;
 use crate::client::{Server, Way, options};
+use crate::compute::{Failure, told};
 use crate::credentials::{self, Environment};
 use crate::profile::with_profile;
 use crate::store::OpenError;
@@ -24,8 +24,6 @@ const VERSION: &str = "2016-11-15";
 const ANSWER_BYTES: usize = 16 << 20;
 /// The most pages of a listing that are read.
 const PAGES: usize = 1000;
-/// The longest part of the service's own words that is shown.
-const TOLD: usize = 200;
 
 /// What the service says when there is no room; elsewhere, or later, there may be.
 const CAPACITY: [&str; 14] = [
@@ -67,28 +65,6 @@ const DENIED: [&str; 7] = [
     "SignatureDoesNotMatch",
     "AccessDenied",
 ];
-
-/// Why a request did not do what it asked for.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// There is no room.
-    Capacity(String),
-    /// The service's word for what is wrong, and its own words where they say nothing about who asked.
-    Refused { code: String, why: String },
-    /// Something that may pass.
-    Passing(io::Error),
-}
-
-impl Failure {
-    fn passing(why: impl Into<String>) -> Self {
-        Self::Passing(io::Error::other(why.into()))
-    }
-
-    /// Whether the service said one of these words.
-    pub(super) fn is(&self, codes: &[&str]) -> bool {
-        matches!(self, Self::Refused { code, .. } if codes.contains(&code.as_str()))
-    }
-}
 
 /// EC2 in one region.
 pub(super) struct Service {
@@ -139,11 +115,12 @@ impl Service {
         let owner = self.server.credentials(&**self.signer.credentials()).await;
         let owner = owner.map_err(Failure::passing)?;
         AwsAuthorizer::new(&owner, "ec2", &self.region).authorize(&mut request, None);
-        let (status, body) = self
+        let answered = self
             .server
             .answer(request, ANSWER_BYTES)
             .await
             .map_err(Failure::passing)?;
+        let (status, body) = (answered.status().as_u16(), answered.into_body());
         if status == 200 {
             return Ok(body);
         }
@@ -204,10 +181,7 @@ fn failure(error: Told) -> Failure {
     // A word, or nothing of it is shown.
     let plain = |one: char| one.is_ascii_alphanumeric() || one == '.' || one == '_';
     let code: String = error.code.chars().filter(|one| plain(*one)).take(64).collect();
-    let words = || -> String {
-        let words = error.message.chars().filter(|one| !one.is_control());
-        words.take(TOLD).collect()
-    };
+    let words = || told(&error.message);
     let is = |codes: &[&str]| codes.contains(&code.as_str());
     if is(&PASSING) {
         Failure::passing(code)

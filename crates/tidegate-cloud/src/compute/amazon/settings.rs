@@ -54,7 +54,11 @@ impl Ec2Settings {
         Ok(Self {
             region: named(&machine.region, "", "is no region, such as `eu-central-1`")?,
             image: named(&machine.image, "ami-", "is no image, such as `ami-0123456789abcdef0`")?,
-            kind: named(&machine.kind, "", "is no kind of machine, such as `m7i.xlarge`")?,
+            kind: named(
+                machine.kind.as_deref().unwrap_or_default(),
+                "",
+                "is no kind of machine, such as `m7i.xlarge`",
+            )?,
             networks: all(
                 &machine.networks,
                 "subnet-",
@@ -94,7 +98,7 @@ mod tests {
         Machine {
             region: "eu-central-1".to_owned(),
             image: "ami-0123456789abcdef0".to_owned(),
-            kind: "m7i.xlarge".to_owned(),
+            kind: Some("m7i.xlarge".to_owned()),
             ..Machine::default()
         }
     }
@@ -107,7 +111,7 @@ mod tests {
         let changes: [(Change, &str); 7] = [
             (|one| one.region = "eu central".to_owned(), "is no region"),
             (|one| one.image = "debian-13".to_owned(), "is no image"),
-            (|one| one.kind = String::new(), "is no kind of machine"),
+            (|one| one.kind = None, "is no kind of machine"),
             (|one| one.networks = vec!["vpc-1".to_owned()], "is no network"),
             (
                 |one| one.security_groups = vec!["default".to_owned()],

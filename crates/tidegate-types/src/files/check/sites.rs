@@ -11,7 +11,9 @@ const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
 const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms:", "key-vault:"];
 /// Drivers that this version has.
-const DRIVERS: [&str; 3] = ["process", "ssh", "ec2"];
+const DRIVERS: [&str; 4] = ["process", "ssh", "ec2", "openstack"];
+/// Those that start a machine for each job.
+const CLOUDS: [&str; 2] = ["ec2", "openstack"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -76,36 +78,36 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             let help = suggest(&compute.driver, "known drivers", DRIVERS);
             findings.value(&at("driver"), format!("driver `{}` is not known", compute.driver), help);
         }
-        let of_one = [
-            ("hosts", "ssh", !compute.hosts.is_empty()),
-            ("ssh_config", "ssh", compute.ssh_config.is_some()),
-            ("folder", "ssh", compute.folder.is_some()),
-            ("machine", "ec2", compute.machine.is_some()),
+        let of_ssh = [
+            ("hosts", !compute.hosts.is_empty()),
+            ("ssh_config", compute.ssh_config.is_some()),
+            ("folder", compute.folder.is_some()),
         ];
-        for (key, driver, _) in of_one
-            .iter()
-            .filter(|(_, driver, written)| *written && compute.driver != *driver)
-        {
-            findings.key(
-                &at(key),
-                format!("`{key}` is of the driver `{driver}` alone"),
-                "remove it",
-            );
+        let driver = compute.driver.as_str();
+        for (key, _) in of_ssh.iter().filter(|(_, written)| *written && driver != "ssh") {
+            findings.key(&at(key), format!("`{key}` is of the driver `ssh` alone"), "remove it");
         }
-        let needed = match compute.driver.as_str() {
-            "ssh" if compute.hosts.is_empty() => Some(("hosts", "write for example `hosts: [gpu-1, ml@gpu-2]`")),
-            "ec2" if compute.machine.is_none() => {
+        let needed = match (driver, &compute.machine) {
+            ("ssh", _) if compute.hosts.is_empty() => Some(("hosts", "write for example `hosts: [gpu-1, ml@gpu-2]`")),
+            (driver, None) if CLOUDS.contains(&driver) => {
                 let help = "write for example `machine: {region: eu-central-1, image: ami-…, type: m7i.xlarge}`";
                 Some(("machine", help))
+            }
+            ("ec2", Some(machine)) if machine.kind.is_none() => {
+                Some(("machine.type", "write for example `type: m7i.xlarge`"))
+            }
+            (driver, Some(_)) if !CLOUDS.contains(&driver) => {
+                let message = format!(
+                    "`machine` is of the drivers {} alone",
+                    CLOUDS.map(|one| format!("`{one}`")).join(" and ")
+                );
+                findings.key(&at("machine"), message, "remove it");
+                None
             }
             _ => None,
         };
         if let Some((key, help)) = needed {
-            findings.value(
-                &at("driver"),
-                format!("the driver `{}` needs `{key}`", compute.driver),
-                help,
-            );
+            findings.value(&at("driver"), format!("the driver `{driver}` needs `{key}`"), help);
         }
         let elsewhere = DRIVERS.contains(&compute.driver.as_str()) && compute.driver != "process";
         if elsewhere && site.store.starts_with("folder:") {
