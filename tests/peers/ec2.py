@@ -103,8 +103,10 @@ def run(machine, user_data):
     os.makedirs(os.path.join(folder, "bin"))
     stub = os.path.join(folder, "bin", "shutdown")
     with open(stub, "w", encoding="utf-8") as file:
-        file.write(f"#!/bin/sh\necho off >{folder}/off\n")
+        file.write(f'#!/bin/sh\n[ "$2" != now ] || echo off >{folder}/off\n')
     os.chmod(stub, 0o755)
+    # The routes are those of the machine that the tests run on.
+    os.symlink("/bin/true", os.path.join(folder, "bin", "ip"))
     script = os.path.join(folder, "user-data")
     with open(script, "wb") as file:
         file.write(user_data)

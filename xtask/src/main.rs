@@ -3,6 +3,15 @@
 mod arch;
 mod compare;
 mod data;
+mod e2e;
+#[path = "../../crates/tidegate-cloud/tests/it/peers.rs"]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the tests' own: some of it serves them alone, and it fails as tests do"
+)]
+mod peers;
 mod refusals;
 mod schemas;
 mod transfer;
@@ -39,6 +48,8 @@ enum Chore {
     },
     /// Measures ours against a peer on the same work
     Compare(compare::Compare),
+    /// Runs the hospital pipeline with training on machines that clouds start
+    E2e(e2e::EndToEnd),
     /// One side of `compare transfer`
     #[command(hide = true)]
     Carry {
@@ -54,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Schemas { check } => schemas::run(root(), check),
         Chore::Data { source, check } => data::run(root(), &source, check),
         Chore::Compare(compare) => compare.run(),
+        Chore::E2e(kinds) => kinds.run(root()),
         Chore::Carry { way, store, folder } => transfer::carry(way, &store, &folder),
     }
 }

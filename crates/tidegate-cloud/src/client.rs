@@ -88,6 +88,16 @@ impl Server {
     /// The answer to a request, with at most `most` bytes; or why there is none. Bodies of errors are not to be passed on:
     /// they may repeat what was sent.
     pub(crate) async fn answer(&self, request: HttpRequest, most: usize) -> Result<http::Response<Bytes>, String> {
+        self.answer_within(PATIENCE, request, most).await
+    }
+
+    /// As [`Self::answer`], of a service that may take longer.
+    pub(crate) async fn answer_within(
+        &self,
+        patience: Duration,
+        request: HttpRequest,
+        most: usize,
+    ) -> Result<http::Response<Bytes>, String> {
         let answered = async {
             let response = self.client.execute(request).await;
             let response = response.map_err(|error| format!("no answer came ({:?})", error.kind()))?;
@@ -96,7 +106,7 @@ impl Server {
             let body = body.map_err(|_| "the answer broke off, or is too long".to_owned())?;
             Ok(http::Response::from_parts(parts, body.to_bytes()))
         };
-        let answered = tokio::time::timeout(PATIENCE, answered).await;
+        let answered = tokio::time::timeout(patience, answered).await;
         answered.unwrap_or_else(|_| Err("no answer came in time".to_owned()))
     }
 

@@ -35,8 +35,13 @@ pub struct InvalidMachine {
 
 impl InvalidMachine {
     fn new(what: &str, why: &str) -> Self {
+        // Somebody may have written a password into an address.
+        let shown = match what.split_once("://") {
+            Some((scheme, rest)) if rest.contains('@') => format!("{scheme}://…"),
+            _ => what.to_owned(),
+        };
         Self {
-            what: what.escape_default().take(100).collect(),
+            what: shown.chars().filter(|one| !one.is_control()).take(100).collect(),
             why: why.to_owned(),
         }
     }
@@ -67,11 +72,17 @@ enum Failure {
     Refused { code: String, why: String },
     /// Something that may pass.
     Passing(io::Error),
+    /// No answer came, or none that can be read: nobody knows whether it was done.
+    Unheard(io::Error),
 }
 
 impl Failure {
     fn passing(why: impl Into<String>) -> Self {
         Self::Passing(io::Error::other(why.into()))
+    }
+
+    fn unheard(why: impl Into<String>) -> Self {
+        Self::Unheard(io::Error::other(why.into()))
     }
 
     /// Whether the service said one of these words.
@@ -88,7 +99,7 @@ impl Failure {
                 id,
                 why: format!("{cloud} refused it: {code}: {why}"),
             },
-            Self::Passing(source) => ComputeError::Transient {
+            Self::Passing(source) | Self::Unheard(source) => ComputeError::Transient {
                 what: format!("{} by {cloud}", what.into()),
                 source,
             },

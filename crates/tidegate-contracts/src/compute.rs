@@ -108,7 +108,8 @@ pub enum ComputeError {
 ///   [`JobRequest::identity`] are the same.
 /// - [`Compute::observe`] tells the truth within seconds; a job that it called `Ended`, `Lost` or
 ///   `Gone` never runs again.
-/// - [`Compute::delete`] ends the job and everything that it started; of what is gone it succeeds.
+/// - [`Compute::delete`] ends the job and everything that it started; of what is gone it succeeds. A platform may forget
+///   what was removed: whoever has removed a job, or has seen that it is gone, does not ask for it again.
 /// - [`Compute::sweep`] finds every job with this owner and ends those not in `keep`.
 #[async_trait]
 pub trait Compute: Send + Sync + fmt::Debug {

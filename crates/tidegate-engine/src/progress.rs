@@ -4,6 +4,8 @@ use serde::Serialize;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{Figure, GateResult, Held};
 
+use crate::summary::SummaryPhase;
+
 /// One step forward, as the terminal shows it and `--format json` writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -96,6 +98,15 @@ pub enum Progress {
         attempt: u32,
         /// Where.
         site: SiteName,
+    },
+    /// An attempt gave a model.
+    AttemptDone {
+        /// The task.
+        task: TaskName,
+        /// The try.
+        attempt: u32,
+        /// What of it took how long.
+        phases: Vec<SummaryPhase>,
     },
     /// An attempt ended without an output.
     AttemptLost {

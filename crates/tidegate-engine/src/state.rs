@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tidegate_contracts::Handle;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
@@ -69,6 +70,12 @@ pub(crate) struct JobRecord {
     /// Whether something of it may still be on its machine, which was out of reach when it ended.
     #[serde(default)]
     pub(crate) left: bool,
+    /// Its job, once it was started: after a restart nobody asks for it again.
+    #[serde(default)]
+    pub(crate) handle: Option<Handle>,
+    /// When its machine was `asked` for and first seen `running`, in milliseconds since it was begun here.
+    #[serde(default)]
+    pub(crate) phases: BTreeMap<String, u64>,
 }
 
 /// One run.

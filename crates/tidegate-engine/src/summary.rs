@@ -63,6 +63,33 @@ pub struct SummaryCrossing {
     pub permit: PermitId,
 }
 
+/// One part of the attempt that trained the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SummaryPhase {
+    /// What was reached: `asked` (the site has taken the job), `running` (its machine was seen to run), `hello` (the worker
+    /// was admitted), `data` (its setup was done and it was granted the data), `line` (the first of its log), `output` (the
+    /// model is at home), `accepted`. What a site does not tell, or what went too fast to be seen, is left out.
+    pub phase: String,
+    /// Seconds since the one before.
+    pub seconds: f64,
+}
+
+/// Parts in the order in which they were reached, from milliseconds since the beginning.
+pub(crate) fn phases(reached: &BTreeMap<String, u64>) -> Vec<SummaryPhase> {
+    let mut reached: Vec<(u64, &String)> = reached.iter().map(|(phase, at)| (*at, phase)).collect();
+    reached.sort_unstable();
+    let mut before = 0;
+    let part = |(at, phase): (u64, &String)| {
+        let seconds = (at - before) as f64 / 1000.0;
+        before = at;
+        SummaryPhase {
+            phase: phase.clone(),
+            seconds,
+        }
+    };
+    reached.into_iter().map(part).collect()
+}
+
 /// The ledger's head.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SummaryLedger {
@@ -101,6 +128,9 @@ pub struct Summary {
     pub deployed: Vec<SiteName>,
     /// Tasks that used an earlier result.
     pub reused: Vec<String>,
+    /// What of the training took how long; empty where its result was there already.
+    #[serde(default)]
+    pub training: Vec<SummaryPhase>,
     /// Wall-clock seconds.
     pub seconds: f64,
 }

@@ -18,8 +18,10 @@ use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{JudgedStep, PreparedStep, ReleasedStep, RunRecord, RunStatus, TrainedStep, value};
-use crate::summary::{Summary, SummaryCrossing, SummaryLedger, SummaryMetrics, SummaryModel, SummaryRisk, points};
+use crate::state::{JobRecord, JudgedStep, PreparedStep, ReleasedStep, RunRecord, RunStatus, TrainedStep, scan, value};
+use crate::summary::{
+    Summary, SummaryCrossing, SummaryLedger, SummaryMetrics, SummaryModel, SummaryPhase, SummaryRisk, points,
+};
 
 impl Engine {
     pub(crate) async fn tasks(
@@ -254,6 +256,14 @@ impl Engine {
         self.journal.commit(&batch).while_("keeping a step's result")
     }
 
+    /// What of the training of this run took how long; nothing where an earlier result was used.
+    fn training_of(&self, record: &RunRecord) -> Result<Vec<SummaryPhase>, EngineError> {
+        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
+        let of_run = jobs.iter().filter(|job| job.attempt.run == record.id);
+        let last = of_run.map(|job| &job.attempt).max();
+        last.map_or(Ok(Vec::new()), |attempt| self.phases_of(attempt))
+    }
+
     fn summary(&self, record: &RunRecord, done: Done, began: Instant) -> Result<Summary, EngineError> {
         let crossings = self.crossings(record)?;
         let quality = |step: &Option<JudgedStep>| step.as_ref().map(|step| step.quality.clone());
@@ -291,6 +301,7 @@ impl Engine {
                 rows: prepared.risk.rows,
                 raw_unique: prepared.risk.raw_unique_rows,
             }),
+            training: self.training_of(record)?,
             crossings: crossings
                 .into_iter()
                 .map(|entry| SummaryCrossing {

@@ -20,6 +20,7 @@ use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
 use crate::state::{JobRecord, RunRecord, RunStatus, TrainedStep, get, put, scan, value};
+use crate::summary::{self, SummaryPhase};
 
 /// How long a job may be seen gone without the keeper having heard its last word.
 const GONE_FOR: Duration = Duration::from_secs(5);
@@ -29,6 +30,9 @@ const ENDED_FOR: Duration = Duration::from_secs(60);
 /// How often a start is tried that failed in a way that may pass, and the first of the pauses between, which double.
 const STARTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long nothing is asked of a site that had no room, the first time.
+const CROWDED: Duration = Duration::from_secs(15);
 
 /// The longest that a worker's credentials for its store are asked for: the most that clouds give.
 const LONGEST_SESSION: u64 = 12 * 3600;
@@ -81,8 +85,17 @@ impl Engine {
                 rank: 0,
             };
             self.may_go_on(run, Money::ZERO)?;
-            match self.attempt(run, &attempt, site, &permits).await? {
-                AttemptOutcome::Accepted { model, seconds, bytes } => {
+            let tried = self.attempt(run, &attempt, site, &permits).await?;
+            let crowded = tried.crowded && number <= self.pipeline.train.retries;
+            match tried.outcome {
+                AttemptOutcome::Accepted {
+                    model, seconds, bytes, ..
+                } => {
+                    (self.progress)(&Progress::AttemptDone {
+                        task: task.clone(),
+                        attempt: number,
+                        phases: self.phases_of(&attempt)?,
+                    });
                     if let (Some(permit), true) = (permits.get("train"), *site != self.home) {
                         self.account(run, "model", &model.artifact, site, &self.home, bytes, permit)?;
                     }
@@ -101,6 +114,15 @@ impl Engine {
                         break;
                     }
                 }
+                // A machine that came too late, or not at all, says nothing about the next one.
+                AttemptOutcome::Refused { refusal } if refusal.rule == "ticket-expired" => {
+                    last = refusal.to_string();
+                    (self.progress)(&Progress::AttemptLost {
+                        task: task.clone(),
+                        attempt: number,
+                        reason: last.clone(),
+                    });
+                }
                 AttemptOutcome::Refused { refusal } => return Err(refusal.into()),
                 AttemptOutcome::Fenced { why } => {
                     last.clone_from(&why);
@@ -110,6 +132,9 @@ impl Engine {
                         reason: why,
                     });
                 }
+            }
+            if crowded {
+                self.wait_for_room(run, number).await?;
             }
         }
         Err(EngineError::failed(
@@ -121,6 +146,17 @@ impl Engine {
         ))
     }
 
+    /// Gives a site time until there may be room again; longer after more attempts.
+    async fn wait_for_room(&self, run: &RunRecord, attempts: u32) -> Result<(), EngineError> {
+        let pause = CROWDED * 2_u32.pow(attempts.saturating_sub(1).min(5));
+        let until = tokio::time::Instant::now() + pause;
+        while tokio::time::Instant::now() < until {
+            self.may_go_on(run, Money::ZERO)?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(())
+    }
+
     /// One attempt, from its ticket to how it ended.
     async fn attempt(
         &self,
@@ -128,14 +164,15 @@ impl Engine {
         attempt: &Attempt,
         site: &SiteName,
         permits: &BTreeMap<String, PermitId>,
-    ) -> Result<AttemptOutcome, EngineError> {
+    ) -> Result<Tried, EngineError> {
         let job = job_id(attempt);
+        let mut there = None;
         match get::<JobRecord>(&*self.journal, "jobs", &job)? {
             Some(JobRecord {
                 ended: Some((_, outcome)),
                 ..
-            }) => return Ok(outcome),
-            Some(_) => {}
+            }) => return Ok(Tried::of(outcome)),
+            Some(record) => there = record.handle,
             // Before anything is asked for: whoever finds this entry open has something to fence.
             None => put(
                 &*self.journal,
@@ -147,9 +184,12 @@ impl Engine {
                     began: (self.clock)(),
                     ended: None,
                     left: false,
+                    handle: None,
+                    phases: BTreeMap::new(),
                 },
             )?,
         }
+        let (begun, mut phases) = (tokio::time::Instant::now(), BTreeMap::new());
         let compute = self
             .compute
             .get(site)
@@ -174,24 +214,50 @@ impl Engine {
             attempt: attempt.attempt,
             site: site.clone(),
         });
-        let request = self.job_request(&job, attempt, site, ticket).await?;
-        let handle = match ensured(&**compute, &request).await {
-            Ok(handle) => handle,
-            // Also a request that is wrong: the job of an attempt that ended just before this process was
-            // killed is removed and never runs again, and the keeper knows how it ended.
-            Err(error) => {
-                let outcome = self.fence(attempt, "not-started").await?;
-                tracing::warn!(run = %run.id, %site, %error, "worker not started");
-                let left = matches!(error, ComputeError::Transient { .. });
-                return self.ended(attempt, explained(outcome, Some(&error.to_string())), left);
+        let handle = match there {
+            Some(handle) => handle,
+            None => {
+                let request = self.job_request(&job, attempt, site, ticket).await?;
+                match ensured(&**compute, &request).await {
+                    Ok(handle) => self.started(&job, handle)?,
+                    // Also a request that is wrong: the job of an attempt that ended just before this process was
+                    // killed is removed and never runs again, and the keeper knows how it ended.
+                    Err(error) => {
+                        let outcome = self.fence(attempt, "not-started").await?;
+                        tracing::warn!(run = %run.id, %site, %error, "worker not started");
+                        let outcome = explained(outcome, Some(&error.to_string()));
+                        // Whatever the last try met: an earlier one may have started something.
+                        return Ok(Tried {
+                            outcome: self.ended(attempt, outcome, true, phases)?,
+                            crowded: matches!(error, ComputeError::Capacity { .. }),
+                        });
+                    }
+                }
             }
         };
-        let outcome = self.follow(attempt, &**compute, &handle).await?;
+        phases.insert("asked".to_owned(), milliseconds_since(begun));
+        let seen = self.follow(attempt, &**compute, &handle).await?;
+        let (outcome, running) = seen;
+        phases.extend(running.map(|moment| {
+            (
+                "running".to_owned(),
+                u64::try_from((moment - begun).as_millis()).unwrap_or(u64::MAX),
+            )
+        }));
         let deleted = compute.delete(&handle).await;
         if let Err(error) = &deleted {
             tracing::warn!(run = %run.id, %site, %error, "a job was not removed; the next run tries again");
         }
-        self.ended(attempt, outcome, deleted.is_err())
+        Ok(Tried::of(self.ended(attempt, outcome, deleted.is_err(), phases)?))
+    }
+
+    /// Notes what was started.
+    fn started(&self, job: &str, handle: Handle) -> Result<Handle, EngineError> {
+        if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", job)? {
+            record.handle = Some(handle.clone());
+            put(&*self.journal, "jobs", job, &record)?;
+        }
+        Ok(handle)
     }
 
     async fn job_request(
@@ -220,13 +286,14 @@ impl Engine {
         })
     }
 
-    /// Waits for the keeper's word about an attempt, and watches the machine meanwhile.
+    /// Waits for the keeper's word about an attempt, and watches the machine meanwhile; also when it was first seen to
+    /// run.
     async fn follow(
         &self,
         attempt: &Attempt,
         compute: &dyn Compute,
         handle: &Handle,
-    ) -> Result<AttemptOutcome, EngineError> {
+    ) -> Result<(AttemptOutcome, Option<tokio::time::Instant>), EngineError> {
         let asked = self.keeper.ask(
             "await-an-attempt",
             RequestBody::AwaitAttempt {
@@ -235,31 +302,51 @@ impl Engine {
         );
         tokio::pin!(asked);
         let (mut ended, mut gone) = (None, None);
-        let mut reason = None;
+        let (mut reason, mut running, mut blind) = (None, None, false);
+        let mut pause = compute.observe_every().min(Duration::from_secs(1));
         loop {
             tokio::select! {
                 reply = &mut asked => {
                     let ReplyBody::AttemptEnded { outcome } = reply? else {
                         return Err(self.keeper.wrong_reply());
                     };
-                    return Ok(outcome);
+                    return Ok((outcome, running));
                 }
-                () = tokio::time::sleep(compute.observe_every()) => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            // The first look comes early, so that it is known how long a machine took.
+            pause = compute.observe_every();
+            let state = compute.observe(handle).await;
             let now = tokio::time::Instant::now();
-            (ended, gone) = match compute.observe(handle).await {
-                Ok(JobState::Ended(_)) => (ended.or(Some(now)), None),
+            if matches!(state, Ok(JobState::Running)) {
+                running = running.or(Some(now));
+            }
+            (ended, gone) = match state {
+                Ok(JobState::Ended(code)) => {
+                    reason = code.map(|code| format!("its job ended with exit code {code}"));
+                    (ended.or(Some(now)), None)
+                }
                 Ok(JobState::Lost(why)) => {
                     reason = Some(why);
                     (None, gone.or(Some(now)))
                 }
                 Ok(JobState::Gone) => (None, gone.or(Some(now))),
-                Ok(JobState::Pending | JobState::Running) | Err(_) => (None, None),
+                Ok(JobState::Pending | JobState::Running) => {
+                    blind = false;
+                    (None, None)
+                }
+                // What was seen last holds, and its time goes on.
+                Err(error) => {
+                    if !std::mem::replace(&mut blind, true) {
+                        tracing::warn!(run = %attempt.run, %error, "a job cannot be seen; the keeper hears its worker");
+                    }
+                    (ended, gone)
+                }
             };
             let since = |moment: Option<tokio::time::Instant>| moment.map_or(Duration::ZERO, |moment| now - moment);
             if since(ended) >= ENDED_FOR || since(gone) >= GONE_FOR {
                 let outcome = self.fence(attempt, "lost").await?;
-                return Ok(explained(outcome, reason.as_deref()));
+                return Ok((explained(outcome, reason.as_deref()), running));
             }
         }
     }
@@ -276,7 +363,13 @@ impl Engine {
     }
 
     /// Records how an attempt ended, and whether something of it may be left; also after a restart it ended that way.
-    fn ended(&self, attempt: &Attempt, outcome: AttemptOutcome, left: bool) -> Result<AttemptOutcome, EngineError> {
+    fn ended(
+        &self,
+        attempt: &Attempt,
+        outcome: AttemptOutcome,
+        left: bool,
+        phases: BTreeMap<String, u64>,
+    ) -> Result<AttemptOutcome, EngineError> {
         let (word, model) = match &outcome {
             AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
             AttemptOutcome::Failed { .. } => ("failed", None),
@@ -295,11 +388,27 @@ impl Engine {
         if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
             record.ended = Some(((self.clock)(), outcome.clone()));
             record.left = left;
+            record.phases = phases;
             batch = batch.set("jobs", &job, value(&record)?);
         }
         let (batch, _) = self.ledger.add(batch, &fact)?;
         self.journal.commit(&batch).while_("recording how an attempt ended")?;
         Ok(outcome)
+    }
+
+    /// What of an attempt that gave a model took how long, by what was seen here and what the keeper saw.
+    pub(crate) fn phases_of(&self, attempt: &Attempt) -> Result<Vec<SummaryPhase>, EngineError> {
+        let record = get::<JobRecord>(&*self.journal, "jobs", &job_id(attempt))?;
+        let Some(JobRecord {
+            ended: Some((_, AttemptOutcome::Accepted { phases: seen, .. })),
+            mut phases,
+            ..
+        }) = record
+        else {
+            return Ok(Vec::new());
+        };
+        phases.extend(seen);
+        Ok(summary::phases(&phases))
     }
 
     /// Fences every open attempt of runs that have ended, of `ending` too, and ends what runs for them.
@@ -323,6 +432,8 @@ impl Engine {
         let mut unswept = BTreeSet::new();
         for site in sites {
             let Some(compute) = self.compute.get(site) else {
+                tracing::warn!(%site, "what may still run there is ended by nobody: the site has no driver any more");
+                unswept.insert(site);
                 continue;
             };
             if let Err(error) = compute.sweep(&self.owner, &keep).await {
@@ -336,9 +447,25 @@ impl Engine {
         }
         for job in &lost {
             let outcome = self.fence(&job.attempt, why).await?;
-            self.ended(&job.attempt, outcome, unswept.contains(&job.site))?;
+            self.ended(&job.attempt, outcome, unswept.contains(&job.site), BTreeMap::new())?;
         }
         Ok(())
+    }
+}
+
+/// What came of an attempt.
+struct Tried {
+    outcome: AttemptOutcome,
+    /// Whether the site had no room for it.
+    crowded: bool,
+}
+
+impl Tried {
+    const fn of(outcome: AttemptOutcome) -> Self {
+        Self {
+            outcome,
+            crowded: false,
+        }
     }
 }
 
@@ -350,6 +477,10 @@ fn explained(outcome: AttemptOutcome, reason: Option<&str>) -> AttemptOutcome {
         },
         (outcome, _) => outcome,
     }
+}
+
+fn milliseconds_since(moment: tokio::time::Instant) -> u64 {
+    u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Starts a job, also where the way to its machine breaks at first: whether it was started then is not known.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -156,7 +157,26 @@ pub(crate) struct AttemptRecord {
     /// How long the log and the metrics file are with what was read so far.
     pub(crate) log_bytes: u64,
     pub(crate) metric_bytes: u64,
+    /// When its ticket was made (milliseconds of Unix time), and what was reached how many milliseconds later.
+    #[serde(default)]
+    pub(crate) ticketed: u64,
+    #[serde(default)]
+    pub(crate) phases: BTreeMap<String, u64>,
     pub(crate) outcome: Option<AttemptOutcome>,
+}
+
+impl AttemptRecord {
+    /// Notes that something was reached now, for the first time.
+    pub(crate) fn reach(&mut self, phase: &str) {
+        let since = milliseconds().saturating_sub(self.ticketed);
+        self.phases.entry(phase.to_owned()).or_insert(since);
+    }
+}
+
+/// Now, in milliseconds of Unix time.
+pub(crate) fn milliseconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The keys of an artifact are destroyed.

@@ -308,6 +308,10 @@ pub enum AttemptOutcome {
         seconds: u64,
         /// Bytes that came home.
         bytes: u64,
+        /// When `hello`, `data` (granted), `line` (the first of its log), `output` and `accepted` were reached, in
+        /// milliseconds since its ticket was made.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        phases: BTreeMap<String, u64>,
     },
     /// It ended without an output.
     Failed {

@@ -217,7 +217,10 @@ impl Bars {
                     self.bytes.set_message("");
                 }
             }
-            Progress::Prepared { .. } | Progress::Judged { .. } | Progress::AttemptLost { .. } => {}
+            Progress::Prepared { .. }
+            | Progress::Judged { .. }
+            | Progress::AttemptDone { .. }
+            | Progress::AttemptLost { .. } => {}
         }
     }
 }
@@ -244,6 +247,10 @@ fn line(progress: &Progress) -> Option<String> {
             bytes,
             ..
         } => format!("    {artifact}: {bytes} bytes sealed, {from} to {to}"),
+        Progress::AttemptDone { task, phases, .. } => {
+            let parts = phases.iter().map(|one| format!("{} {:.1} s", one.phase, one.seconds));
+            format!("    {task}: {}", parts.collect::<Vec<_>>().join(", "))
+        }
         Progress::AttemptLost { task, attempt, reason } => {
             format!("    {task}: attempt {attempt} ended without a model: {reason}")
         }

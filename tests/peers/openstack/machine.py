@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 
 from nova.compute import power_state
 from nova.virt import event, fake, hardware
@@ -27,8 +28,11 @@ class Processes(fake.FakeDriverWithoutFakeNodes):
         folder = self.folder(instance)
         stub = os.path.join(folder, "bin", "shutdown")
         with open(stub, "w", encoding="utf-8") as file:
-            file.write(f"#!/bin/sh\necho off >{folder}/off\n")
+            file.write(f'#!/bin/sh\n[ "$2" != now ] || echo off >{folder}/off\n')
         os.chmod(stub, 0o755)
+        # The routes are those of the machine that the tests run on.
+        if not os.path.lexists(os.path.join(folder, "bin", "ip")):
+            os.symlink("/bin/true", os.path.join(folder, "bin", "ip"))
         data = base64.b64decode(instance.user_data)
         script = os.path.join(folder, "user-data")
         with open(script, "wb") as file:
@@ -51,8 +55,14 @@ class Processes(fake.FakeDriverWithoutFakeNodes):
     def watch(self, uuid, process, folder):
         """Says that a machine has shut itself down, as a hypervisor does."""
         process.wait()
-        if os.path.exists(os.path.join(folder, "off")):
+        if not os.path.exists(os.path.join(folder, "off")):
+            return
+        # Nova does not listen while it is still starting the machine, which no other one leaves as fast.
+        for _ in range(60):
+            if uuid not in self.processes:
+                return
             self.emit_event(event.LifecycleEvent(uuid, event.EVENT_LIFECYCLE_STOPPED))
+            time.sleep(0.5)
 
     def stop(self, instance):
         process = self.processes.pop(instance.uuid, None)

@@ -28,6 +28,8 @@ use service::{Instance, Reservation, Service, SpotPrices, Subnets};
 const USER_DATA_BYTES: usize = 16 << 10;
 /// How long the service may take until it lists what it has started.
 const TELLING: Duration = Duration::from_secs(60);
+/// The same where nobody knows whether it has started anything.
+const HEARD: Duration = Duration::from_secs(20);
 /// As long a machine that was just started may be unknown to parts of the service.
 const YOUNG: Duration = Duration::from_secs(300);
 const OBSERVE_EVERY: Duration = Duration::from_secs(3);
@@ -39,6 +41,8 @@ const REQUEST: &str = "tidegate:request";
 
 /// What the service calls a machine that it does not know.
 const UNKNOWN: [&str; 2] = ["InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"];
+/// What it says where rights are missing.
+const DENIED: [&str; 1] = ["UnauthorizedOperation"];
 /// The same token was there before with another request, or its machine has ended.
 const TOLD_BEFORE: [&str; 2] = ["IdempotentParameterMismatch", "IdempotentInstanceTerminated"];
 
@@ -47,7 +51,7 @@ pub struct Ec2Driver {
     settings: Ec2Settings,
     service: Service,
     shelf: ProgramShelf,
-    /// Machines that this process has started, and when.
+    /// Machines that this process has started or found, and when.
     started: Mutex<BTreeMap<String, Instant>>,
 }
 
@@ -59,6 +63,21 @@ impl fmt::Debug for Ec2Driver {
 
 fn pair(name: impl Into<String>, value: impl Into<String>) -> (String, String) {
     (name.into(), value.into())
+}
+
+/// What a machine, and what it is stored on, are known by.
+fn tagged(names: &[(&str, String)]) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for (kind, resource) in ["instance", "volume"].into_iter().enumerate() {
+        let specification = format!("TagSpecification.{}", kind + 1);
+        pairs.push(pair(format!("{specification}.ResourceType"), resource));
+        for (number, (key, value)) in names.iter().enumerate() {
+            let tag = format!("{specification}.Tag.{}", number + 1);
+            pairs.push(pair(format!("{tag}.Key"), *key));
+            pairs.push(pair(format!("{tag}.Value"), value));
+        }
+    }
+    pairs
 }
 
 fn owned(owner_tag: &str) -> Vec<(String, String)> {
@@ -104,16 +123,20 @@ impl Ec2Driver {
             let asking = [pair(name, value)];
             self.service.ask::<IgnoredAny>(action, &asking).await.map_err(failed)?;
         }
-        let network = self.networks(spot).await.into_iter().next().flatten();
-        let mut asking = self.machine(network.as_deref(), spot);
-        asking.push(pair("DryRun", "true"));
-        match self.service.ask::<IgnoredAny>("RunInstances", &asking).await {
-            Ok(_) => Err(failed(Failure::Passing(std::io::Error::other(
-                "it did what it was not asked for",
-            )))),
-            Err(failure) if failure.is(&["DryRunOperation"]) => Ok(()),
-            Err(failure) => Err(failed(failure)),
+        for network in self.networks(spot).await {
+            let mut asking = self.machine(network.as_deref(), spot);
+            asking.extend(tagged(&[
+                ("Name", "tidegate check".to_owned()),
+                (OWNER, owner_tag("none")),
+            ]));
+            asking.push(pair("DryRun", "true"));
+            match self.service.ask::<IgnoredAny>("RunInstances", &asking).await {
+                Ok(_) => return Err(failed(Failure::passing("it did what it was not asked for"))),
+                Err(failure) if failure.is(&["DryRunOperation"]) => {}
+                Err(failure) => return Err(failed(failure)),
+            }
         }
+        Ok(())
     }
 
     fn failed(&self, what: impl Into<String>, id: &str, failure: Failure) -> ComputeError {
@@ -134,13 +157,16 @@ impl Ec2Driver {
     }
 
     /// The handle of the machine that counts, if it was started for this request.
-    fn handle(request: &JobRequest, digest: &str, machine: &Instance) -> Result<Handle, ComputeError> {
+    async fn handle(&self, request: &JobRequest, digest: &str, machine: &Instance) -> Result<Handle, ComputeError> {
         if machine.tag(REQUEST) != Some(digest) {
             return Err(ComputeError::Invalid {
                 id: request.id.clone(),
                 why: "another request has the same id".to_owned(),
             });
         }
+        // From now on parts of the service that do not know of it yet are not believed.
+        let mut started = self.started.lock().await;
+        started.entry(machine.instance_id.clone()).or_insert_with(Instant::now);
         Ok(Handle {
             id: request.id.clone(),
             platform: format!("ec2:{}", machine.instance_id),
@@ -160,6 +186,8 @@ impl Ec2Driver {
             pair("MinCount", "1"),
             pair("MaxCount", "1"),
             pair("InstanceInitiatedShutdownBehavior", "terminate"),
+            // Started again after a fault, it would have nothing to do.
+            pair("MaintenanceOptions.AutoRecovery", "disabled"),
             pair("MetadataOptions.HttpEndpoint", "enabled"),
             pair("MetadataOptions.HttpTokens", "required"),
             pair("MetadataOptions.HttpPutResponseHopLimit", "1"),
@@ -201,15 +229,7 @@ impl Ec2Driver {
             (JOB, request.id.clone()),
             (REQUEST, digest.to_owned()),
         ];
-        for (kind, resource) in ["instance", "volume"].into_iter().enumerate() {
-            let specification = format!("TagSpecification.{}", kind + 1);
-            pairs.push(pair(format!("{specification}.ResourceType"), resource));
-            for (number, (key, value)) in names.iter().enumerate() {
-                let tag = format!("{specification}.Tag.{}", number + 1);
-                pairs.push(pair(format!("{tag}.Key"), *key));
-                pairs.push(pair(format!("{tag}.Value"), value));
-            }
-        }
+        pairs.extend(tagged(&names));
         pairs
     }
 
@@ -260,9 +280,9 @@ impl Ec2Driver {
             .collect())
     }
 
-    /// Waits until the service lists the machine that it says it has started before.
-    async fn told_before(&self, request: &JobRequest) -> Result<Option<Instance>, Failure> {
-        let mut settling = Settling::within(TELLING);
+    /// Waits until the service lists a machine for a job, that it has started or may have.
+    async fn listed(&self, request: &JobRequest, time: Duration) -> Result<Option<Instance>, Failure> {
+        let mut settling = Settling::within(time);
         loop {
             if let Some(machine) = counting(self.of_job(&owner_tag(&request.owner), &request.id).await?) {
                 return Ok(Some(machine));
@@ -283,13 +303,21 @@ impl Ec2Driver {
         let pairs = [pair("InstanceId.1", machine)];
         let mut settling = Settling::within(TELLING);
         loop {
-            match self.service.ask::<IgnoredAny>("TerminateInstances", &pairs).await {
+            let failure = match self.service.ask::<IgnoredAny>("TerminateInstances", &pairs).await {
                 Ok(_) => return Ok(()),
-                Err(failure) if !failure.is(&UNKNOWN) => return Err(failure),
-                // Believed of an old one alone: nobody would end a young one later.
-                Err(_) if !self.is_young(machine).await => return Ok(()),
-                Err(failure) if !settling.goes_on().await => return Err(failure),
-                Err(_) => {}
+                Err(failure) => failure,
+            };
+            // Rights that go by tags do not reach what is not known, so that it is denied too.
+            let unknown = failure.is(&UNKNOWN) || (failure.is(&DENIED) && self.find(machine).await?.is_none());
+            if !unknown {
+                return Err(failure);
+            }
+            // Believed of an old one alone: nobody would end a young one later.
+            if !self.is_young(machine).await {
+                return Ok(());
+            }
+            if !settling.goes_on().await {
+                return Err(failure);
             }
         }
     }
@@ -317,6 +345,8 @@ impl Ec2Driver {
             "Server.InsufficientInstanceCapacity" => {
                 JobState::Lost(format!("the cloud had no room to start machine {id}"))
             }
+            // It does not say why yet.
+            "" if machine.instance_state.name == "shutting-down" => JobState::Ended(None),
             "" => JobState::Lost(format!("machine {id} has ended, and the cloud does not say why")),
             reason => JobState::Lost(format!("machine {id} has ended: {reason}")),
         }
@@ -342,9 +372,9 @@ impl Compute for Ec2Driver {
                 .await
                 .map_err(failed)?,
         ) {
-            return Self::handle(request, &digest, &machine);
+            return self.handle(request, &digest, &machine).await;
         }
-        let user_data = boot::user_data(request, &self.shelf, USER_DATA_BYTES).await?;
+        let user_data = boot::user_data(request, self.settings.profile.is_none(), &self.shelf, USER_DATA_BYTES).await?;
         let mut full = None;
         for network in self.networks(request.spot).await {
             let asking = self.asking(request, &digest, &user_data, network.as_deref());
@@ -359,20 +389,23 @@ impl Compute for Ec2Driver {
                         spot = request.spot,
                         "started a machine"
                     );
-                    self.started
-                        .lock()
-                        .await
-                        .insert(machine.instance_id.clone(), Instant::now());
-                    return Self::handle(request, &digest, &machine);
+                    return self.handle(request, &digest, &machine).await;
                 }
                 Err(Failure::Capacity(why)) => {
                     tracing::warn!(network, why, "no room");
                     full = Some(Failure::Capacity(why));
                 }
+                // It may have been done: whoever asked in another network then would have two.
+                Err(failure @ Failure::Unheard(_)) => {
+                    return match self.listed(request, HEARD).await.map_err(failed)? {
+                        Some(machine) => self.handle(request, &digest, &machine).await,
+                        None => Err(failed(failure)),
+                    };
+                }
                 // Somebody else, or this one before it was killed, was heard before.
                 Err(failure) if failure.is(&TOLD_BEFORE) => {
-                    return match self.told_before(request).await.map_err(failed)? {
-                        Some(machine) => Self::handle(request, &digest, &machine),
+                    return match self.listed(request, TELLING).await.map_err(failed)? {
+                        Some(machine) => self.handle(request, &digest, &machine).await,
                         None => Err(failed(failure)),
                     };
                 }

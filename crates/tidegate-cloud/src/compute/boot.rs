@@ -16,6 +16,9 @@ use super::shelf::{Offered, ProgramShelf};
 const ENDED: &str = "tidegate: the job ended with exit code ";
 
 /// What comes first: how to speak, and how to end.
+///
+/// cloud-init runs it once. A machine that is started again has nothing to do, and ends at once; and none lives longer
+/// than a worker's credentials, whatever becomes of this script.
 const BEGINNING: &str = r#"#!/bin/sh
 # Tidegate: does one job and ends this machine.
 umask 077
@@ -28,13 +31,24 @@ ended() {
     shutdown -P now || poweroff -f
     exit "$1"
 }
+again=/var/lib/cloud/scripts/per-boot
+if [ -d "$again" ]; then
+    printf '#!/bin/sh\nshutdown -P now || poweroff -f\n' >"$again/tidegate-end" && chmod 700 "$again/tidegate-end"
+fi
+shutdown -P +780 >/dev/null 2>&1 || true
 work="$(mktemp -d "${TMPDIR:-/var/tmp}/tidegate.XXXXXXXX")" && cd "$work" || ended 95
 say "up for $(cut -d ' ' -f 1 /proc/uptime) s"
 "#;
 
 /// User-data of a machine for `request`, compressed and in base64; before that it has at most `most` bytes. The program
-/// is offered by `shelf` where the request's command is this program.
-pub(super) async fn user_data(request: &JobRequest, shelf: &ProgramShelf, most: usize) -> Result<String, ComputeError> {
+/// is offered by `shelf` where the request's command is this program; `secret` says whether nobody there needs the
+/// metadata service.
+pub(super) async fn user_data(
+    request: &JobRequest,
+    secret: bool,
+    shelf: &ProgramShelf,
+    most: usize,
+) -> Result<String, ComputeError> {
     let invalid = |why: String| ComputeError::Invalid {
         id: request.id.clone(),
         why,
@@ -53,7 +67,7 @@ pub(super) async fn user_data(request: &JobRequest, shelf: &ProgramShelf, most: 
     } else {
         None
     };
-    let script = script(request, offered.as_ref().map(|offered| (own, offered)));
+    let script = script(request, secret, offered.as_ref().map(|offered| (own, offered)));
     let mut shrunk = GzEncoder::new(Vec::new(), Compression::best());
     let written = shrunk.write_all(script.as_bytes()).and_then(|()| shrunk.finish());
     let bytes = written.map_err(|error| invalid(error.to_string()))?;
@@ -66,9 +80,17 @@ pub(super) async fn user_data(request: &JobRequest, shelf: &ProgramShelf, most: 
     Ok(STANDARD.encode(bytes))
 }
 
-/// The script of a machine for `request`; `program` is offered to it, and stands in the request's command under its path
+/// What a command could learn from the metadata service: the ticket, and rights that end later than its hello.
+const ALONE: &str = "\
+# Nobody else reads what this machine was told.
+for there in 169.254.169.254/32 fd00:ec2::254/128; do
+    ip route add prohibit \"$there\" 2>/dev/null || true
+done
+";
+
+/// The script of a machine for `request`; `secret` says whether nobody there needs the metadata service. `program` is offered to it, and stands in the request's command under its path
 /// `own` here.
-fn script(request: &JobRequest, program: Option<(&Path, &Offered)>) -> String {
+fn script(request: &JobRequest, secret: bool, program: Option<(&Path, &Offered)>) -> String {
     let mut script = BEGINNING.to_owned();
     let mut command: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
     if let Some((own, offered)) = program {
@@ -83,6 +105,9 @@ fn script(request: &JobRequest, program: Option<(&Path, &Offered)>) -> String {
     let mut environment = String::new();
     for (name, value) in &request.environment {
         let _ = write!(environment, " {}", quoted(&format!("{name}={value}")));
+    }
+    if secret {
+        script.push_str(ALONE);
     }
     let _ = write!(
         script,
@@ -101,7 +126,8 @@ fn fetching(offered: &Offered) -> String {
     }
     format!(
         r#"tries=0
-until printf '%s\n' {settings} | curl --config - --silent --show-error --fail --output tidegate; do
+until printf '%s\n' {settings} | curl --config - --silent --show-error --fail \
+    --connect-timeout 10 --speed-limit 1000 --speed-time 30 --output tidegate; do
     tries=$((tries + 1))
     [ "$tries" -lt 10 ] || {{ say "the program cannot be fetched"; ended 96; }}
     sleep "$tries"
@@ -159,7 +185,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let stub = folder.path().join("shutdown");
         std::fs::write(&stub, "#!/bin/sh\necho \"shutdown $*\"\n").unwrap();
-        Command::new("chmod").args(["+x"]).arg(&stub).status().unwrap();
+        let ip = folder.path().join("ip");
+        std::fs::write(&ip, "#!/bin/sh\necho \"ip $*\"\n").unwrap();
+        Command::new("chmod").arg("+x").args([&stub, &ip]).status().unwrap();
         let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
         let output = Command::new("/bin/sh")
             .args(["-c", script])
@@ -169,14 +197,14 @@ mod tests {
             .output()
             .unwrap();
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-        assert_eq!(left.len(), 1, "something is left: {left:?}");
+        assert_eq!(left.len(), 2, "something is left: {left:?}");
         (String::from_utf8(output.stdout).unwrap(), output.status.code().unwrap())
     }
 
     #[test]
     fn a_job_gets_its_ticket_and_its_environment_and_the_machine_ends_after_it() {
         let command = "cat; echo; echo \"$GREETING\"; env | wc -l; exit 3";
-        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), None));
+        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), false, None));
         assert_eq!(code, 3);
         let lines: Vec<&str> = told.lines().skip(1).collect();
         // `PATH`, what was asked for, and what a shell sets itself.
@@ -200,9 +228,12 @@ mod tests {
         let own = Path::new("/opt/it's/tidegate");
         let request = request(&["/opt/it's/tidegate", "worker"]);
         let good = offered("#!/bin/sh\necho \"I ran $1\"\n");
-        let (told, code) = run(&script(&request, Some((own, &good))));
+        let (told, code) = run(&script(&request, true, Some((own, &good))));
         assert!(code == 0 && told.contains("I ran worker"), "{told}");
-        let (told, code) = run(&script(&request, Some((own, &offered("another")))));
+        // What stands in the machine's user-data is not for the command.
+        let closed = told.find("ip route add prohibit 169.254.169.254/32").unwrap();
+        assert!(closed < told.find("I ran").unwrap(), "{told}");
+        let (told, code) = run(&script(&request, true, Some((own, &offered("another")))));
         assert_eq!(code, 97);
         assert!(!told.contains("I ran") && told.contains("not the program"), "{told}");
         assert_eq!(exit_code(&told), Some(97));

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::shelf::ProgramShelf;
 use super::{Failure, boot, owner_tag, told};
+use crate::client::Settling;
 use crate::credentials::Environment;
 use crate::store::OpenError;
 
@@ -26,6 +27,10 @@ use service::{Kind, Service};
 /// The most bytes of user-data: 65,535 signs of base64.
 const USER_DATA_BYTES: usize = 65_535 / 4 * 3;
 const OBSERVE_EVERY: Duration = Duration::from_secs(3);
+/// How long it may take until a machine is listed of which nobody knows whether it was started.
+const HEARD: Duration = Duration::from_secs(60);
+/// How long the removal of a machine may take.
+const REMOVING: Duration = Duration::from_secs(60);
 /// Lines of a console in which the exit code is looked for.
 const CONSOLE_LINES: u32 = 200;
 /// Servers in one page of a listing, and the most pages.
@@ -175,9 +180,9 @@ impl OpenStackDriver {
             let servers = page["servers"]
                 .as_array()
                 .ok_or_else(|| Failure::passing("its answer lists nothing"))?;
-            let before = all.len();
             all.extend(servers.iter().filter_map(Machine::of));
-            if servers.len() < PAGE || all.len() == before {
+            let links = page["servers_links"].as_array().into_iter().flatten();
+            if servers.is_empty() || !links.into_iter().any(|link| link["rel"] == "next") {
                 return Ok(all);
             }
         }
@@ -190,7 +195,10 @@ impl OpenStackDriver {
 
     async fn find(&self, id: &str) -> Result<Option<Machine>, Failure> {
         match self.ask(Method::GET, &format!("/servers/{id}"), None).await {
-            Ok(found) => Ok(Machine::of(&found["server"])),
+            Ok(found) => match Machine::of(&found["server"]) {
+                Some(machine) => Ok(Some(machine)),
+                None => Err(Failure::passing("its answer describes no machine")),
+            },
             Err(failure) if failure.is(&["NotFound"]) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -244,7 +252,8 @@ impl OpenStackDriver {
         let (cpus, mebibytes) = (self.settings.cpus, self.settings.mebibytes);
         let fitting = found["flavors"].as_array().into_iter().flatten().filter_map(|flavor| {
             let size = (flavor["vcpus"].as_u64()?, flavor["ram"].as_u64()?);
-            let fits = size.0 >= cpus && size.1 >= mebibytes;
+            // Those without a disk are for machines that boot from volumes.
+            let fits = size.0 >= cpus && size.1 >= mebibytes && flavor["disk"].as_u64().is_some_and(|disk| disk > 0);
             fits.then(|| Some((size, flavor["id"].as_str()?.to_owned()))).flatten()
         });
         fitting.min().map(|(_, id)| id).ok_or_else(|| Failure::Refused {
@@ -360,13 +369,31 @@ impl Compute for OpenStackDriver {
         if let Some(machine) = counting(&there).filter(|one| !one.deleting) {
             return Self::handle(request, &digest, machine);
         }
-        let user_data = boot::user_data(request, &self.shelf, USER_DATA_BYTES).await?;
-        let started = self.start(request, &digest, user_data).await.map_err(failed)?;
+        let user_data = boot::user_data(request, true, &self.shelf, USER_DATA_BYTES).await?;
+        let started = match self.start(request, &digest, user_data).await {
+            Ok(started) => Some(started),
+            // It may have been done: whoever asked again would have two.
+            Err(failure @ Failure::Unheard(_)) => {
+                let mut settling = Settling::within(HEARD);
+                while self.of_job(&owner, &job).await.map_err(failed)?.is_empty() {
+                    if !settling.goes_on().await {
+                        return Err(failed(failure));
+                    }
+                }
+                None
+            }
+            Err(failure) => return Err(failed(failure)),
+        };
         tracing::info!(machine = started, "started a machine");
         // Another process may have started one at the same time.
-        let there = self.of_job(&owner, &job).await.map_err(failed)?;
+        let mut there = self.of_job(&owner, &job).await.map_err(failed)?;
+        if let Some(started) = &started
+            && !there.iter().any(|one| one.id == *started)
+        {
+            there.extend(self.find(started).await.map_err(failed)?);
+        }
         let counts = counting(&there).ok_or_else(|| failed(Failure::passing("it does not list what it started")))?;
-        if counts.id != started {
+        if let Some(started) = started.filter(|started| counts.id != *started) {
             self.end(&started).await.map_err(failed)?;
         }
         Self::handle(request, &digest, counts)
@@ -408,13 +435,25 @@ impl Compute for OpenStackDriver {
             // Twins of it are nobody's.
             all.extend(self.of_job(owner, job).await.map_err(failed)?);
         }
-        let left: BTreeSet<&str> = all
-            .iter()
-            .filter(|one| !one.deleting)
-            .map(|one| one.id.as_str())
-            .collect();
-        for id in left {
+        let all: BTreeSet<String> = all.into_iter().map(|one| one.id).collect();
+        for id in &all {
             self.end(id).await.map_err(failed)?;
+        }
+        // What is accepted is not done yet, and may fail; until then it is in the quota.
+        let mut settling = Settling::within(REMOVING);
+        for id in &all {
+            while self
+                .find(id)
+                .await
+                .map_err(failed)?
+                .is_some_and(|one| !one.status.ends_with("DELETED"))
+            {
+                if !settling.goes_on().await {
+                    return Err(failed(Failure::passing(
+                        "a machine that is being removed is still there",
+                    )));
+                }
+            }
         }
         Ok(())
     }
@@ -423,11 +462,8 @@ impl Compute for OpenStackDriver {
         let failed = |failure| self.failed("ending jobs", "", failure);
         let mut jobs: BTreeMap<String, Vec<Machine>> = BTreeMap::new();
         for machine in self.tagged(&owner(of)).await.map_err(failed)? {
-            if !machine.deleting {
-                jobs.entry(machine.job.clone().unwrap_or_default())
-                    .or_default()
-                    .push(machine);
-            }
+            let job = machine.job.clone().unwrap_or_default();
+            jobs.entry(job).or_default().push(machine);
         }
         let (mut swept, mut failure) = (BTreeSet::new(), None);
         for (job, machines) in jobs {
@@ -436,7 +472,8 @@ impl Compute for OpenStackDriver {
             let stays = counting(&machines).filter(|_| kept).map(|one| &one.id);
             for machine in machines.iter().filter(|one| Some(&one.id) != stays) {
                 match self.end(&machine.id).await {
-                    Ok(()) if !kept => _ = swept.insert(job.clone()),
+                    // What is being removed is asked for again, in case that failed, and was named before.
+                    Ok(()) if !kept && !machine.deleting => _ = swept.insert(job.clone()),
                     Ok(()) => {}
                     // One that does not end keeps nobody from ending the others.
                     Err(error) => failure = Some(error),

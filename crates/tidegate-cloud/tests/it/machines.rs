@@ -12,7 +12,7 @@ use tidegate_types::files::sites::Machine;
 use tidegate_types::message::Attempt;
 use tidegate_types::{RunId, TaskName};
 
-use crate::peers::{Machines, ec2};
+use crate::peers::{Machines, ec2, python};
 
 fn environment(secret: &str) -> Environment {
     [("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", secret)]
@@ -251,4 +251,63 @@ async fn whoever_died_after_asking_finds_the_machine_and_starts_no_second_one() 
     let after = open().ensure(&renewed).await.unwrap();
     assert_eq!(open().observe(&after).await.unwrap(), JobState::Gone);
     assert_eq!(machines.states("once").len(), 1);
+}
+
+/// Starts a machine with the tags of a job, as a request does that was believed lost.
+fn start_twin(machines: &Machines, job: &str) {
+    let all = machines.tell("machines");
+    let of_job = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["tags"]["tidegate:job"] == job);
+    let tags: Vec<_> = of_job.unwrap()["tags"].as_object().unwrap().iter().collect();
+    let tags: Vec<_> = tags
+        .iter()
+        .map(|(key, value)| format!("{{'Key': '{key}', 'Value': {value}}}"))
+        .collect();
+    python(&format!(
+        "import boto3\nboto3.client('ec2', endpoint_url='{}', region_name='eu-central-1', aws_access_key_id='AKSETUP', \
+         aws_secret_access_key='SKSETUP').run_instances(ImageId='{}', InstanceType='m7i.large', MinCount=1, MaxCount=1, \
+         ClientToken='twin-{}', UserData='#!/bin/sh\\nsleep 1000\\n', MetadataOptions={{'HttpTokens': 'required'}}, \
+         TagSpecifications=[{{'ResourceType': 'instance', 'Tags': [{}]}}])",
+        machines.endpoint(),
+        machines.image,
+        machines.states(job).len(),
+        tags.join(", ")
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_twins_the_first_counts_and_the_others_are_ended() {
+    let Some(machines) = ec2(Ec2Settings::needed_grant()) else {
+        return;
+    };
+    let driver = driver(&machines, "SKADMIN", |_| {});
+    let handle = driver.ensure(&request("twins", "sleep 1000")).await.unwrap();
+    until(&driver, &handle, |state| *state == JobState::Running).await;
+    start_twin(&machines, "twins");
+    let seen = async {
+        // Until the cloud tells of it.
+        while machines
+            .states("twins")
+            .iter()
+            .filter(|state| *state == "running")
+            .count()
+            == 2
+        {
+            assert_eq!(driver.ensure(&request("twins", "sleep 1000")).await.unwrap(), handle);
+            assert!(driver.sweep("owner", &["twins".to_owned()]).await.unwrap().is_empty());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap();
+    assert_eq!(driver.observe(&handle).await.unwrap(), JobState::Running);
+    // Another one, that nobody has swept when the job is removed.
+    start_twin(&machines, "twins");
+    let removed = async {
+        while machines.states("twins").iter().any(|state| state == "running") {
+            driver.delete(&handle).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), removed).await.unwrap();
 }

@@ -322,12 +322,18 @@ print(key["AccessKeyId"], key["SecretAccessKey"])
     Some((peer, id.to_owned(), secret.to_owned()))
 }
 
+/// A file of `tests/peers`.
+fn ours(name: &str) -> PathBuf {
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .map(|folder| folder.join("tests/peers"));
+    folders.find(|folder| folder.is_dir()).unwrap().join(name)
+}
+
 /// A server of our own that checks every request against what the vendor has published: `script` of `tests/peers`.
 fn published(script: &str, folder: tempfile::TempDir, arguments: &[&str]) -> Option<Peer> {
     let python = peers()?.join("bin/python");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/peers")
-        .join(script);
+    let script = ours(script);
     let port = free_port();
     let mut command = Command::new(python);
     command.arg(script).arg(port.to_string()).args(arguments);
@@ -458,7 +464,7 @@ pub(crate) fn openstack() -> Option<OpenStack> {
         return None;
     };
     let folder = tempfile::tempdir().unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/peers/openstack/up.py");
+    let script = ours("openstack/up.py");
     let port = free_port();
     // All of its processes end with the first one of a namespace of their own.
     let mut command = Command::new("unshare");

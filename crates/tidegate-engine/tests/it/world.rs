@@ -138,6 +138,7 @@ pub(crate) fn accepted() -> AttemptOutcome {
         model: summary("model", ArtifactKind::Model, 10),
         seconds: 1,
         bytes: 20,
+        phases: BTreeMap::new(),
     }
 }
 

@@ -213,6 +213,7 @@ impl Keeper {
         }
         let mut new = record.clone();
         new.phase = Phase::CodeGranted;
+        new.reach("hello");
         new.hello = Some(opened.digest());
         new.read = Position {
             number: inbox.number(),
@@ -266,10 +267,12 @@ impl Keeper {
         match (record.phase, opened.numbered.message) {
             (Phase::CodeGranted, WorkerMessage::SetupDone { sandbox }) => {
                 new.phase = Phase::DataGranted;
+                new.reach("data");
                 answer = Some(self.data_grant(record, worker, &sandbox).await?);
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Log { sealed }) => {
                 new.log_bytes = self.keep_log(record, "log", record.log_bytes, &sealed)?;
+                new.reach("line");
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Metric { sealed }) => {
                 new.metric_bytes = self.keep_log(record, "metrics", record.metric_bytes, &sealed)?;
@@ -286,6 +289,7 @@ impl Keeper {
                     .receive_output(record, worker, &packing_list, &packing_list_digest, &grant)
                     .await?;
                 new.phase = Phase::OutputReceived;
+                new.reach("output");
                 new.output = Some(folder);
                 new.output_bytes = bytes;
             }

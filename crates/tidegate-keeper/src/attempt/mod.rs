@@ -35,12 +35,12 @@ use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{OUTPUT_BYTES, Wanted};
-use crate::records::{AttemptRecord, Phase, Position, attempt_key, value};
+use crate::records::{AttemptRecord, Phase, Position, attempt_key, milliseconds, value};
 use crate::service::Keeper;
 use crate::underway::Watch;
 
 /// How long a ticket is good for a hello, in seconds.
-const TICKET_SECONDS: u64 = 600;
+const TICKET_SECONDS: u64 = 1800;
 /// How long a lease lasts, and how often it is renewed.
 const LEASE_SECONDS: u64 = 30;
 const LEASE_EVERY: Duration = Duration::from_secs(5);
@@ -174,6 +174,8 @@ impl Keeper {
             output_bytes: 0,
             log_bytes: 0,
             metric_bytes: 0,
+            ticketed: milliseconds(),
+            phases: BTreeMap::new(),
             outcome: None,
         };
         let leaf = self.event(

@@ -163,10 +163,12 @@ impl Keeper {
         let model = self.describe(&self.folder.join(&folder), description, no_evidence(), "model")?;
         let artifact = packing::manifest_digest(&model.manifest).while_(accepting)?;
         self.records.put_artifact(&artifact, &model)?;
+        new.reach("accepted");
         new.outcome = Some(AttemptOutcome::Accepted {
             model: model.summary(artifact),
             seconds,
             bytes: record.output_bytes,
+            phases: new.phases.clone(),
         });
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Service {
             .server
             .answer(request, ANSWER_BYTES)
             .await
-            .map_err(Failure::passing)?;
+            .map_err(Failure::unheard)?;
         let (status, body) = (answered.status().as_u16(), answered.into_body());
         if status == 200 {
             return Ok(body);
@@ -127,7 +127,7 @@ impl Service {
         let told: Option<Errors> = parsed(&body);
         match told.and_then(|told| told.errors.error.into_iter().next()) {
             Some(error) => Err(failure(error)),
-            None => Err(Failure::passing(format!("it answered with status {status}"))),
+            None => Err(Failure::unheard(format!("it answered with status {status}"))),
         }
     }
 
@@ -138,7 +138,7 @@ impl Service {
         pairs: &[(String, String)],
     ) -> Result<T, Failure> {
         let body = self.request(action, pairs).await?;
-        parsed(&body).ok_or_else(|| Failure::passing(format!("its answer is none of {action}")))
+        parsed(&body).ok_or_else(|| Failure::unheard(format!("its answer is none of {action}")))
     }
 
     /// All instances that a description asks for.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
@@ -23,6 +24,8 @@ use crate::store::OpenError;
 const ANSWER_BYTES: usize = 16 << 20;
 /// Nova's own version, of 2017: the first in which a server is made with its tags.
 const COMPUTE_VERSION: &str = "compute 2.52";
+/// How long a service may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Seconds before its end from which a token is not used any more.
 const EARLY: i64 = 60;
 const TOKEN: &str = "x-auth-token";
@@ -95,10 +98,9 @@ impl Service {
             token.set_sensitive(true);
             headers.insert(TOKEN, token);
         }
-        self.server
-            .answer(request, ANSWER_BYTES)
-            .await
-            .map_err(Failure::passing)
+        // Nova starts a machine whether or not somebody still listens.
+        let answer = self.server.answer_within(PATIENCE, request, ANSWER_BYTES).await;
+        answer.map_err(Failure::unheard)
     }
 
     fn login(&self) -> Result<&Login, Failure> {
@@ -115,7 +117,8 @@ impl Service {
         let answer = self.send(Method::POST, &url, None, body).await?;
         let status = answer.status().as_u16();
         if status != 201 {
-            return Err(failure(status, answer.body()));
+            // Its words may repeat what was sent.
+            return Err(failure(status, &[]));
         }
         let strange = || Failure::passing("keystone's answer is none");
         let token = answer
@@ -141,8 +144,19 @@ impl Service {
             let mut endpoints = of_kind.flat_map(|entry| entry["endpoints"].as_array().into_iter().flatten());
             let endpoint = endpoints
                 .find(|endpoint| endpoint["interface"] == interface && endpoint["region_id"] == self.region.as_str());
-            let url = Url::parse(endpoint?["url"].as_str()?).ok()?;
+            let mut url = Url::parse(endpoint?["url"].as_str()?).ok()?;
             secure(&url).ok()?;
+            if kind != Kind::Compute {
+                // Some catalogs name the version, which requests name too.
+                let path = url.path().trim_end_matches('/').to_owned();
+                let last = path.rsplit('/').next().unwrap_or_default();
+                if last
+                    .strip_prefix('v')
+                    .is_some_and(|rest| rest.starts_with(|one: char| one.is_ascii_digit()))
+                {
+                    url.set_path(path.strip_suffix(last).unwrap_or_default());
+                }
+            }
             Some((kind, url))
         };
         Kind::ALL.into_iter().filter_map(place).collect()
@@ -191,7 +205,7 @@ impl Service {
                 200..=299 if answer.body().is_empty() => return Ok(Value::Null),
                 200..=299 => {
                     let read = serde_json::from_slice(answer.body());
-                    return read.map_err(|_| Failure::passing("its answer is not JSON"));
+                    return read.map_err(|_| Failure::unheard("its answer is not JSON"));
                 }
                 // The token has ended before its time.
                 401 if refused.is_none() => refused = Some(session.token.to_string()),
@@ -223,11 +237,15 @@ fn failure(status: u16, body: &[u8]) -> Failure {
     };
     match status {
         401 => refused("Unauthorized", "its credentials do not allow that".to_owned()),
-        403 if words.contains("uota") => Failure::Capacity(words),
+        403 if ["uota", "exceeded"].iter().any(|word| words.contains(word)) => Failure::Capacity(words),
+        // What it says of flavors without a disk.
+        403 if words.contains("volume-backed") => refused("Forbidden", words),
         403 => refused("Forbidden", "its credentials do not allow that".to_owned()),
         400 => refused("BadRequest", words),
         404 => refused("NotFound", words),
+        406 => refused("NotAcceptable", "it is older than what is asked for".to_owned()),
         409 => refused("Conflict", words),
+        500.. => Failure::unheard(format!("it answered with status {status}")),
         _ => Failure::passing(format!("it answered with status {status}")),
     }
 }

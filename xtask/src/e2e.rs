@@ -1,0 +1,173 @@
+//! `cargo xtask e2e`: the hospital pipeline with training on each kind of machine that a cloud starts.
+//!
+//! Every kind runs in folders of its own, against software that is started for it and ended after it: SeaweedFS as the
+//! site's store, and whatever starts the machines. `docs/clouds.md` says what each of them is.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use tidegate_cloud::Ec2Settings;
+
+use crate::peers::{Peer, ec2, make_open_bucket, open_seaweed, openstack};
+
+/// What the example's file says of the cloud, and what stands there instead.
+const STORE: &str = "store: \"folder:\"\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
+
+/// Runs the pipeline with training on machines of each kind.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EndToEnd {
+    /// Kinds of machines; all without one
+    kinds: Vec<Kind>,
+    /// How to print it
+    #[arg(long, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// Amazon's EC2: moto, with what it leaves out
+    Ec2,
+    /// OpenStack: its own control plane
+    Openstack,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// What came of one kind.
+#[derive(Debug, Serialize)]
+struct Report {
+    site: Kind,
+    /// `done`, or why not.
+    status: String,
+    /// Seconds of the run.
+    seconds: f64,
+    /// What of the training took how long.
+    phases: Value,
+}
+
+impl EndToEnd {
+    /// Runs and prints; every kind is tried.
+    ///
+    /// # Errors
+    /// When what is needed is missing, or a run did not end well.
+    pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
+        let all = [Kind::Ec2, Kind::Openstack];
+        let kinds = if self.kinds.is_empty() { &all[..] } else { &self.kinds };
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--release", "--locked", "--quiet", "--package", "tidegate"]);
+        ensure!(
+            build.current_dir(root).status()?.success(),
+            "the program does not build"
+        );
+        let mut failed = false;
+        for kind in kinds {
+            let began = Instant::now();
+            let report = match pipeline(*kind, root) {
+                Ok(report) => report,
+                Err(error) => Report {
+                    site: *kind,
+                    status: format!("{error:#}"),
+                    seconds: began.elapsed().as_secs_f64(),
+                    phases: Value::Array(Vec::new()),
+                },
+            };
+            failed |= report.status != "done";
+            self.print(&report)?;
+        }
+        ensure!(!failed, "not every pipeline is done");
+        Ok(())
+    }
+
+    fn print(&self, report: &Report) -> anyhow::Result<()> {
+        match self.format {
+            Format::Json => println!("{}", serde_json::to_string(report)?),
+            Format::Text => {
+                let site = serde_json::to_value(report.site)?;
+                let site = site.as_str().unwrap_or_default();
+                println!("{site:<10} {} after {:.1} s", report.status, report.seconds);
+                let phases = report.phases.as_array().into_iter().flatten();
+                for (phase, seconds) in
+                    phases.filter_map(|one| Some((one["phase"].as_str()?, one["seconds"].as_f64()?)))
+                {
+                    println!("  {phase:<10} {seconds:>7.2} s");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One run, with everything that it needs.
+fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
+    let store = open_seaweed().context("TIDEGATE_PEERS must name the environment with the peers")?;
+    make_open_bucket(&store, "tidegate");
+    match kind {
+        Kind::Ec2 => {
+            let cloud = ec2(Ec2Settings::needed_grant()).context("the peers have no moto")?;
+            let machine = format!(
+                "driver: ec2, machine: {{region: eu-central-1, image: {}, type: m7i.large, networks: [{}], endpoint: \"{}\"}}",
+                cloud.image,
+                cloud.networks.join(", "),
+                cloud.endpoint()
+            );
+            run(kind, root, &store, &machine, &[])
+        }
+        Kind::Openstack => {
+            let cloud = openstack().context("TIDEGATE_OPENSTACK must name the environment with OpenStack")?;
+            let machine = format!(
+                "driver: openstack, machine: {{region: RegionOne, image: debian-13, networks: [inside], endpoint: \"{}\"}}",
+                cloud.keystone
+            );
+            run(kind, root, &store, &machine, &cloud.login())
+        }
+    }
+}
+
+fn run(kind: Kind, root: &Path, store: &Peer, machine: &str, login: &[(&str, String)]) -> anyhow::Result<Report> {
+    let folder = tempfile::tempdir()?;
+    for entry in std::fs::read_dir(root.join("examples/hospital"))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
+    }
+    let sites = std::fs::read_to_string(folder.path().join("sites.yaml"))?;
+    let at = format!(
+        "s3://tidegate/cloud?endpoint=http://127.0.0.1:{}&region=us-east-1&role={}",
+        store.port(),
+        Peer::ROLE
+    );
+    let compute = format!("compute: {{{machine}, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}}");
+    let changed = sites.replacen(STORE, &format!("store: \"{at}\"\n    {compute}"), 1);
+    ensure!(changed != sites, "the example's cloud is not what it was");
+    std::fs::write(folder.path().join("sites.yaml"), changed)?;
+    let program = std::env::current_exe()?.with_file_name("tidegate");
+    let began = Instant::now();
+    let output = Command::new(program)
+        .args(["run", "tidegate.yaml", "--yes", "--format", "json"])
+        .current_dir(folder.path())
+        .env("TIDEGATE_HOME", folder.path().join("state"))
+        .envs([("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")])
+        .envs(login.iter().cloned())
+        .stdin(Stdio::null())
+        .output()?;
+    let seconds = began.elapsed().as_secs_f64();
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", told.lines().last().unwrap_or("it said nothing"));
+    }
+    let mut summary: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(Report {
+        site: kind,
+        status: summary["status"].as_str().unwrap_or("unknown").to_owned(),
+        seconds,
+        phases: summary["training"].take(),
+    })
+}
