@@ -24,6 +24,7 @@ mod accounts;
 mod client;
 mod crossings;
 mod error;
+mod jobs;
 mod key;
 mod ledger;
 mod planning;

@@ -227,6 +227,16 @@ impl Engine {
             .await
     }
 
+    /// The runs that were interrupted, and have not ended.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn interrupted(&self) -> Result<Vec<RunId>, EngineError> {
+        let runs: Vec<RunRecord> = scan(&*self.journal, "runs", "")?;
+        let open = runs.into_iter().filter(|run| run.status == RunStatus::Running);
+        Ok(open.map(|run| run.id).collect())
+    }
+
     /// Takes what the keeper recorded since the last run into the ledger, and has the ledger cosigned.
     ///
     /// # Errors

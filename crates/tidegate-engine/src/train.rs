@@ -1,36 +1,31 @@
 //! Training: inputs cross, an attempt runs, its output comes home; a lost attempt is fenced before
 //! the next begins.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
-use tidegate_seal::random::random_bytes;
 use tidegate_types::event::EventType;
 use tidegate_types::files::sites::Site;
-use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
+use tidegate_types::ids::{PermitId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
 use tidegate_types::message::{Attempt, Ticket};
 use tidegate_types::quantity::Money;
 
 use crate::crossings::Wanted;
 use crate::error::{EngineError, While};
+use crate::jobs::{ensured, explained, job_id};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{JobRecord, RunRecord, RunStatus, TrainedStep, get, put, scan, value};
-use crate::summary::{self, SummaryPhase};
+use crate::state::{JobRecord, RunRecord, TrainedStep, get, put, value};
 
 /// How long a job may be seen gone without the keeper having heard its last word.
 const GONE_FOR: Duration = Duration::from_secs(5);
 /// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
 /// or was started again will read it.
 const ENDED_FOR: Duration = Duration::from_secs(60);
-/// How often a start is tried that failed in a way that may pass, and the first of the pauses between, which double.
-const STARTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-
 /// How long nothing is asked of a site that had no room, the first time.
 const CROWDED: Duration = Duration::from_secs(15);
 
@@ -351,7 +346,7 @@ impl Engine {
         }
     }
 
-    async fn fence(&self, attempt: &Attempt, why: &str) -> Result<AttemptOutcome, EngineError> {
+    pub(crate) async fn fence(&self, attempt: &Attempt, why: &str) -> Result<AttemptOutcome, EngineError> {
         let body = RequestBody::Fence {
             attempt: attempt.clone(),
             why: why.to_owned(),
@@ -363,7 +358,7 @@ impl Engine {
     }
 
     /// Records how an attempt ended, and whether something of it may be left; also after a restart it ended that way.
-    fn ended(
+    pub(crate) fn ended(
         &self,
         attempt: &Attempt,
         outcome: AttemptOutcome,
@@ -395,62 +390,6 @@ impl Engine {
         self.journal.commit(&batch).while_("recording how an attempt ended")?;
         Ok(outcome)
     }
-
-    /// What of an attempt that gave a model took how long, by what was seen here and what the keeper saw.
-    pub(crate) fn phases_of(&self, attempt: &Attempt) -> Result<Vec<SummaryPhase>, EngineError> {
-        let record = get::<JobRecord>(&*self.journal, "jobs", &job_id(attempt))?;
-        let Some(JobRecord {
-            ended: Some((_, AttemptOutcome::Accepted { phases: seen, .. })),
-            mut phases,
-            ..
-        }) = record
-        else {
-            return Ok(Vec::new());
-        };
-        phases.extend(seen);
-        Ok(summary::phases(&phases))
-    }
-
-    /// Fences every open attempt of runs that have ended, of `ending` too, and ends what runs for them.
-    pub(crate) async fn abandon(&self, ending: Option<&RunId>, why: &str) -> Result<(), EngineError> {
-        let runs: Vec<RunRecord> = scan(&*self.journal, "runs", "")?;
-        let goes_on = |run: &RunId| {
-            Some(run) != ending
-                && runs
-                    .iter()
-                    .any(|record| record.id == *run && record.status == RunStatus::Running)
-        };
-        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
-        let (open, ended): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.ended.is_none());
-        let left: Vec<JobRecord> = ended.into_iter().filter(|job| job.left).collect();
-        let (keep, lost): (Vec<_>, Vec<_>) = open.into_iter().partition(|job| goes_on(&job.attempt.run));
-        let keep: Vec<String> = keep.iter().map(|job| job_id(&job.attempt)).collect();
-        // What runs is ended first: that needs nobody else. Swept and not deleted, for a job may run whose
-        // handle was never seen.
-        let sites: BTreeSet<&SiteName> = lost.iter().chain(&left).map(|job| &job.site).collect();
-        // A machine that is out of reach keeps nobody from being fenced.
-        let mut unswept = BTreeSet::new();
-        for site in sites {
-            let Some(compute) = self.compute.get(site) else {
-                tracing::warn!(%site, "what may still run there is ended by nobody: the site has no driver any more");
-                unswept.insert(site);
-                continue;
-            };
-            if let Err(error) = compute.sweep(&self.owner, &keep).await {
-                tracing::warn!(%site, %error, "what runs for runs that have ended is ended by the next run");
-                unswept.insert(site);
-            }
-        }
-        for mut job in left.iter().filter(|job| !unswept.contains(&job.site)).cloned() {
-            job.left = false;
-            put(&*self.journal, "jobs", &job_id(&job.attempt), &job)?;
-        }
-        for job in &lost {
-            let outcome = self.fence(&job.attempt, why).await?;
-            self.ended(&job.attempt, outcome, unswept.contains(&job.site), BTreeMap::new())?;
-        }
-        Ok(())
-    }
 }
 
 /// What came of an attempt.
@@ -469,40 +408,8 @@ impl Tried {
     }
 }
 
-/// How an attempt ended, with what the driver said of it where it was fenced: the keeper knows a word alone.
-fn explained(outcome: AttemptOutcome, reason: Option<&str>) -> AttemptOutcome {
-    match (outcome, reason) {
-        (AttemptOutcome::Fenced { why }, Some(reason)) => AttemptOutcome::Fenced {
-            why: format!("{why}: {reason}"),
-        },
-        (outcome, _) => outcome,
-    }
-}
-
 fn milliseconds_since(moment: tokio::time::Instant) -> u64 {
     u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Starts a job, also where the way to its machine breaks at first: whether it was started then is not known.
-async fn ensured(compute: &dyn Compute, request: &JobRequest) -> Result<Handle, ComputeError> {
-    let mut pause = FIRST_PAUSE;
-    for _ in 1..STARTS {
-        match compute.ensure(request).await {
-            Err(ComputeError::Transient { .. }) => {
-                // Without randomness the pause is merely not spread.
-                let random = random_bytes::<1>().map_or(255, |[byte]| byte);
-                tokio::time::sleep(pause.mul_f64(0.5 + f64::from(random) / 510.0)).await;
-            }
-            ensured => return ensured,
-        }
-        pause *= 2;
-    }
-    compute.ensure(request).await
-}
-
-/// What the driver calls an attempt.
-fn job_id(attempt: &Attempt) -> String {
-    format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank)
 }
 
 /// A command that failed by itself will fail again; a machine or a mailbox that failed may not.

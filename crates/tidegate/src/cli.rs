@@ -158,6 +158,20 @@ pub(crate) enum Command {
         #[arg(long)]
         no_keeper: bool,
     },
+    /// End everything that runs on the sites, interrupted runs too, and prove that nothing is left.
+    ///
+    /// With a site, what runs there alone: a run that goes on later finds it lost.
+    #[command(after_help = "Example:\n  tidegate down examples/hospital/tidegate.yaml")]
+    Down {
+        #[command(flatten)]
+        pipeline: PipelineArgument,
+        /// The site.
+        #[arg(long)]
+        site: Option<String>,
+        /// Use a keeper that runs elsewhere instead of starting one.
+        #[arg(long)]
+        no_keeper: bool,
+    },
     /// Show released models and where they are served.
     #[command(after_help = "Example:\n  tidegate models examples/hospital/tidegate.yaml")]
     Models(PipelineArgument),

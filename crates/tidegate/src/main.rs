@@ -195,6 +195,21 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             };
             runtime()?.block_on(run::cancel(&State::of(&pipeline)?, &run, &options))
         }
+        Command::Down {
+            pipeline,
+            site,
+            no_keeper,
+        } => {
+            let options = Options {
+                yes: false,
+                until: None,
+                sample: None,
+                embedded_keeper: !no_keeper,
+                format,
+            };
+            let project = Project::open(&pipeline.pipeline, None)?;
+            runtime()?.block_on(run::down(&project, site.as_deref(), &options))
+        }
         Command::Models(at) => status::models(&State::of(&at.pipeline)?, format),
         Command::Cost(at) => status::cost(&State::of(&at.pipeline)?, format),
         Command::Predict {

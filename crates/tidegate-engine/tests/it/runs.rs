@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use tidegate_contracts::Journal;
+use tidegate_contracts::fakes::FakeCompute;
+use tidegate_contracts::{ComputeError, JobState, Journal};
 use tidegate_engine::{EngineError, Progress, RunRecord, RunStatus};
+use tidegate_types::Refusal;
 use tidegate_types::keeper::AttemptOutcome;
 
-use crate::world::{PIPELINE, World, accepted};
+use crate::world::{PIPELINE, World, accepted, pass};
 
 #[test]
 fn every_step_is_asked_for_once_and_in_order() {
@@ -203,6 +205,84 @@ fn a_job_that_is_gone_is_fenced_before_the_next_attempt() {
     let fenced = world.keeper.fenced.lock().unwrap().clone();
     assert_eq!(fenced.len(), 1);
     assert_eq!((fenced[0].0.attempt, fenced[0].1.as_str()), (1, "lost"));
+}
+
+#[test]
+fn a_ticket_that_ran_out_is_another_try() {
+    let retries = PIPELINE.replace("train:\n", "train:\n  retries: 1\n");
+    let world = World::new("late");
+    world.ends(|attempt| {
+        Some(if attempt.attempt == 1 {
+            AttemptOutcome::Refused {
+                refusal: Refusal {
+                    rule: "ticket-expired".to_owned(),
+                    what: "waiting for a worker".to_owned(),
+                    why: "no hello came".to_owned(),
+                    fix: "wait".to_owned(),
+                },
+            }
+        } else {
+            accepted()
+        })
+    });
+    assert_eq!(world.run(&retries).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 2);
+}
+
+#[test]
+fn a_site_without_room_is_given_time_and_asked_again() {
+    let retries = PIPELINE.replace("train:\n", "train:\n  retries: 1\n");
+    let mut world = World::new("crowded");
+    world.compute = FakeCompute::with(|request| {
+        if request.attempt.attempt == 1 {
+            return Err(ComputeError::Capacity {
+                id: request.id.clone(),
+                why: "every machine is taken".to_owned(),
+            });
+        }
+        Ok(JobState::Running)
+    });
+    let began = std::time::Instant::now();
+    assert_eq!(world.run(&retries).unwrap().status, RunStatus::Done);
+    assert!(began.elapsed() >= Duration::from_secs(15), "it was asked again at once");
+    let told = world.told.lock().unwrap().clone();
+    let lost = told.iter().find_map(|one| match one {
+        Progress::AttemptLost { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    let lost = lost.unwrap();
+    assert!(
+        lost.contains("not-started") && lost.contains("every machine is taken"),
+        "{lost}"
+    );
+}
+
+#[test]
+fn a_run_tells_what_of_its_training_took_how_long() {
+    let world = World::new("phases");
+    world.ends(|_| {
+        let AttemptOutcome::Accepted {
+            model, seconds, bytes, ..
+        } = accepted()
+        else {
+            unreachable!()
+        };
+        let phases = [("hello", 2_000_000), ("accepted", 2_500_000)];
+        Some(AttemptOutcome::Accepted {
+            model,
+            seconds,
+            bytes,
+            phases: phases.map(|(phase, at)| (phase.to_owned(), at)).into(),
+        })
+    });
+    let first = world.run(PIPELINE).unwrap();
+    let phases: Vec<_> = first.training.iter().map(|one| one.phase.as_str()).collect();
+    assert_eq!(phases, ["asked", "hello", "accepted"]);
+    let last = first.training.last().unwrap().seconds;
+    assert!((last - 500.0).abs() < 1e-9, "{last}");
+    // Where nothing was trained, nothing took any time.
+    pass(1);
+    assert!(world.run(PIPELINE).unwrap().training.is_empty());
 }
 
 #[test]

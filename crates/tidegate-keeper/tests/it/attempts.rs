@@ -282,7 +282,7 @@ async fn a_fenced_attempt_is_granted_nothing_more() {
 #[tokio::test]
 async fn a_ticket_and_a_permit_end_with_their_time() {
     let (mut world, mut worker) = begun().await;
-    let_pass(601);
+    let_pass(1801);
     assert_eq!(world.burned(1).await, "ticket-expired");
     worker.hello().await;
     assert!(worker.turned_away().await.contains("ticket-expired"));

@@ -1,5 +1,6 @@
 //! `plan` and `run`.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use tidegate_contracts::later::Later;
 use tidegate_engine::{ControlKey, Engine, EngineError, Progress, Setup, WorkerProgram};
 use tidegate_local::{FolderStore, SqliteJournal};
 use tidegate_plan::Step;
-use tidegate_types::ids::SiteName;
+use tidegate_types::ids::{RunId, SiteName};
 use tidegate_types::refusal::Refusal;
 
 use crate::cli::{Format, Until};
@@ -83,6 +84,77 @@ pub(crate) async fn run(project: &Project, options: &Options) -> Result<(), Fail
     let result = run_in(&session, last, options).await;
     session.close().await;
     result
+}
+
+/// Ends what runs on one site, or on all of them, with the runs that were interrupted.
+pub(crate) async fn down(project: &Project, site: Option<&str>, options: &Options) -> Result<(), Failure> {
+    let Some(lock) = try_lock(&project.layout.control_lock())? else {
+        let why = "a process goes on with a run: end that with `tidegate cancel` first";
+        return Err(Failure::Usage(why.to_owned()));
+    };
+    let sites: Vec<SiteName> = match site {
+        Some(name) => {
+            let name = SiteName::new(name).map_err(|error| Failure::Usage(error.to_string()))?;
+            let offers = project
+                .sites
+                .sites
+                .get(&name)
+                .is_some_and(|site| site.compute.is_some());
+            if !offers {
+                return Err(Failure::Usage(format!(
+                    "the sites file has no site `{name}` with `compute:`"
+                )));
+            }
+            vec![name]
+        }
+        None => {
+            let sites = project.sites.sites.iter().filter(|(_, site)| site.compute.is_some());
+            sites.map(|(name, _)| name.clone()).collect()
+        }
+    };
+    let session = Session::with(project, options, lock)?;
+    let ended = end(&session.engine, &sites, site.is_none()).await;
+    session.close().await;
+    let (cancelled, ended) = ended?;
+    if options.format == Format::Json {
+        return show::json(&serde_json::json!({"cancelled": cancelled, "ended": ended}));
+    }
+    for run in &cancelled {
+        show::line(&format!("Run {run} is cancelled."))?;
+    }
+    for (site, jobs) in &ended {
+        match jobs.as_slice() {
+            [] => show::line(&format!("Site {site}: nothing runs."))?,
+            jobs => show::line(&format!("Site {site}: ended {}. Nothing is left.", jobs.join(", ")))?,
+        }
+    }
+    Ok(())
+}
+
+/// The runs that were cancelled, and the jobs that were ended, by site. One that is out of reach keeps nobody from ending
+/// what runs at the others.
+async fn end(
+    engine: &Engine,
+    sites: &[SiteName],
+    runs_too: bool,
+) -> Result<(Vec<RunId>, BTreeMap<SiteName, Vec<String>>), Failure> {
+    let mut ended = BTreeMap::new();
+    let mut failure = None;
+    // What costs is ended first: that needs no keeper.
+    for site in sites {
+        match engine.end_all(site).await {
+            Ok(jobs) => _ = ended.insert(site.clone(), jobs),
+            Err(error) => failure = Some(error),
+        }
+    }
+    let runs = if runs_too { engine.interrupted()? } else { Vec::new() };
+    for run in &runs {
+        engine.cancel(run).await?;
+    }
+    match failure {
+        None => Ok((runs, ended)),
+        Some(error) => Err(error.into()),
+    }
 }
 
 /// Asks a run to stop. The process that goes on with it notices; where there is none, the run is stopped

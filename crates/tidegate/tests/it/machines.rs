@@ -156,17 +156,7 @@ fn training_goes_on_elsewhere_when_the_cloud_takes_its_machine_back() {
     let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
     command.envs(ADMIN).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut run = Running(command.spawn().unwrap());
-    let until = Instant::now() + Duration::from_secs(120);
-    let first = loop {
-        if let Some(machine) = trained(&machines).into_iter().next() {
-            break machine;
-        }
-        assert!(
-            run.0.try_wait().unwrap().is_none() && Instant::now() < until,
-            "no machine was started"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let first = first_machine(&machines, &mut run);
     assert_eq!(first["spot"], true);
     machines.tell(&format!("interrupt?machine={}", first["id"].as_str().unwrap()));
     let mut told = String::new();
@@ -179,6 +169,65 @@ fn training_goes_on_elsewhere_when_the_cloud_takes_its_machine_back() {
     assert!(told.contains("the cloud took the spot machine"), "{told}");
     let states: Vec<_> = trained(&machines).iter().map(|one| one["state"].clone()).collect();
     assert_eq!(states, ["terminated", "terminated"]);
+}
+
+/// Waits for the first machine of a run.
+fn first_machine(machines: &Machines, run: &mut Running) -> Value {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        if let Some(machine) = trained(machines).into_iter().next() {
+            return machine;
+        }
+        assert!(
+            run.0.try_wait().unwrap().is_none() && Instant::now() < until,
+            "no machine was started"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_a_killed_control_plane_left_is_ended_by_down() {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    // Something that does not end by itself while nobody looks.
+    hospital.edit(
+        "tidegate.yaml",
+        "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n",
+        "  code: [train.sh]\n  run: sh train.sh\n",
+    );
+    hospital.write("train.sh", "sleep 600\n");
+    let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
+    command.envs(ADMIN).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = Running(command.spawn().unwrap());
+    first_machine(&machines, &mut run);
+    drop(run);
+    let down = || {
+        let output = hospital
+            .command(&["down", "--format", "json"])
+            .envs(ADMIN)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let ended = down();
+    assert_eq!(ended["cancelled"].as_array().unwrap().len(), 1, "{ended}");
+    assert_eq!(ended["ended"]["cloud"].as_array().unwrap().len(), 1, "{ended}");
+    let states: Vec<_> = trained(&machines).iter().map(|one| one["state"].clone()).collect();
+    assert_eq!(states, ["terminated"]);
+    let again = down();
+    assert!(again["cancelled"].as_array().unwrap().is_empty(), "{again}");
+    assert!(again["ended"]["cloud"].as_array().unwrap().is_empty(), "{again}");
+    let unknown = hospital
+        .command(&["down", "--site", "ward"])
+        .envs(ADMIN)
+        .output()
+        .unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
 }
 
 #[test]
