@@ -81,15 +81,13 @@ pub(super) async fn user_data(
 }
 
 /// What a command could learn from the metadata service: the ticket, and rights that end later than its hello.
-const ALONE: &str = "\
-# Nobody else reads what this machine was told.
-for there in 169.254.169.254/32 fd00:ec2::254/128; do
-    ip route add prohibit \"$there\" 2>/dev/null || true
-done
-";
+const ALONE: &str = r#"# Nobody else reads what this machine was told.
+ip route add prohibit 169.254.169.254/32 || { say "the way to the metadata service cannot be closed"; ended 98; }
+ip route add prohibit fd00:ec2::254/128 2>/dev/null || true
+"#;
 
-/// The script of a machine for `request`; `secret` says whether nobody there needs the metadata service. `program` is offered to it, and stands in the request's command under its path
-/// `own` here.
+/// The script of a machine for `request`; `secret` says whether nobody there needs the metadata service. `program` is
+/// offered to it, and stands in the request's command under its path `own` here.
 fn script(request: &JobRequest, secret: bool, program: Option<(&Path, &Offered)>) -> String {
     let mut script = BEGINNING.to_owned();
     let mut command: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
