@@ -1,33 +1,129 @@
 //! What a run costs: bytes that left, machines by the hour, and the budget over both.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+use tidegate_contracts::journal::Journal;
 use tidegate_plan::{PlannedTask, Step};
-use tidegate_types::ids::{RunId, SiteName, TaskName};
+use tidegate_types::ids::{AttemptNumber, RunId, SiteName, TaskName};
 use tidegate_types::quantity::{HourPrice, Money};
 use tidegate_types::refusal::Refusal;
 
+use crate::crossings::crossings;
 use crate::error::EngineError;
 use crate::run::Engine;
-use crate::state::{JobRecord, RunRecord, scan};
+use crate::state::{JobRecord, RunRecord, RunStatus, scan};
 
-/// A sum, and whether something in it has no price.
-#[derive(Default)]
-struct Sum {
-    cost: Money,
-    unpriced: bool,
+/// What a run has cost until now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Spending {
+    /// The sum of what has a price.
+    pub cost: Money,
+    /// Whether something has no price, and so is not in that.
+    pub unpriced: bool,
+    /// What runs for it now.
+    pub jobs: Vec<RunningJob>,
 }
 
-impl Sum {
+/// An attempt that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RunningJob {
+    /// Its task.
+    pub task: TaskName,
+    /// Which try it is, from 1.
+    pub attempt: AttemptNumber,
+    /// Where it runs.
+    pub site: SiteName,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// What it has cost, where its site has a price.
+    pub cost: Option<Money>,
+}
+
+/// What is said in place of `cost` where something has no price: it is not free.
+impl fmt::Display for Spending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.cost)?;
+        if self.unpriced {
+            f.write_str(", and what nobody has given a price")?;
+        }
+        Ok(())
+    }
+}
+
+impl Spending {
     fn add(&mut self, cost: Option<Money>) {
         self.unpriced |= cost.is_none();
         self.cost = self.cost.saturating_add(cost.unwrap_or_default());
     }
 }
 
+/// What a run has cost at `now` (Unix time), by a control plane's journal.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn spending(journal: &dyn Journal, record: &RunRecord, now: u64) -> Result<Spending, EngineError> {
+    let mut spending = Spending::default();
+    for entry in crossings(journal, record)? {
+        spending.add(entry.cost);
+    }
+    // Attempts are in their task's cost as soon as it has ended.
+    let train = TaskName::new("train").ok();
+    if !train.is_some_and(|train| record.tasks.contains_key(&train)) {
+        spending.add(jobs_cost(journal, &record.id, None, now)?);
+    }
+    for state in record.tasks.values() {
+        spending.add(state.cost);
+    }
+    if record.status == RunStatus::Running {
+        let jobs = jobs_of(journal, &record.id)?.into_iter();
+        let open = jobs.filter(|job| job.ended.is_none());
+        spending.jobs = open
+            .map(|job| RunningJob {
+                cost: cost_of(&job, now),
+                seconds: now.saturating_sub(job.began),
+                task: job.attempt.task,
+                attempt: job.attempt.attempt,
+                site: job.site,
+            })
+            .collect();
+    }
+    Ok(spending)
+}
+
+fn jobs_of(journal: &dyn Journal, run: &RunId) -> Result<Vec<JobRecord>, EngineError> {
+    scan(journal, "jobs", &format!("{run}-"))
+}
+
+/// A begun second is a whole one.
+fn cost_of(job: &JobRecord, now: u64) -> Option<Money> {
+    let ended = job.ended.as_ref().map_or(now, |(ended, _)| *ended);
+    Some(job.price?.for_seconds(ended.saturating_sub(job.began).max(1)))
+}
+
+fn jobs_cost(
+    journal: &dyn Journal,
+    run: &RunId,
+    task: Option<&TaskName>,
+    now: u64,
+) -> Result<Option<Money>, EngineError> {
+    let mut sum = Money::ZERO;
+    for job in jobs_of(journal, run)? {
+        if task.is_some_and(|task| job.attempt.task != *task) {
+            continue;
+        }
+        let Some(cost) = cost_of(&job, now) else {
+            return Ok(None);
+        };
+        sum = sum.saturating_add(cost);
+    }
+    Ok(Some(sum))
+}
+
 impl Engine {
     /// What an hour on a site costs; training may have asked for machines that can be taken away.
-    fn price(&self, site: &SiteName, training: bool) -> Option<HourPrice> {
+    pub(crate) fn price(&self, site: &SiteName, training: bool) -> Option<HourPrice> {
         let offer = self.sites.sites.get(site)?.compute.as_ref()?;
         if training && self.pipeline.train.resources.use_spot {
             offer.spot_price.or(offer.price)
@@ -47,48 +143,18 @@ impl Engine {
     }
 
     /// What the attempts of a run have cost until now, lost ones included, of one task or of all;
-    /// nothing where one of them has no price. A begun second is a whole one.
+    /// nothing where one of them has no price.
     pub(crate) fn jobs_cost(&self, run: &RunId, task: Option<&TaskName>) -> Result<Option<Money>, EngineError> {
-        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", &format!("{run}-"))?;
-        let mut sum = Money::ZERO;
-        for job in jobs {
-            if task.is_some_and(|task| job.attempt.task != *task) {
-                continue;
-            }
-            let ended = job.ended.as_ref().map_or_else(self.clock, |(ended, _)| *ended);
-            let seconds = ended.saturating_sub(job.began).max(1);
-            let Some(price) = self.price(&job.site, true) else {
-                return Ok(None);
-            };
-            sum = sum.saturating_add(price.for_seconds(seconds));
-        }
-        Ok(Some(sum))
+        jobs_cost(&*self.journal, run, task, (self.clock)())
     }
 
-    fn sum(&self, record: &RunRecord) -> Result<Sum, EngineError> {
-        let mut sum = Sum::default();
-        for entry in self.crossings(record)? {
-            sum.add(entry.cost);
-        }
-        // Attempts are in their task's cost as soon as it has ended.
-        let train = TaskName::new("train").ok();
-        if !train.is_some_and(|train| record.tasks.contains_key(&train)) {
-            sum.add(self.jobs_cost(&record.id, None)?);
-        }
-        for state in record.tasks.values() {
-            sum.add(state.cost);
-        }
-        Ok(sum)
+    fn spending(&self, record: &RunRecord) -> Result<Spending, EngineError> {
+        spending(&*self.journal, record, (self.clock)())
     }
 
-    /// What a run has cost, in words: what has no price is not free.
+    /// What a run has cost, in words.
     pub(crate) fn cost(&self, record: &RunRecord) -> Result<String, EngineError> {
-        let sum = self.sum(record)?;
-        Ok(if sum.unpriced {
-            format!("{}, and what nobody has given a price", sum.cost)
-        } else {
-            sum.cost.to_string()
-        })
+        Ok(self.spending(record)?.to_string())
     }
 
     /// Refuses to go on when a run has cost more than its budget. `running` comes on top of what is in
@@ -97,7 +163,7 @@ impl Engine {
         let Some(limit) = self.pipeline.budget.cost else {
             return Ok(());
         };
-        let spent = self.sum(record)?.cost.saturating_add(running);
+        let spent = self.spending(record)?.cost.saturating_add(running);
         if spent <= limit {
             return Ok(());
         }

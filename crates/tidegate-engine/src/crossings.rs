@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tidegate_contracts::journal::Batch;
+use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_types::digest::Digest;
 use tidegate_types::event::{Event, EventType};
 use tidegate_types::ids::{ArtifactId, PermitId, SiteName, TaskName};
@@ -246,8 +246,13 @@ impl Engine {
 
     /// Every crossing of a run, in order.
     pub(crate) fn crossings(&self, run: &RunRecord) -> Result<Vec<CrossingEntry>, EngineError> {
-        let mut entries: Vec<CrossingEntry> = scan(&*self.journal, "crossings", &format!("{}/", run.id))?;
-        entries.sort_by_key(|entry| entry.place);
-        Ok(entries)
+        crossings(&*self.journal, run)
     }
+}
+
+/// The egress account of a run, in the order of its crossings.
+pub(crate) fn crossings(journal: &dyn Journal, run: &RunRecord) -> Result<Vec<CrossingEntry>, EngineError> {
+    let mut entries: Vec<CrossingEntry> = scan(journal, "crossings", &format!("{}/", run.id))?;
+    entries.sort_by_key(|entry| entry.place);
+    Ok(entries)
 }

@@ -19,6 +19,7 @@
 //! - [`LedgerBook`]: the journal's leaves as a folder of tiles and checkpoints
 //! - [`KeeperClient`]: requests and replies through a mailbox
 //! - [`Progress`], [`Summary`]: what a run tells
+//! - [`spending`]: what it costs so far, and what runs for it
 
 mod accounts;
 mod client;
@@ -35,6 +36,7 @@ mod summary;
 mod tasks;
 mod train;
 
+pub use accounts::{RunningJob, Spending, spending};
 pub use client::{KeeperClient, Watchdog};
 pub use error::EngineError;
 pub use key::ControlKey;

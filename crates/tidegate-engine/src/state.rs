@@ -10,7 +10,7 @@ use tidegate_types::digest::Digest;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, GateResult, PipelineText, QualitySummary};
 use tidegate_types::message::Attempt;
-use tidegate_types::quantity::Money;
+use tidegate_types::quantity::{HourPrice, Money};
 use tidegate_types::report::{LabelReport, RiskReport};
 use tidegate_types::to_canonical_json;
 
@@ -76,6 +76,9 @@ pub(crate) struct JobRecord {
     /// When its machine was `asked` for and first seen `running`, in milliseconds since it was begun here.
     #[serde(default)]
     pub(crate) phases: BTreeMap<String, u64>,
+    /// What an hour of its machine costs.
+    #[serde(default)]
+    pub(crate) price: Option<HourPrice>,
 }
 
 /// One run.

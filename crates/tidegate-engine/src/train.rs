@@ -181,6 +181,7 @@ impl Engine {
                     left: false,
                     handle: None,
                     phases: BTreeMap::new(),
+                    price: self.price(site, true),
                 },
             )?,
         }

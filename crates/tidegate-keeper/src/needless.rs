@@ -14,6 +14,7 @@ use tidegate_contracts::{ObjectInfo, ObjectName, Store};
 use tidegate_transfer::{TransferError, named_by, names_in_flight, remove, stored};
 use tidegate_types::artifact::SealedObject;
 use tidegate_types::ids::{PermitId, SiteName};
+use tidegate_types::keeper::AttemptOutcome;
 
 use crate::crossing::forget_notes;
 use crate::error::{KeeperError, While};
@@ -33,7 +34,8 @@ pub enum Needless {
     PermitEnded,
     /// The keys of its artifact were destroyed.
     Shredded,
-    /// It is the output of an attempt that has ended: what counts of it is at home.
+    /// It is the output of an attempt that has ended: what counts of it is at home. Or its unfinished work, with which no
+    /// attempt goes on any more.
     AttemptEnded,
     /// It was begun to be sent under a permit that ended before all of it was.
     NeverSent,
@@ -217,6 +219,23 @@ impl Transfers {
             }
         }
         for attempt in &attempts {
+            if let Some(checkpoint) = &attempt.checkpoint {
+                let names = objects(&checkpoint.packing_list, &checkpoint.objects)?;
+                // The next attempt may go on with it until the permit ends, unless there is a model.
+                let same_task = attempts.iter().filter(|other| {
+                    other.attempt.run == attempt.attempt.run && other.attempt.task == attempt.attempt.task
+                });
+                let done = same_task
+                    .clone()
+                    .any(|other| matches!(other.outcome, Some(AttemptOutcome::Accepted { .. })));
+                let open = same_task.clone().any(|other| other.outcome.is_none());
+                if open || (!done && attempt.ends > (self.clock)()) {
+                    known.kept.extend(names);
+                } else if attempt.site == *site {
+                    let why = Needless::AttemptEnded;
+                    known.needless.extend(names.into_iter().map(|name| (name, why)));
+                }
+            }
             let Some(output) = self.records.output(&attempt.attempt)? else {
                 continue;
             };
@@ -294,7 +313,7 @@ struct Seen {
 }
 
 /// The names of a packing list and of what it names.
-fn objects(list: &str, objects: &[SealedObject]) -> Result<Vec<ObjectName>, KeeperError> {
+pub(crate) fn objects(list: &str, objects: &[SealedObject]) -> Result<Vec<ObjectName>, KeeperError> {
     let sealed = objects
         .iter()
         .map(|object| ObjectName::new(format!("sealed/{}", object.digest.to_hex())));

@@ -30,6 +30,9 @@ pub(crate) const LOG_BYTES: u64 = 64 << 20;
 /// The most bytes of a model that comes home, over all attempts.
 pub(crate) const OUTPUT_BYTES: u64 = 1 << 30;
 
+/// The most bytes of unfinished work of one job, over all attempts.
+pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 30;
+
 /// The most bytes that an artifact of so many bytes has when it is sealed, packing list and index
 /// included.
 pub(crate) const fn sealed_bytes(plaintext: u64) -> u64 {
@@ -319,6 +322,7 @@ impl Keeper {
             slot("hello", 1 << 20),
             slot("log", LOG_BYTES),
             slot("metric", LOG_BYTES),
+            slot("checkpoint", CHECKPOINT_BYTES),
             slot("output", OUTPUT_BYTES),
         ]
     }

@@ -99,6 +99,22 @@ pub(crate) struct OutputRecord {
     pub(crate) objects: Vec<SealedObject>,
 }
 
+/// Unfinished work of an attempt, in the store of its site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CheckpointRecord {
+    pub(crate) packing_list: String,
+    pub(crate) packing_list_digest: Digest,
+    /// Shards and index.
+    pub(crate) objects: Vec<SealedObject>,
+    pub(crate) bytes: u64,
+    /// The permit in whose standing slot it stands.
+    pub(crate) permit: PermitId,
+    /// The key of the worker that signed its packing list, standard base64.
+    pub(crate) signing_key: String,
+    /// Its data key, sealed to this site as its worker sent it; base64 of an age file.
+    pub(crate) sealed_key: String,
+}
+
 /// A place in one direction of a mailbox.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Position {
@@ -154,6 +170,11 @@ pub(crate) struct AttemptRecord {
     /// The received output's folder, relative to the site's folder.
     pub(crate) output: Option<PathBuf>,
     pub(crate) output_bytes: u64,
+    /// Its newest unfinished work, and the sealed bytes of all that it sent.
+    #[serde(default)]
+    pub(crate) checkpoint: Option<CheckpointRecord>,
+    #[serde(default)]
+    pub(crate) checkpoint_bytes: u64,
     /// How long the log and the metrics file are with what was read so far.
     pub(crate) log_bytes: u64,
     pub(crate) metric_bytes: u64,

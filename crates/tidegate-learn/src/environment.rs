@@ -9,20 +9,21 @@
 //! | `TIDEGATE_INPUT_VALIDATION` | folder of CSV files to judge epochs by; may be absent |
 //! | `TIDEGATE_TARGET` | the column to be learned |
 //! | `TIDEGATE_OUTPUT` | folder that gets `model.onnx` and `schema.json` |
+//! | `TIDEGATE_CHECKPOINT` | folder that gets the unfinished training after each epoch, and is looked into before the first; may be absent |
 //! | `TIDEGATE_METRICS` | file that gets a JSON object on a line of its own for each epoch; may be absent |
 //!
 //! The settings are `trainer.json` in the current folder: the pipeline's `trainer:` as JSON.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use tidegate_types::files::pipeline::Trainer;
 
 use crate::error::LearnError;
 use crate::table::Table;
-use crate::train::{Epoch, train_observed};
+use crate::train::{Epoch, Observer, train_observed};
 
 /// Name of the settings file, in the current folder.
 pub const SETTINGS_FILE: &str = "trainer.json";
@@ -30,6 +31,11 @@ pub const SETTINGS_FILE: &str = "trainer.json";
 pub const MODEL_FILE: &str = "model.onnx";
 /// Name of the schema in the output folder.
 pub const SCHEMA_FILE: &str = "schema.json";
+
+/// Name of the unfinished training in its folder.
+pub const CHECKPOINT_FILE: &str = "training";
+/// The longest one that is read: networks have a bound, and each of its numbers two moments.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
 
 /// Where the trainer reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub struct Environment {
     pub target: String,
     /// Folder that gets model and schema; made when it is not there.
     pub output: PathBuf,
+    /// Folder of the unfinished training.
+    pub checkpoint: Option<PathBuf>,
     /// File that gets a line for each epoch.
     pub metrics: Option<PathBuf>,
     /// The settings.
@@ -67,6 +75,7 @@ impl Environment {
                 .into_string()
                 .map_err(|_| LearnError::Variable("TIDEGATE_TARGET"))?,
             output: needed("TIDEGATE_OUTPUT")?.into(),
+            checkpoint: optional("TIDEGATE_CHECKPOINT").map(PathBuf::from),
             metrics: optional("TIDEGATE_METRICS").map(PathBuf::from),
             settings: SETTINGS_FILE.into(),
         })
@@ -95,17 +104,16 @@ pub fn run(environment: &Environment) -> Result<(), LearnError> {
         validation.as_ref().map_or(0, Table::rows),
         train.header().len()
     ));
-    let mut metrics = environment.metrics.as_deref().map(Metrics::open).transpose()?;
-    let trained = train_observed(
-        &settings,
-        &train,
-        validation.as_ref(),
-        &environment.target,
-        &mut |epoch| {
-            say(&progress(epoch, settings.epochs));
-            metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(epoch))
-        },
-    )?;
+    let mut reporter = Reporter {
+        epochs: settings.epochs,
+        metrics: environment.metrics.as_deref().map(Metrics::open).transpose()?,
+        unfinished: environment
+            .checkpoint
+            .as_ref()
+            .map(|folder| folder.join(CHECKPOINT_FILE)),
+    };
+    let target = &environment.target;
+    let trained = train_observed(&settings, &train, validation.as_ref(), target, &mut reporter)?;
 
     let output = &environment.output;
     std::fs::create_dir_all(output).map_err(LearnError::io("creating the folder", output))?;
@@ -138,6 +146,45 @@ fn progress(epoch: &Epoch, epochs: u32) -> String {
 /// Progress is a courtesy: a closed standard output must not end a training.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Tells epochs, and keeps what is unfinished.
+struct Reporter {
+    epochs: u32,
+    metrics: Option<Metrics>,
+    unfinished: Option<PathBuf>,
+}
+
+impl Observer for Reporter {
+    fn epoch(&mut self, epoch: &Epoch) -> Result<(), LearnError> {
+        say(&progress(epoch, self.epochs));
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(epoch))
+    }
+
+    fn unfinished(&mut self, file: &dyn Fn() -> Result<Vec<u8>, LearnError>) -> Result<(), LearnError> {
+        let Some(path) = &self.unfinished else { return Ok(()) };
+        // Not flushed: it goes with the machine, and who copies it reads what the system has.
+        let partial = path.with_extension("partial");
+        let written = std::fs::write(&partial, file()?).and_then(|()| std::fs::rename(&partial, path));
+        written.map_err(LearnError::io("writing", path))
+    }
+
+    fn begun(&mut self) -> Result<Option<Vec<u8>>, LearnError> {
+        let Some(path) = &self.unfinished else { return Ok(None) };
+        let read = File::open(path).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(CHECKPOINT_BYTES).read_to_end(&mut text)?;
+            Ok(text)
+        });
+        match read {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some).map_err(LearnError::io("reading", path)),
+        }
+    }
+
+    fn goes_on(&mut self, epochs: usize) {
+        say(&format!("goes on after epoch {epochs}"));
+    }
 }
 
 struct Metrics {
@@ -191,11 +238,12 @@ mod tests {
     #[test]
     fn a_variable_that_is_missing_or_empty_is_named() {
         let all = |name: &str| match name {
-            "TIDEGATE_INPUT_VALIDATION" | "TIDEGATE_METRICS" => None,
+            "TIDEGATE_INPUT_VALIDATION" | "TIDEGATE_CHECKPOINT" | "TIDEGATE_METRICS" => None,
             _ => Some(OsString::from("x")),
         };
         let environment = Environment::from_variables(all).unwrap();
         assert_eq!((environment.validation, environment.metrics), (None, None));
+        assert_eq!(environment.checkpoint, None);
         for missing in ["TIDEGATE_INPUT_TRAIN", "TIDEGATE_TARGET", "TIDEGATE_OUTPUT"] {
             let error = Environment::from_variables(|name| {
                 if name == missing {

@@ -117,6 +117,9 @@ pub enum LearnError {
     /// The loss is not a number any more.
     #[error("the loss is not finite after epoch {0}; a lower `learning_rate` may help")]
     Diverged(u32),
+    /// Where the training is cannot be written down.
+    #[error("the unfinished training cannot be written as a file")]
+    Unfinished,
     /// The model that was made does not pass inspection.
     #[error("the trained model does not pass inspection: {0}")]
     Refused(#[from] tidegate_bundle::ModelRefusal),

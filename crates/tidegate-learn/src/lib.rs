@@ -20,6 +20,7 @@
 //!
 //! Nothing here reads a clock or opens a connection; errors and progress never hold a value of a row.
 
+mod checkpoint;
 pub mod environment;
 mod error;
 mod features;
@@ -37,4 +38,4 @@ pub use leak::{Membership, membership};
 pub use metrics::{JudgeError, JudgeInput, Judgement, judge};
 pub use platt::{PlattError, fit_platt};
 pub use table::Table;
-pub use train::{Epoch, Trained, train, train_observed};
+pub use train::{Epoch, Observer, Trained, train, train_observed};

@@ -51,6 +51,24 @@ impl Parameters {
         }
     }
 
+    /// Values and moments, which are all there is between two steps.
+    fn save(&self, to: &mut Vec<u8>) {
+        for numbers in [&self.values, &self.first, &self.second] {
+            to.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        }
+    }
+
+    fn restore(&mut self, from: &mut &[u8]) -> Option<()> {
+        for numbers in [&mut self.values, &mut self.first, &mut self.second] {
+            let (mine, rest) = from.split_at_checked(4 * numbers.len())?;
+            for (number, bytes) in numbers.iter_mut().zip(mine.as_chunks::<4>().0) {
+                *number = f32::from_le_bytes(*bytes);
+            }
+            *from = rest;
+        }
+        Some(())
+    }
+
     fn step(&mut self, rate: f32) {
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((value, gradient), (first, second)) in self.values.iter_mut().zip(&mut self.gradient).zip(moments) {
@@ -209,6 +227,27 @@ impl Network {
 
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Everything that the next step depends on, behind what is there.
+    pub(crate) fn save(&self, to: &mut Vec<u8>) {
+        to.extend(self.steps.to_le_bytes());
+        for layer in &self.layers {
+            layer.weights.save(to);
+            layer.bias.save(to);
+        }
+    }
+
+    /// Becomes the network of the same shape that was saved; takes its bytes from the beginning of `from`. Nothing when
+    /// they are too few: then this one is of no use any more.
+    pub(crate) fn restore(&mut self, from: &mut &[u8]) -> Option<()> {
+        let (steps, rest) = from.split_first_chunk()?;
+        (self.steps, *from) = (i32::from_le_bytes(*steps), rest);
+        for layer in &mut self.layers {
+            layer.weights.restore(from)?;
+            layer.bias.restore(from)?;
+        }
+        Some(())
     }
 
     /// The log odds of each row.

@@ -9,6 +9,7 @@ use tidegate_bundle::{FeatureSchema, inspect};
 use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 use tidegate_types::files::trainer_faults;
 
+use crate::checkpoint::State;
 use crate::error::LearnError;
 use crate::features::{fit_preprocessing, infer_schema, outcomes};
 use crate::network::{Batch, Network, shuffled};
@@ -61,19 +62,52 @@ pub fn train(
     validation: Option<&Table>,
     target: &str,
 ) -> Result<Trained, LearnError> {
-    train_observed(settings, train, validation, target, &mut |_| Ok(()))
+    struct Nobody;
+    impl Observer for Nobody {}
+    train_observed(settings, train, validation, target, &mut Nobody)
 }
 
-/// As [`train`], and calls `observe` after each epoch.
+/// Who is told how a training goes on.
+pub trait Observer {
+    /// After each epoch that was run.
+    ///
+    /// # Errors
+    /// What ends the training.
+    fn epoch(&mut self, _epoch: &Epoch) -> Result<(), LearnError> {
+        Ok(())
+    }
+
+    /// After each epoch: a file with which a training of the same settings and rows goes on here, to the very model that
+    /// this one will give.
+    ///
+    /// # Errors
+    /// What ends the training.
+    fn unfinished(&mut self, _file: &dyn Fn() -> Result<Vec<u8>, LearnError>) -> Result<(), LearnError> {
+        Ok(())
+    }
+
+    /// Before the first epoch: the newest such file, where there is one. One of another training is passed over.
+    ///
+    /// # Errors
+    /// What ends the training.
+    fn begun(&mut self) -> Result<Option<Vec<u8>>, LearnError> {
+        Ok(None)
+    }
+
+    /// After that: how many epochs need not be run.
+    fn goes_on(&mut self, _epochs: usize) {}
+}
+
+/// As [`train`], and tells `observer` how it goes on.
 ///
 /// # Errors
-/// As [`train`], and whatever `observe` returns.
+/// As [`train`], and whatever `observer` returns.
 pub fn train_observed(
     settings: &Trainer,
     train: &Table,
     validation: Option<&Table>,
     target: &str,
-    observe: &mut dyn FnMut(&Epoch) -> Result<(), LearnError>,
+    observer: &mut dyn Observer,
 ) -> Result<Trained, LearnError> {
     check_settings(settings)?;
     let validation = validation.filter(|table| table.rows() > 0);
@@ -120,7 +154,7 @@ pub fn train_observed(
             reason: "the network would have more than 8,388,608 weights",
         });
     }
-    let (network, history) = run_epochs(settings, &hidden, &preprocessing, &rows, validation.as_ref(), observe)?;
+    let (network, history) = run_epochs(settings, &hidden, &preprocessing, &rows, validation.as_ref(), observer)?;
     let layer = |layer: &crate::network::Layer| {
         let (weights, bias) = layer.values();
         let weights = Array2::from_shape_vec(layer.shape(), weights.to_vec()).unwrap_or_default();
@@ -150,18 +184,33 @@ fn run_epochs(
     preprocessing: &Preprocessing,
     rows: &Rows,
     validation: Option<&Rows>,
-    observe: &mut dyn FnMut(&Epoch) -> Result<(), LearnError>,
+    observer: &mut dyn Observer,
 ) -> Result<(Network, Vec<Epoch>), LearnError> {
+    let count = rows.targets.len();
     let mut random = ChaCha12Rng::seed_from_u64(settings.seed);
-    let mut network = Network::new(preprocessing.width(), hidden, &mut random);
-    let mut history = Vec::new();
-    let mut best: Option<(f64, Network)> = None;
-    let mut waited = 0;
+    let mut state = State {
+        network: Network::new(preprocessing.width(), hidden, &mut random),
+        random,
+        step: 0,
+        history: Vec::new(),
+        best: None,
+        waited: 0,
+    };
+    if let Some(before) = observer.begun()?
+        && let Some(restored) = state.restored(settings, count, &before)
+    {
+        state = restored;
+        observer.goes_on(state.history.len());
+    }
     let batch_size = settings.batch_size as usize;
-    let steps = rows.targets.len().div_ceil(batch_size) as u64 * u64::from(settings.epochs);
-    let mut step = 0u64;
-    for epoch in 1..=settings.epochs {
-        let order = shuffled(rows.targets.len(), &mut random);
+    let steps = count.div_ceil(batch_size) as u64 * u64::from(settings.epochs);
+    let first = u32::try_from(state.history.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let patience = settings.early_stopping.unwrap_or(u32::MAX);
+    for epoch in first..=settings.epochs {
+        if state.waited >= patience {
+            break;
+        }
+        let order = shuffled(count, &mut state.random);
         let mut sum = 0.0;
         for chosen in order.chunks(batch_size) {
             let part = rows.select(chosen);
@@ -173,13 +222,13 @@ fn run_epochs(
             };
             let rate = match settings.schedule {
                 Schedule::Constant => settings.learning_rate,
-                Schedule::Linear => settings.learning_rate * (1.0 - step as f64 / steps as f64),
+                Schedule::Linear => settings.learning_rate * (1.0 - state.step as f64 / steps as f64),
             };
-            sum += network.learn(&batch, rate as f32, settings.l2 as f32);
-            step += 1;
+            sum += state.network.learn(&batch, rate as f32, settings.l2 as f32);
+            state.step += 1;
         }
         let loss = sum / rows.total_weight();
-        let validation_loss = validation.map(|rows| rows.loss(&mut network, preprocessing));
+        let validation_loss = validation.map(|rows| rows.loss(&mut state.network, preprocessing));
         if !loss.is_finite() || !validation_loss.is_none_or(f64::is_finite) {
             return Err(LearnError::Diverged(epoch));
         }
@@ -188,21 +237,20 @@ fn run_epochs(
             loss,
             validation_loss,
         };
-        observe(&entry)?;
-        history.push(entry);
-        if let (Some(patience), Some(loss)) = (settings.early_stopping, validation_loss) {
-            if best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
-                best = Some((loss, network.clone()));
-                waited = 0;
+        observer.epoch(&entry)?;
+        state.history.push(entry);
+        if let (Some(_), Some(loss)) = (settings.early_stopping, validation_loss) {
+            if state.best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
+                state.best = Some((loss, state.network.clone()));
+                state.waited = 0;
             } else {
-                waited += 1;
-                if waited >= patience {
-                    break;
-                }
+                state.waited += 1;
             }
         }
+        observer.unfinished(&|| state.save(settings, count).map_err(|_| LearnError::Unfinished))?;
     }
-    Ok((best.map_or(network, |(_, network)| network), history))
+    let network = state.network;
+    Ok((state.best.map_or(network, |(_, network)| network), state.history))
 }
 
 fn check_settings(settings: &Trainer) -> Result<(), LearnError> {

@@ -45,7 +45,7 @@ pub struct Description {
 pub fn describe(folder: &Path, description: Description, digest_key: &[u8; 32]) -> Result<Manifest, TransferError> {
     let root = open_folder(folder).map_err(TransferError::local("opening the folder to describe"))?;
     let mut files = Vec::new();
-    for (path, bytes) in files_of(&root)? {
+    for (path, bytes) in files_of(&root, |_| true)? {
         let reading = || TransferError::local(format!("reading file `{path}`"));
         let file = open_file(&root, &path).map_err(reading())?;
         let (keyed_digest, read) = keyed_reader(digest_key, file).map_err(reading())?;

@@ -53,17 +53,11 @@ pub(crate) fn open_folder(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens a regular file below `folder` by a relative path whose components are real folders.
 pub(crate) fn open_file(folder: &OwnedFd, path: &str) -> io::Result<File> {
-    let mut parent: Option<OwnedFd> = None;
-    let mut components = path.split('/').peekable();
-    while let Some(component) = components.next() {
-        let within = parent.as_ref().unwrap_or(folder);
-        let last = components.peek().is_none();
-        // Without NONBLOCK a pipe in the place of a file would hold the reader for ever.
-        let kind = if last { OFlags::NONBLOCK } else { OFlags::DIRECTORY };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | kind;
-        parent = Some(openat(within, component, flags, Mode::empty())?);
-    }
-    let file = File::from(parent.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?);
+    let (parent, name) = open_parent(folder, path)?;
+    // Without NONBLOCK a pipe in the place of a file would hold the reader for ever.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = openat(parent.as_ref().unwrap_or(folder), name, flags, Mode::empty())?;
+    let file = File::from(file);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -71,15 +65,36 @@ pub(crate) fn open_file(folder: &OwnedFd, path: &str) -> io::Result<File> {
     }
 }
 
-/// All regular files below a folder with their lengths, sorted by path.
-pub(crate) fn files_of(folder: &OwnedFd) -> Result<Vec<(String, u64)>, TransferError> {
+/// Opens the real folder that a relative path is in, where that is not `folder` itself; gives the path's last component too.
+pub(crate) fn open_parent<'p>(folder: &OwnedFd, path: &'p str) -> io::Result<(Option<OwnedFd>, &'p str)> {
+    let Some((parents, name)) = path.rsplit_once('/') else {
+        return Ok((None, path));
+    };
+    let mut parent: Option<OwnedFd> = None;
+    for component in parents.split('/') {
+        let within = parent.as_ref().unwrap_or(folder);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        parent = Some(openat(within, component, flags, Mode::empty())?);
+    }
+    Ok((parent, name))
+}
+
+/// All regular files below a folder with their lengths, sorted by path; without what has, or is in a folder that has, a
+/// name that `counts` is false for.
+pub(crate) fn files_of(folder: &OwnedFd, counts: fn(&str) -> bool) -> Result<Vec<(String, u64)>, TransferError> {
     let mut files = Vec::new();
-    collect(folder, "", MAX_DEPTH, &mut files)?;
+    collect(folder, "", MAX_DEPTH, counts, &mut files)?;
     files.sort();
     Ok(files)
 }
 
-fn collect(folder: &OwnedFd, within: &str, depth: usize, files: &mut Vec<(String, u64)>) -> Result<(), TransferError> {
+fn collect(
+    folder: &OwnedFd,
+    within: &str,
+    depth: usize,
+    counts: fn(&str) -> bool,
+    files: &mut Vec<(String, u64)>,
+) -> Result<(), TransferError> {
     let reading = || TransferError::local(format!("reading folder `{within}`"));
     let entries = Dir::read_from(folder).map_err(io::Error::from).map_err(reading())?;
     for entry in entries {
@@ -98,6 +113,9 @@ fn collect(folder: &OwnedFd, within: &str, depth: usize, files: &mut Vec<(String
         let Ok(name) = std::str::from_utf8(bytes) else {
             return refuse("its name is not UTF-8");
         };
+        if !counts(name) {
+            continue;
+        }
         let path = format!("{within}{name}");
         if let Some(why) = path_fault(&path) {
             return refuse(why);
@@ -119,7 +137,7 @@ fn collect(folder: &OwnedFd, within: &str, depth: usize, files: &mut Vec<(String
                 let inner = openat(folder, name, flags, Mode::empty())
                     .map_err(io::Error::from)
                     .map_err(opening())?;
-                collect(&inner, &format!("{path}/"), depth - 1, files)?;
+                collect(&inner, &format!("{path}/"), depth - 1, counts, files)?;
             }
             FileType::Symlink => return refuse("it is a symbolic link; copy the file that it points to"),
             _ => return refuse("it is neither a file nor a folder"),

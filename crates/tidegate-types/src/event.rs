@@ -97,6 +97,8 @@ pub enum EventType {
     AttemptStarted,
     /// A keeper granted keys to a worker.
     Granted,
+    /// The unfinished work of an attempt stands sealed in its site's store.
+    Checkpointed,
     /// An attempt may not count any more.
     Fenced,
     /// An attempt ended.
@@ -133,6 +135,7 @@ impl EventType {
             Self::Crossed => "crossed",
             Self::AttemptStarted => "attempt-started",
             Self::Granted => "granted",
+            Self::Checkpointed => "checkpointed",
             Self::Fenced => "fenced",
             Self::AttemptEnded => "attempt-ended",
             Self::Evaluated => "evaluated",

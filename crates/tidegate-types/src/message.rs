@@ -10,7 +10,7 @@
 //!   │ ◀────────── in/000001 CodeGrant │ key of the code, and nothing else
 //!   │ out/000002 SetupDone ───────▶ │ network is closed; policy is asked again
 //!   │ ◀────────── in/000002 DataGrant │ keys of the inputs, recipient of outputs, lease
-//!   │ out/000003… Log, Metric ────▶ │ ◀ in/000003… Lease, Cancel
+//!   │ out/000003… Log, Metric, Checkpoint ▶ │ ◀ in/000003… Lease, Cancel
 //!   │ out/00000n Output ──────────▶ │ one output for a task is accepted
 //!   │ out/00000n+1 Finished ──────▶ │
 //! ```
@@ -158,6 +158,15 @@ pub enum WorkerMessage {
         /// base64 of an age file to the output recipient holding the data key.
         grant: String,
     },
+    /// The command's unfinished work stands sealed in the store, for the next attempt if this one is lost.
+    Checkpoint {
+        /// Object name of the signed packing list.
+        packing_list: String,
+        /// SHA-256 of that object.
+        packing_list_digest: Digest,
+        /// base64 of an age file to the output recipient holding the data key.
+        grant: String,
+    },
     /// The last message of a good attempt.
     Finished {
         /// Wall-clock seconds of the command.
@@ -212,6 +221,9 @@ pub struct Grant {
     pub permit_digest: Digest,
     /// What may be opened.
     pub artifacts: Vec<GrantedArtifact>,
+    /// In a data grant: the unfinished work to go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<GrantedCheckpoint>,
     /// Recipient (`age1pq1…`, or `age1…`) that outputs, logs and metrics are sealed to.
     pub output_recipient: String,
     /// What to run.
@@ -243,6 +255,23 @@ pub struct GrantedArtifact {
     /// The permit under which this artifact crossed: each has its own. The worker verifies it with
     /// the owner's key before it opens anything.
     pub permit_envelope: Envelope,
+}
+
+/// What the newest lost attempt of the same job had done. It stands in the same store, under the standing slot `checkpoint`
+/// of the grant's permit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantedCheckpoint {
+    /// The attempt that made it.
+    pub attempt: AttemptNumber,
+    /// Object name of its packing list.
+    pub packing_list: String,
+    /// SHA-256 of that object.
+    pub packing_list_digest: Digest,
+    /// The key that its worker signed with, standard base64 of 32 bytes.
+    pub signing_key: String,
+    /// base64 of an age file to the hello's recipient holding the 32-byte data key.
+    pub sealed_key: String,
 }
 
 /// What a worker runs: the same contract for the built-in trainer and for anybody's command.

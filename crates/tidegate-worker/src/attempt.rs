@@ -8,33 +8,32 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::later::Later;
 use tidegate_contracts::{ObjectName, Store};
-use tidegate_seal::digest::canonical_digest;
-use tidegate_seal::envelope::{Identity, open, seal_to};
+use tidegate_seal::envelope::{Identity, open};
 use tidegate_seal::key::DataKey;
 use tidegate_seal::permit::OpenedPermit;
-use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
-use tidegate_transfer::{
-    Crossing, Description, Expected, Gate, PermitCheck, Permitted, TransferError, describe, receive, send,
-};
+use tidegate_transfer::{Expected, TransferError, receive};
 use tidegate_types::artifact::{ArtifactKind, Manifest};
-use tidegate_types::message::{GrantedArtifact, Job, Numbered, SandboxEvidence, Ticket, WorkerMessage};
+use tidegate_types::message::{GrantedArtifact, GrantedCheckpoint, Numbered, SandboxEvidence, Ticket, WorkerMessage};
 use tidegate_types::{ArtifactId, Digest, Label};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::checkpoint::{CHECKPOINT_SLOT, Checkpoints};
 use crate::command::{self, Task};
 use crate::environment::Surroundings;
 use crate::error::{Failure, Stage, WorkerError, folder};
 use crate::grant::{self, CODE, Expectation, Granted, Moment};
 use crate::mail::{Heard, Mail, now};
+use crate::outgoing::{Outgoing, Parcel};
 use crate::sandbox;
 use crate::scratch::Scratch;
 
+/// So many checkpoints as large as the output may stand in the command's folder: while one is written, those before it are
+/// there.
+const CHECKPOINTS: u64 = 4;
 /// The standing slot under which the output goes home.
 const OUTPUT_SLOT: &str = "output";
-/// Shards of the output that are sealed at once: each takes 64 MiB of memory.
-const SHARDS_IN_FLIGHT: usize = 2;
 
 /// Where a worker may work.
 #[derive(Debug, Clone)]
@@ -186,10 +185,21 @@ impl Attempt {
             inputs.push((artifact.input.clone(), self.receive(artifact, permit).await?));
         }
         let limit = output_limit(&granted)?;
-        let job = granted.grant.job.clone();
+        let job = &granted.grant.job;
         let names: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
+        // A command's outputs carry the join of its inputs' labels.
+        let label = Label::join_all(inputs.iter().map(|(_, manifest)| &manifest.label));
+        let note = match &granted.grant.checkpoint {
+            Some(checkpoint) => Some(self.restore(checkpoint, &granted, &label, limit).await?),
+            None => None,
+        };
+        let permitted = (&granted.grant, &granted.standing.permit);
+        let outgoing = Outgoing::new(&self.ticket, &self.owner, &self.mail, permitted, code, label)?;
+        let outgoing = Arc::new(outgoing);
+        let (folder, state) = (self.scratch.checkpoint(), self.scratch.state());
+        let checkpoints = Checkpoints::new(&outgoing, folder, state, limit).await?;
         let took = {
-            let around = Surroundings::new(&job, &self.scratch, &self.executable);
+            let around = Surroundings::new(job, &self.scratch, &self.executable);
             let task = Task {
                 stage: Stage::Command,
                 executable: &self.executable,
@@ -199,14 +209,28 @@ impl Attempt {
                 folder: self.scratch.code(),
                 recipient: &granted.grant.output_recipient,
                 metrics: Some(self.scratch.metrics()),
-                output: vec![self.scratch.output(), self.scratch.checkpoint()],
-                output_bytes: limit,
+                limits: vec![
+                    (self.scratch.output(), limit),
+                    (self.scratch.checkpoint(), limit.saturating_mul(CHECKPOINTS)),
+                ],
+                note,
             };
-            command::run(&task, &mut self.mail).await?
+            command::run(&task, &mut self.mail, checkpoints).await?
         };
-        // A command's outputs carry the join of its inputs' labels.
-        let label = Label::join_all(inputs.iter().map(|(_, manifest)| &manifest.label));
-        self.send_output(&granted, code, label, &job).await?;
+        let parcel = Parcel {
+            slot: OUTPUT_SLOT,
+            kind: ArtifactKind::Model,
+            folder: self.scratch.output(),
+            state: self.scratch.state(),
+            limit,
+        };
+        let sealed = self.mail.while_leased(outgoing.send(parcel)).await??;
+        let output = WorkerMessage::Output {
+            packing_list: sealed.packing_list,
+            packing_list_digest: sealed.packing_list_digest,
+            grant: sealed.grant,
+        };
+        self.mail.tell(output).await?;
         self.mail
             .tell(WorkerMessage::Finished {
                 seconds: whole_seconds(took),
@@ -245,10 +269,10 @@ impl Attempt {
                 folder: self.scratch.code(),
                 recipient: &granted.grant.output_recipient,
                 metrics: None,
-                output: Vec::new(),
-                output_bytes: 0,
+                limits: Vec::new(),
+                note: None,
             };
-            command::run(&task, &mut self.mail).await?;
+            command::run(&task, &mut self.mail, None).await?;
         }
         Ok(code)
     }
@@ -279,11 +303,11 @@ impl Attempt {
         grant::check(grant, &expected).map_err(|why| Failure::new(Stage::Grant, why))
     }
 
-    /// Opens an artifact into its folder. Its key is wiped when this returns.
-    async fn receive(&mut self, granted: &GrantedArtifact, permit: &OpenedPermit) -> Result<Manifest, Failure> {
-        let failed = |what: &str| Failure::new(Stage::Input, format!("input `{}`: {what}", granted.input));
+    /// A data key that was sealed to this worker.
+    fn data_key(&self, what: &str, sealed: &str) -> Result<DataKey, Failure> {
+        let failed = |why: &str| Failure::new(Stage::Input, format!("{what}: {why}"));
         let sealed = STANDARD
-            .decode(&granted.sealed_key)
+            .decode(sealed)
             .map_err(|_| failed("its sealed key is not base64"))?;
         let opened = open(&self.identity, &sealed).map_err(|_| failed("its key is not sealed to this worker"))?;
         let mut bytes = Zeroizing::new([0; 32]);
@@ -291,7 +315,13 @@ impl Attempt {
             return Err(failed("its key has not 32 bytes"));
         }
         bytes.copy_from_slice(&opened);
-        let key = DataKey::from_bytes(*bytes);
+        Ok(DataKey::from_bytes(*bytes))
+    }
+
+    /// Opens an artifact into its folder. Its key is wiped when this returns.
+    async fn receive(&mut self, granted: &GrantedArtifact, permit: &OpenedPermit) -> Result<Manifest, Failure> {
+        let failed = |what: &str| Failure::new(Stage::Input, format!("input `{}`: {what}", granted.input));
+        let key = self.data_key(&format!("input `{}`", granted.input), &granted.sealed_key)?;
         if key.commitment() != granted.key_commitment {
             return Err(failed("its key is not the one that the packing list commits to"));
         }
@@ -326,87 +356,58 @@ impl Attempt {
         Ok(received.manifest)
     }
 
-    /// Describes, seals and sends the output under the standing slot of the permit.
-    async fn send_output(
+    /// Opens what an earlier attempt had done into the command's folder; gives what its log is told. What cannot be used
+    /// is left out, and the command begins anew: it was written by another machine, and nothing depends on it.
+    async fn restore(
         &mut self,
+        checkpoint: &GrantedCheckpoint,
         granted: &Granted,
-        code: Option<ArtifactId>,
-        label: Label,
-        job: &Job,
-    ) -> Result<(), Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::new(Stage::Output, error.to_string());
-        let digest_key = Zeroizing::new(random_bytes::<32>().map_err(|error| failed(&error))?);
-        let artifacts: Vec<ArtifactId> = granted
-            .artifacts
-            .iter()
-            .map(|(artifact, _)| artifact.artifact)
-            .collect();
-        let step_key = canonical_digest(&(code, &artifacts, job)).map_err(|error| failed(&error))?;
-        let (ticket, folder, key) = (self.ticket.clone(), self.scratch.output(), digest_key.clone());
-        let describing = move || {
-            let description = Description {
-                kind: ArtifactKind::Model,
-                name: format!("{}/{}", ticket.attempt.run, ticket.attempt.task),
-                organisation: ticket.organisation,
-                owner: ticket.owner,
-                label,
-                lowered_from: None,
-                columns: Vec::new(),
-                lineage: artifacts.into_iter().chain(code).collect(),
-                task: ticket.attempt.task,
-                step_key,
-            };
-            describe(&folder, description, &key)
-        };
-        let described = self.mail.while_leased(tokio::task::spawn_blocking(describing)).await?;
-        let manifest = described
-            .map_err(|error| failed(&error))?
-            .map_err(|error| failed(&error))?;
-        if manifest.total_bytes() > output_limit(granted)? {
-            return Err(Failure::new(
-                Stage::Output,
-                "the command wrote more output than allowed",
-            ));
-        }
-        let permit = &granted.standing.permit;
-        let check = PermitCheck {
-            owner: &self.owner,
+        label: &Label,
+        limit: u64,
+    ) -> Result<String, Failure> {
+        let of = format!("the checkpoint of attempt {}", checkpoint.attempt);
+        let failed = |why: &str| Failure::new(Stage::Input, format!("{of}: {why}"));
+        let key = self.data_key(&of, &checkpoint.sealed_key)?;
+        let packing_list = ObjectName::new(checkpoint.packing_list.as_str())
+            .map_err(|_| failed("its packing list has a name that is none"))?;
+        let sender = VerifyingKey::from_base64(&checkpoint.signing_key)
+            .map_err(|_| failed("its worker's key is not an Ed25519 key in base64"))?;
+        let standing = &granted.standing;
+        let slots = &standing.permit.standing;
+        let slot = slots.iter().find(|slot| slot.slot == CHECKPOINT_SLOT);
+        let slot = slot.ok_or_else(|| failed("the permit has no slot for one"))?;
+        let expected = Expected {
+            packing_list: &packing_list,
+            packing_list_digest: &checkpoint.packing_list_digest,
+            sender: &sender,
             organisation: &self.ticket.organisation,
-            from: &permit.to,
-            to: &permit.from,
-            run: &self.ticket.attempt.run,
-            now: now(),
-            revocation_epoch: permit.revocation_epoch,
+            artifact: None,
+            permit: &standing.permit.id,
+            permit_digest: &standing.digest,
+            to: &standing.permit.from.site,
+            key_commitment: None,
+            byte_limit: slot.byte_limit,
+            plaintext_limit: limit,
+            ceiling: Some(label),
         };
-        let permitted = Permitted::standing(&check, &granted.grant.permit_envelope, OUTPUT_SLOT, manifest)
-            .map_err(|refusal| failed(&refusal))?;
-        let data_key = DataKey::generate().map_err(|error| failed(&error))?;
-        let sealed = seal_to(&granted.grant.output_recipient, data_key.expose()).map_err(|error| failed(&error))?;
-        let (source, state, store) = (self.scratch.output(), self.scratch.state(), self.mail.store());
-        let sent = {
-            let signer = SigningKey::from_seed(&self.mail.signer().seed()).map_err(|error| failed(&error))?;
-            let crossing = Crossing {
-                source: &source,
-                store: &*store,
-                signer: &signer,
-                data_key: &data_key,
-                digest_key: &digest_key,
-                state: &state,
-                shards_in_flight: SHARDS_IN_FLIGHT,
-                progress: &|_| {},
-                gate: &|| Gate::Open,
-            };
-            self.mail
-                .while_leased(send(&permitted, &crossing))
-                .await?
-                .map_err(|error| failed(&error))?
-        };
-        let output = WorkerMessage::Output {
-            packing_list: sent.packing_list.as_str().to_owned(),
-            packing_list_digest: sent.packing_list_digest,
-            grant: STANDARD.encode(sealed),
-        };
-        self.mail.tell(output).await
+        let restored = self.scratch.state().join("restored");
+        let store = self.mail.store();
+        let work = receive(&expected, &*store, &key, &restored);
+        match self.mail.while_leased(work).await? {
+            Ok(_) => {
+                let moved = std::fs::rename(&restored, self.scratch.checkpoint());
+                moved.map_err(|error| failed(&error.to_string()))?;
+                Ok(format!("it goes on from {of}"))
+            }
+            // What may pass would not have to cost what was done.
+            Err(error) if error.is_transient() || matches!(error, TransferError::Local { .. }) => {
+                Err(failed(&error.to_string()))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a checkpoint cannot be used");
+                Ok(format!("it begins anew, because {of} cannot be used: {error}"))
+            }
+        }
     }
 }
 

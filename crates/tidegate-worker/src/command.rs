@@ -14,6 +14,7 @@ use tidegate_seal::envelope::seal_to;
 use tidegate_types::message::WorkerMessage;
 use tokio::sync::mpsc;
 
+use crate::checkpoint::Checkpoints;
 use crate::error::{Failure, Stage};
 use crate::mail::Mail;
 use crate::sandbox::{self, Ended, Policy};
@@ -46,14 +47,19 @@ pub(crate) struct Task<'a> {
     /// Whom logs and metrics are sealed to.
     pub(crate) recipient: &'a str,
     pub(crate) metrics: Option<PathBuf>,
-    /// Folders whose files together may have at most so many bytes.
-    pub(crate) output: Vec<PathBuf>,
-    pub(crate) output_bytes: u64,
+    /// Folders whose files together may have at most so many bytes each.
+    pub(crate) limits: Vec<(PathBuf, u64)>,
+    /// What its log begins with.
+    pub(crate) note: Option<String>,
 }
 
 /// Runs the command to its end. When this returns, also with an error, nothing that the command
 /// started is running.
-pub(crate) async fn run(task: &Task<'_>, mail: &mut Mail) -> Result<Duration, Failure> {
+pub(crate) async fn run(
+    task: &Task<'_>,
+    mail: &mut Mail,
+    checkpoints: Option<Checkpoints>,
+) -> Result<Duration, Failure> {
     let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
     let mut running = sandbox::spawn(task.executable, &task.policy, &command, &task.environment, &task.folder)
         .map_err(|error| Failure::new(Stage::Sandbox, error.to_string()))?;
@@ -65,7 +71,7 @@ pub(crate) async fn run(task: &Task<'_>, mail: &mut Mail) -> Result<Duration, Fa
     read_into(stdout, send.clone())?;
     read_into(stderr, send)?;
     let mut report = Report::new(task);
-    let watched = watch(&mut running, &mut pieces, &mut report, task, mail).await;
+    let watched = watch(&mut running, &mut pieces, &mut report, mail, checkpoints).await;
     running.stop();
     let ended = running.ended().await;
     watched?;
@@ -74,8 +80,7 @@ pub(crate) async fn run(task: &Task<'_>, mail: &mut Mail) -> Result<Duration, Fa
     }
     report.finish(mail).await?;
     told(ended, task.stage)?;
-    let size = measure(task.output.clone()).await?;
-    check_size(size, task.output_bytes)?;
+    check_sizes(&task.limits).await?;
     Ok(started.elapsed())
 }
 
@@ -84,9 +89,10 @@ async fn watch(
     running: &mut sandbox::Running,
     pieces: &mut mpsc::Receiver<Vec<u8>>,
     report: &mut Report<'_>,
-    task: &Task<'_>,
     mail: &mut Mail,
+    mut checkpoints: Option<Checkpoints>,
 ) -> Result<(), Failure> {
+    let task = report.task;
     let mut last_flush = Instant::now();
     let mut open = true;
     loop {
@@ -101,7 +107,16 @@ async fn watch(
         if report.is_full() || last_flush.elapsed() >= FLUSH {
             last_flush = Instant::now();
             report.flush(mail).await?;
-            check_size(measure(task.output.clone()).await?, task.output_bytes)?;
+            check_sizes(&task.limits).await?;
+        }
+        if let Some(checkpoints) = &mut checkpoints {
+            let news = checkpoints.look().await?;
+            if let Some(note) = news.note {
+                report.note(&note);
+            }
+            if let Some(message) = news.message {
+                mail.tell(message).await?;
+            }
         }
         if report.looked.elapsed() >= mail.aside() {
             report.looked = Instant::now();
@@ -127,12 +142,14 @@ fn told(ended: Ended, stage: Stage) -> Result<(), Failure> {
     })
 }
 
-fn check_size(bytes: u64, limit: u64) -> Result<(), Failure> {
-    if bytes > limit {
-        return Err(Failure::new(
-            Stage::Output,
-            "the command wrote more output than allowed",
-        ));
+async fn check_sizes(limits: &[(PathBuf, u64)]) -> Result<(), Failure> {
+    for (folder, limit) in limits {
+        if measure(folder.clone()).await? > *limit {
+            return Err(Failure::new(
+                Stage::Output,
+                "the command wrote more output than allowed",
+            ));
+        }
     }
     Ok(())
 }
@@ -169,7 +186,7 @@ struct Report<'a> {
 
 impl<'a> Report<'a> {
     fn new(task: &'a Task<'a>) -> Self {
-        Self {
+        let mut report = Self {
             task,
             pending: Vec::new(),
             told: 0,
@@ -177,7 +194,16 @@ impl<'a> Report<'a> {
             metrics: None,
             metrics_told: 0,
             looked: Instant::now(),
+        };
+        if let Some(note) = &task.note {
+            report.note(note);
         }
+        report
+    }
+
+    /// A line of the worker's own.
+    fn note(&mut self, text: &str) {
+        self.keep(format!("[tidegate: {text}]\n").as_bytes());
     }
 
     fn is_full(&self) -> bool {
@@ -266,10 +292,10 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The bytes of all files below some folders. What vanishes meanwhile counts nothing.
-async fn measure(folders: Vec<PathBuf>) -> Result<u64, Failure> {
+/// The bytes of all files below a folder. What vanishes meanwhile counts nothing.
+async fn measure(folder: PathBuf) -> Result<u64, Failure> {
     let sum = move || {
-        let (mut sum, mut open) = (0_u64, folders);
+        let (mut sum, mut open) = (0_u64, vec![folder]);
         while let Some(folder) = open.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 match entry.metadata() {

@@ -65,6 +65,9 @@ pub(crate) fn check(grant: Grant, expected: &Expectation<'_>) -> Result<Granted,
     if grant.artifacts.len() > MOST_ARTIFACTS {
         return Err("the grant names more than 64 artifacts");
     }
+    if expected.moment == Moment::Code && grant.checkpoint.is_some() {
+        return Err("the code grant names something else than the code");
+    }
     let mut names = BTreeSet::new();
     let mut artifacts = Vec::new();
     for granted in &grant.artifacts {
@@ -224,6 +227,7 @@ mod tests {
                 sealed_key: String::new(),
                 permit_envelope: envelope.clone(),
             }],
+            checkpoint: None,
             output_recipient: String::new(),
             job: Job::default(),
             permit_envelope: envelope,

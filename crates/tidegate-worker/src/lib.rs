@@ -8,7 +8,8 @@
 //!    network where that is granted. No data key is on the machine yet.
 //! 3. It says that setup is done, takes the *data grant*, and opens the inputs.
 //! 4. It runs the command in the sandbox. What the command prints and measures is sealed to the
-//!    keeper; the lease is watched all the time.
+//!    keeper; the lease is watched all the time. Its unfinished work is sealed and sent too, whenever
+//!    that stands still, and what a lost attempt had sent is there before the command starts.
 //! 5. It describes the output, seals it under a key of its own and sends it into the site's store, and
 //!    tells the keeper the key, sealed.
 //!
@@ -21,11 +22,13 @@
 //! `docs/workers.md` tells users what a command sees and what it may do.
 
 mod attempt;
+mod checkpoint;
 mod command;
 mod environment;
 mod error;
 mod grant;
 mod mail;
+mod outgoing;
 pub mod sandbox;
 mod scratch;
 

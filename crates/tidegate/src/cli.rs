@@ -134,14 +134,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  tidegate status examples/hospital/tidegate.yaml --format json")]
     Status(PipelineArgument),
     /// Show what a run's command wrote; where the private site is, for logs carry the data's label.
-    #[command(after_help = "Example:\n  tidegate logs heart-20260101-120000-abcdef")]
-    Logs {
-        /// The run.
-        run: String,
-        /// The pipeline file.
-        #[arg(long, default_value = "tidegate.yaml")]
-        pipeline: PathBuf,
-    },
+    #[command(
+        after_help = "Example:\n  tidegate logs heart-20260101-120000-abcdef\n  tidegate logs -f heart-20260101-120000-abcdef"
+    )]
+    Logs(LogArguments),
     /// Stop a run: its attempts are fenced, and no output of them will be accepted.
     ///
     /// The same `tidegate run` afterwards begins another run, which uses the steps that were finished.
@@ -448,4 +444,20 @@ pub(crate) enum AuditCommand {
         #[arg(long)]
         entry: u64,
     },
+}
+
+/// Which log, and how.
+#[derive(Debug, Args)]
+pub(crate) struct LogArguments {
+    /// The run.
+    pub(crate) run: String,
+    /// The pipeline file.
+    #[arg(long, default_value = "tidegate.yaml")]
+    pub(crate) pipeline: PathBuf,
+    /// Show what comes until the run has ended.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Show what the command measured instead: JSON objects, one on each line.
+    #[arg(long)]
+    pub(crate) metrics: bool,
 }

@@ -143,7 +143,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    use commands::{audit, data, files, jobs, keys, predict, run, serve, status, transfers};
+    use commands::{audit, data, files, jobs, keys, logs, predict, run, serve, status, transfers};
 
     let format = cli.format;
     match cli.command {
@@ -180,7 +180,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             runtime()?.block_on(run::run(&Project::open(&pipeline.pipeline, sample)?, &options))
         }
         Command::Status(at) => status::status(&State::of(&at.pipeline)?, format),
-        Command::Logs { run, pipeline } => status::logs(&State::of(&pipeline)?, &run, format),
+        Command::Logs(arguments) => logs::logs(&State::of(&arguments.pipeline)?, &arguments, format),
         Command::Cancel {
             run,
             pipeline,

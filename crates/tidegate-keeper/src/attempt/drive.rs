@@ -7,6 +7,7 @@ use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 
+use super::checkpoint::Told;
 use super::{LEASE_EVERY, LEASE_SECONDS};
 use crate::admission::{Admitted, Requirements, Worker, admit, second_hello};
 use crate::error::{KeeperError, While, refuse};
@@ -153,6 +154,7 @@ impl Keeper {
                     let Some(stepped) = self.step(&record, new, message).await? else {
                         continue;
                     };
+                    self.forget_checkpoint(&record, &stepped).await?;
                     record = stepped;
                 }
                 None => tokio::time::sleep(patience.pause()).await,
@@ -219,7 +221,7 @@ impl Keeper {
             number: inbox.number(),
             previous: inbox.previous(),
         };
-        let grant = self.grant(record, &worker, &["code"], "code").await?;
+        let grant = self.grant(record, &worker, &["code"], "code", None).await?;
         Ok(Some((new, worker, Some(KeeperMessage::CodeGrant(grant)))))
     }
 
@@ -276,6 +278,24 @@ impl Keeper {
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Metric { sealed }) => {
                 new.metric_bytes = self.keep_log(record, "metrics", record.metric_bytes, &sealed)?;
+            }
+            (
+                Phase::DataGranted,
+                WorkerMessage::Checkpoint {
+                    packing_list,
+                    packing_list_digest,
+                    grant,
+                },
+            ) => {
+                let told = Told {
+                    packing_list: &packing_list,
+                    packing_list_digest: &packing_list_digest,
+                    grant: &grant,
+                    number: inbox.number(),
+                };
+                let checkpoint = self.take_checkpoint(record, worker, &told).await?;
+                new.checkpoint_bytes = record.checkpoint_bytes.saturating_add(checkpoint.bytes);
+                new.checkpoint = Some(checkpoint);
             }
             (
                 Phase::DataGranted,

@@ -3,7 +3,7 @@
 use tidegate_contracts::journal::Batch;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_types::event::EventType;
-use tidegate_types::message::{Grant, GrantedArtifact, KeeperMessage, SandboxEvidence};
+use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, SandboxEvidence};
 
 use super::LEASE_SECONDS;
 use crate::admission::{Admitted, Worker, release_key, still_enforced};
@@ -26,8 +26,9 @@ impl Keeper {
             .map(String::as_str)
             .filter(|name| *name != "code")
             .collect();
+        let checkpoint = self.granted_checkpoint(record, worker)?;
         Ok(KeeperMessage::DataGrant(
-            self.grant(record, worker, &names, "train").await?,
+            self.grant(record, worker, &names, "train", checkpoint).await?,
         ))
     }
 
@@ -38,6 +39,7 @@ impl Keeper {
         worker: &Admitted<Worker>,
         names: &[&str],
         standing: &str,
+        checkpoint: Option<GrantedCheckpoint>,
     ) -> Result<Grant, KeeperError> {
         let granting = "granting keys";
         let missing = || KeeperError::failed(granting, "an input has no permit");
@@ -84,12 +86,9 @@ impl Keeper {
         let now = (self.clock)();
         let mut told = vec![("permit", permit.id.as_str()), ("task", record.attempt.task.as_str())];
         told.extend(permits.iter().map(|(name, permit)| (name.as_str(), permit.as_str())));
-        let leaf = self.event(
-            EventType::Granted,
-            &record.attempt.run,
-            &told,
-            &[("hello", *worker.hello())],
-        )?;
+        let mut digests = vec![("hello", *worker.hello())];
+        digests.extend(checkpoint.iter().map(|it| ("checkpoint", it.packing_list_digest)));
+        let leaf = self.event(EventType::Granted, &record.attempt.run, &told, &digests)?;
         let key = format!("grant/{}/{standing}", attempt_key(&record.attempt));
         self.records.commit(&Batch::default().leaf(&key, leaf))?;
         Ok(Grant {
@@ -97,6 +96,7 @@ impl Keeper {
             permit: permit.id,
             permit_digest: payload_digest(&permit.envelope).while_(granting)?,
             artifacts,
+            checkpoint,
             output_recipient: self.keys.identity.recipient(),
             job: record.job.clone(),
             permit_envelope: permit.envelope,

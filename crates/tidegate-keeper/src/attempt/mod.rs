@@ -12,6 +12,7 @@
 //! Before each arrow and each lease the mailbox is searched for a second hello by the same ticket, which
 //! burns the attempt: whoever of the two was first, nobody can tell which of them was meant.
 
+mod checkpoint;
 mod drive;
 mod grant;
 mod output;
@@ -172,6 +173,8 @@ impl Keeper {
             pending: None,
             output: None,
             output_bytes: 0,
+            checkpoint: None,
+            checkpoint_bytes: 0,
             log_bytes: 0,
             metric_bytes: 0,
             ticketed: milliseconds(),

@@ -59,7 +59,7 @@ impl Keeper {
     }
 
     /// Opens what a worker sealed to this site. What cannot be opened now never can.
-    fn opened(&self, what: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
+    pub(super) fn opened(&self, what: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, KeeperError> {
         let plain = STANDARD
             .decode(sealed)
             .ok()
@@ -175,7 +175,7 @@ impl Keeper {
 }
 
 /// What store and disk do may pass; an output that is not what its worker signed never will.
-fn refused_output(receiving: &str, error: TransferError) -> KeeperError {
+pub(super) fn refused_output(receiving: &str, error: TransferError) -> KeeperError {
     match error {
         TransferError::Store { .. } | TransferError::Local { .. } => KeeperError::failed(receiving, error),
         TransferError::Refused(refusal) => refusal.into(),

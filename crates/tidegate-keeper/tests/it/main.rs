@@ -9,6 +9,7 @@
 )]
 
 mod attempts;
+mod checkpoints;
 mod custodian;
 mod fakes;
 mod needless;

@@ -2,7 +2,7 @@
 
 use ndarray::array;
 use tidegate_bundle::{FeatureKind, Predictor, inspect};
-use tidegate_learn::{JudgeInput, LearnError, Table, Trained, judge, metrics, train};
+use tidegate_learn::{Epoch, JudgeInput, LearnError, Observer, Table, Trained, judge, metrics, train, train_observed};
 use tidegate_types::files::pipeline::{Schedule, Trainer, TrainerModel};
 
 use crate::patients::{settings, table};
@@ -361,4 +361,85 @@ fn a_training_that_runs_away_ends_in_an_error_and_never_in_a_broken_model() {
         }
     }
     assert!(stopped > 0, "none of these trainings ran away");
+}
+
+/// Keeps the newest unfinished training, and ends it after an epoch.
+struct Interrupted {
+    file: Option<Vec<u8>>,
+    ends_after: u32,
+    went_on: usize,
+}
+
+impl Observer for Interrupted {
+    fn epoch(&mut self, epoch: &Epoch) -> Result<(), LearnError> {
+        // In the middle: what was kept is the epoch before.
+        if epoch.epoch > self.ends_after {
+            return Err(LearnError::NoFeature);
+        }
+        Ok(())
+    }
+
+    fn unfinished(&mut self, file: &dyn Fn() -> Result<Vec<u8>, LearnError>) -> Result<(), LearnError> {
+        self.file = Some(file()?);
+        Ok(())
+    }
+
+    fn begun(&mut self) -> Result<Option<Vec<u8>>, LearnError> {
+        Ok(self.file.clone())
+    }
+
+    fn goes_on(&mut self, epochs: usize) {
+        self.went_on = epochs;
+    }
+}
+
+#[test]
+fn a_training_that_was_interrupted_gives_the_very_same_model() {
+    let (rows, validation) = (table(400, 1), table(100, 2));
+    for patience in [None, Some(3)] {
+        let settings = Trainer {
+            schedule: Schedule::Linear,
+            early_stopping: patience,
+            learning_rate: 0.1,
+            l2: 0.001,
+            ..settings(TrainerModel::Mlp)
+        };
+        let whole = train(&settings, &rows, Some(&validation), "died").unwrap();
+        if patience.is_some() {
+            assert!(whole.history.len() < 15, "nothing stops early");
+        }
+        let mut observer = Interrupted {
+            file: None,
+            ends_after: 0,
+            went_on: 0,
+        };
+        let trained = loop {
+            let before = observer.ends_after as usize;
+            match train_observed(&settings, &rows, Some(&validation), "died", &mut observer) {
+                Ok(trained) => break trained,
+                Err(LearnError::NoFeature) => observer.ends_after += 1,
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(observer.went_on, before.saturating_sub(1));
+        };
+        assert!(observer.went_on + 1 >= whole.history.len(), "{}", observer.went_on);
+        assert_eq!(trained.model, whole.model);
+        assert_eq!(trained.history.len(), whole.history.len());
+        // What belongs to another training, or is cut, is a beginning.
+        let file = observer.file.clone().unwrap();
+        let other = Trainer {
+            seed: 8,
+            ..settings.clone()
+        };
+        for (settings, file) in [(&other, file.clone()), (&settings, file[..file.len() - 1].to_vec())] {
+            let mut observer = Interrupted {
+                file: Some(file),
+                ends_after: 15,
+                went_on: 0,
+            };
+            let anew = train_observed(settings, &rows, Some(&validation), "died", &mut observer).unwrap();
+            assert_eq!(observer.went_on, 0);
+            assert_eq!(anew.model == whole.model, settings.seed == 7);
+        }
+    }
 }

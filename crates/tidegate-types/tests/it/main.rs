@@ -11,4 +11,5 @@ mod documents;
 mod quantities;
 mod read;
 mod samples;
+mod words;
 mod write;

@@ -19,7 +19,7 @@ use tidegate_transfer::{
 };
 use tidegate_types::ids::{PermitId, Purpose};
 use tidegate_types::message::{
-    Attempt, Grant, GrantedArtifact, Job, KeeperMessage, SandboxEvidence, Ticket, WorkerMessage,
+    Attempt, Grant, GrantedArtifact, GrantedCheckpoint, Job, KeeperMessage, SandboxEvidence, Ticket, WorkerMessage,
 };
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
 use tidegate_types::{ArtifactId, ArtifactKind, Digest, Label, Level, RunId, SiteName, TaskName};
@@ -61,7 +61,18 @@ pub(crate) struct Keeper {
     outbox: Outbox,
     inbox: Inbox,
     worker: Option<HelloOpened>,
+    /// What a data grant offers to go on with.
+    pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) folder: tempfile::TempDir,
+}
+
+/// Unfinished work that a worker told of.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoint {
+    pub(crate) packing_list: ObjectName,
+    packing_list_digest: Digest,
+    key: [u8; 32],
+    signer: VerifyingKey,
 }
 
 /// The permit of `kind` for the worker program in these tests; `code` as in [`Permit::code`].
@@ -95,13 +106,15 @@ pub(crate) fn permit(id: &str, code: Option<Digest>, worker: Digest) -> Permit {
         byte_limit: 1 << 30,
         revocation_epoch: 1,
         checkpoint: "checkpoint".to_owned(),
-        standing: vec![StandingSlot {
-            slot: "output".to_owned(),
-            from: SiteName::new("cloud").unwrap(),
-            to: SiteName::new("hospital").unwrap(),
-            label,
-            byte_limit: 1 << 20,
-        }],
+        standing: ["checkpoint", "output"]
+            .map(|slot| StandingSlot {
+                slot: slot.to_owned(),
+                from: SiteName::new("cloud").unwrap(),
+                to: SiteName::new("hospital").unwrap(),
+                label: label.clone(),
+                byte_limit: 1 << 20,
+            })
+            .into(),
     }
 }
 
@@ -165,7 +178,44 @@ impl Keeper {
             outbox: Outbox::new(attempt.clone(), Side::Keeper),
             inbox: Inbox::new(attempt, Side::Keeper),
             worker: None,
+            checkpoint: None,
             folder,
+        }
+    }
+
+    /// The next attempt, which goes on with what this one told.
+    pub(crate) fn next_attempt(mut self, checkpoint: Option<Checkpoint>) -> Self {
+        self.ticket.attempt.attempt += 1;
+        self.outbox = Outbox::new(self.ticket.attempt.clone(), Side::Keeper);
+        self.inbox = Inbox::new(self.ticket.attempt.clone(), Side::Keeper);
+        self.worker = None;
+        self.checkpoint = checkpoint;
+        self
+    }
+
+    fn offered(&self, checkpoint: &Checkpoint) -> GrantedCheckpoint {
+        let Some(WorkerMessage::Hello { recipient, .. }) = self.worker.as_ref().map(|hello| &hello.numbered().message)
+        else {
+            panic!("no hello yet")
+        };
+        GrantedCheckpoint {
+            attempt: self.ticket.attempt.attempt - 1,
+            packing_list: checkpoint.packing_list.to_string(),
+            packing_list_digest: checkpoint.packing_list_digest,
+            signing_key: checkpoint.signer.to_base64(),
+            sealed_key: STANDARD.encode(seal_to(recipient, &checkpoint.key).unwrap()),
+        }
+    }
+
+    /// Reads until unfinished work is told of.
+    pub(crate) async fn until_checkpoint(&mut self) -> Checkpoint {
+        let mut ending = Ending::default();
+        loop {
+            let message = self.next().await;
+            assert!(!self.take(message, &mut ending), "{ending:?}: {}", ending.text());
+            if let Some(checkpoint) = ending.checkpoints.pop() {
+                return checkpoint;
+            }
         }
     }
 
@@ -228,6 +278,9 @@ impl Keeper {
             permit: crossed.permit.id.clone(),
             permit_digest: tidegate_seal::dsse::payload_digest(&crossed.envelope).unwrap(),
             artifacts: vec![self.granted(input, crossed)],
+            checkpoint: (input != "code")
+                .then(|| self.checkpoint.as_ref().map(|it| self.offered(it)))
+                .flatten(),
             output_recipient: self.recipient.recipient(),
             job: self.job.clone(),
             permit_envelope: crossed.envelope.clone(),
@@ -311,6 +364,16 @@ impl Keeper {
                 let key = unseal(&grant).try_into().unwrap();
                 ending.output = Some((ObjectName::new(packing_list).unwrap(), packing_list_digest, key));
             }
+            WorkerMessage::Checkpoint {
+                packing_list,
+                packing_list_digest,
+                grant,
+            } => ending.checkpoints.push(Checkpoint {
+                packing_list: ObjectName::new(packing_list).unwrap(),
+                packing_list_digest,
+                key: unseal(&grant).try_into().unwrap(),
+                signer: self.worker_key(),
+            }),
             WorkerMessage::Finished { seconds } => {
                 ending.finished = Some(seconds);
                 return true;
@@ -354,6 +417,7 @@ impl Keeper {
 /// What a worker told.
 #[derive(Debug, Default)]
 pub(crate) struct Ending {
+    pub(crate) checkpoints: Vec<Checkpoint>,
     pub(crate) log: Vec<u8>,
     pub(crate) metrics: Vec<String>,
     pub(crate) output: Option<(ObjectName, Digest, [u8; 32])>,

@@ -8,6 +8,7 @@
 )]
 
 mod attempts;
+mod checkpoints;
 mod examples;
 mod grants;
 mod keeper;

@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod files;
 pub(crate) mod jobs;
 pub(crate) mod keys;
+pub(crate) mod logs;
 pub(crate) mod predict;
 pub(crate) mod run;
 pub(crate) mod serve;

@@ -1,22 +1,20 @@
-//! `status`, `logs`, `models`, `cost`: what the journals say.
+//! `status`, `models`, `cost`: what the journals say.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_contracts::journal::Journal;
-use tidegate_engine::{CrossingEntry, RunRecord, RunStatus};
+use tidegate_engine::{CrossingEntry, RunRecord, RunStatus, Spending, spending};
 use tidegate_local::SqliteJournal;
-use tidegate_types::ids::{RunId, SiteName};
+use tidegate_types::ids::RunId;
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
-use crate::project::State;
+use crate::project::{State, now};
 use crate::show;
 
 const READING: &str = "reading the journal";
-const READING_LOG: &str = "reading the logs on the private site";
 
 fn entries<T: DeserializeOwned>(state: &State, table: &str, prefix: &str) -> Result<Vec<T>, Failure> {
     let file = state.layout.journal();
@@ -56,16 +54,39 @@ pub(crate) fn run_named(state: &State, name: &str) -> Result<RunRecord, Failure>
     })
 }
 
+/// A run, and while it goes on what it costs so far and what runs for it.
+#[derive(Serialize)]
+struct RunStanding {
+    #[serde(flatten)]
+    run: RunRecord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spending: Option<Spending>,
+}
+
+fn standing(state: &State) -> Result<Vec<RunStanding>, Failure> {
+    let now = now();
+    let standing = |run: RunRecord| {
+        let spending = if run.status == RunStatus::Running {
+            let journal = SqliteJournal::open(state.layout.journal()).while_(READING)?;
+            Some(spending(&journal, &run, now).while_(READING)?)
+        } else {
+            None
+        };
+        Ok(RunStanding { run, spending })
+    };
+    runs(state)?.into_iter().map(standing).collect()
+}
+
 /// Runs and where they are.
 pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
-    let runs = runs(state)?;
+    let runs = standing(state)?;
     if format == Format::Json {
         return show::json(&runs);
     }
     if runs.is_empty() {
         show::line("No run yet.")?;
     }
-    for run in runs {
+    for RunStanding { run, spending } in runs {
         let done: Vec<&str> = run.tasks.keys().map(tidegate_types::TaskName::as_str).collect();
         show::line(&format!(
             "{:<48} {:<10} {}",
@@ -76,67 +97,22 @@ pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
         if !run.why.is_empty() {
             show::line(&format!("    {}", run.why))?;
         }
-        if run.status == RunStatus::Running {
+        if let Some(spending) = spending {
+            for job in &spending.jobs {
+                show::line(&format!(
+                    "    {}, attempt {}, at site {} for {} s: {}",
+                    job.task,
+                    job.attempt,
+                    job.site,
+                    job.seconds,
+                    job.cost.map_or_else(|| "unpriced".to_owned(), |cost| cost.to_string())
+                ))?;
+            }
+            show::line(&format!("    {spending} so far"))?;
             show::line("    if it was interrupted, the same `tidegate run` goes on with it")?;
         }
     }
     Ok(())
-}
-
-/// What a run's command wrote. The logs carry the label of the data and never left the private site.
-pub(crate) fn logs(state: &State, name: &str, format: Format) -> Result<(), Failure> {
-    let run = run_named(state, name)?;
-    let mut files = Vec::new();
-    // Of sites whose keeper is known: what another site writes into its folder is nobody's log.
-    for site in keepers(state)? {
-        files.extend(listed(&state.layout.site(&site).join("logs").join(run.id.as_str()))?);
-    }
-    let logs: Vec<_> = files
-        .into_iter()
-        .filter(|file| file.extension().is_some_and(|extension| extension == "log"))
-        .collect();
-    let attempt = |file: &Path| {
-        file.file_stem()
-            .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
-    };
-    if format == Format::Json {
-        let mut told = Vec::new();
-        for file in &logs {
-            let bytes = std::fs::read(file).while_(READING_LOG)?;
-            told.push(serde_json::json!({"attempt": attempt(file), "log": String::from_utf8_lossy(&bytes)}));
-        }
-        return show::json(&told);
-    }
-    if logs.is_empty() {
-        show::tell("The run wrote no log.");
-    }
-    for file in &logs {
-        if logs.len() > 1 {
-            show::line(&format!("--- {}", attempt(file)))?;
-        }
-        let mut from = std::fs::File::open(file).while_(READING_LOG)?;
-        show::written(std::io::copy(&mut from, &mut std::io::stdout().lock()))?;
-    }
-    Ok(())
-}
-
-/// The sites whose keepers this control plane has met.
-fn keepers(state: &State) -> Result<Vec<SiteName>, Failure> {
-    let keepers = SqliteJournal::open(state.layout.journal()).while_(READING)?;
-    let keepers = keepers.scan("keepers", "").while_(READING)?.into_iter();
-    keepers.map(|(site, _)| SiteName::new(site).while_(READING)).collect()
-}
-
-/// What is in a folder, in order; nothing where there is no folder.
-fn listed(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::failed(READING_LOG, error)),
-    };
-    let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
-    paths.sort();
-    Ok(paths)
 }
 
 /// The run of this name, which must not have ended.

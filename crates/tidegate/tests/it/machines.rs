@@ -22,7 +22,7 @@ fn store_of(store: &Peer, site: &str) -> String {
 }
 
 /// A hospital whose cloud starts machines.
-fn hospital_with(store: &Peer, machines: &Machines) -> Hospital {
+pub(crate) fn hospital_with(store: &Peer, machines: &Machines) -> Hospital {
     make_open_bucket(store, "tidegate");
     let hospital = hospital_at(&store_of(store, "cloud"), &store_of(store, "ward"));
     hospital.edit("sites.yaml", PROCESS, &compute(machines, &machines.image));
@@ -40,7 +40,7 @@ fn compute(machines: &Machines, image: &str) -> String {
 }
 
 /// What the training's machines became, in the order of their start.
-fn trained(machines: &Machines) -> Vec<Value> {
+pub(crate) fn trained(machines: &Machines) -> Vec<Value> {
     let all = machines.tell("machines");
     all.as_array().unwrap().clone()
 }
@@ -137,7 +137,7 @@ fn a_pipeline_trains_on_a_machine_that_is_started_for_it() {
 }
 
 /// A child that is ended with this value.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -27,6 +27,7 @@ mod refusals;
 mod secrets;
 mod sending;
 mod serving;
+mod spot;
 mod tampering;
 mod terminal;
 mod transfers;

@@ -1,0 +1,137 @@
+//! Machines that a cloud takes back again and again: what a job had done is not done again, and changes nothing.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tidegate_cloud::Ec2Settings;
+
+use crate::clouds::ADMIN;
+use crate::fixture::{Hospital, files};
+use crate::machines::{Running, hospital_with, trained};
+use crate::peers::{Machines, ec2, open_seaweed};
+
+/// How often the machine is taken back.
+const TIMES: usize = 10;
+
+/// Work whose every step depends on all steps before it, and a model that depends on the last one.
+const TRAIN: &str = "
+    state=\"$TIDEGATE_CHECKPOINT/state\"
+    step=0 chain=beginning
+    if [ -f \"$state\" ]; then read -r step chain <\"$state\"; fi
+    echo \"begins after step $step\"
+    while [ \"$step\" -lt 100 ]; do
+        step=$((step + 1))
+        chain=$( (echo \"$chain $step\"; cat \"$TIDEGATE_INPUT_TRAIN\"/*.csv) | sha256sum | cut -c1-64)
+        echo \"$step $chain\" >\"$state.tmp\" && mv \"$state.tmp\" \"$state\"
+        echo \"{\\\"step\\\": $step}\" >>\"$TIDEGATE_METRICS\"
+        sleep \"$PAUSE\"
+    done
+    seed=$((0x$(echo \"$chain\" | cut -c1-8)))
+    echo \"{\\\"model\\\": \\\"logistic\\\", \\\"epochs\\\": 12, \\\"batch_size\\\": 32, \\\"seed\\\": $seed}\" >trainer.json
+    \"$TIDEGATE_TRAINER\" trainer
+";
+
+/// The model file of the newest accepted attempt.
+fn model(hospital: &Hospital, run: &str) -> Vec<u8> {
+    let models = hospital.state().join("sites/hospital/models");
+    let found = files(&models)
+        .into_iter()
+        .filter(|file| file.ends_with("model.onnx") && file.to_string_lossy().contains(&format!("{run}.train.")));
+    let found: Vec<PathBuf> = found.collect();
+    let [file] = &found[..] else {
+        panic!("one model of {run}: {found:?}")
+    };
+    std::fs::read(file).unwrap()
+}
+
+/// Milliseconds below `most`, another number each time.
+fn some(most: u64) -> Duration {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    Duration::from_millis(random % most)
+}
+
+fn alive(machines: &Machines) -> Option<String> {
+    let there = trained(machines).into_iter();
+    let mut alive = there.filter(|one| one["state"] == "running");
+    alive.next().map(|one| one["id"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn what_a_job_had_done_survives_ten_machines_that_the_cloud_takes_back() {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    hospital.write("train.sh", TRAIN);
+    let trainer = "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n";
+    let code = "  code: [train.sh]\n  run: sh train.sh\n  envs: {PAUSE: \"0\"}\n";
+    hospital.edit("tidegate.yaml", trainer, code);
+    let tidegate = |arguments: &[&str]| {
+        let mut command = hospital.command(arguments);
+        command.envs(ADMIN).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    };
+    let told = |mut running: Running| {
+        let (mut out, mut err) = (String::new(), String::new());
+        running.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        running.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert!(running.0.wait().unwrap().success(), "{out}{err}");
+        (out, err)
+    };
+    let summary = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let undisturbed = summary(&told(tidegate(&["run", "--yes", "--format", "json"])).0);
+
+    hospital.edit("tidegate.yaml", "{PAUSE: \"0\"}", "{PAUSE: \"0.2\"}\n  retries: 14");
+    hospital.edit("tidegate.yaml", "{infra: cloud}", "{infra: cloud, use_spot: true}");
+    let run = tidegate(&["run", "--yes", "--format", "json"]);
+    let mut log = None;
+    let mut taken: Vec<String> = Vec::new();
+    let until = Instant::now() + Duration::from_secs(300);
+    while taken.len() < TIMES {
+        assert!(Instant::now() < until, "{} machines were taken back", taken.len());
+        let Some(machine) = alive(&machines).filter(|machine| !taken.contains(machine)) else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        if log.is_none() {
+            let status = summary(&told(tidegate(&["status", "--format", "json"])).0);
+            let running = status.as_array().unwrap().iter().find(|run| run["status"] == "running");
+            let running = running.unwrap();
+            let job = &running["spending"]["jobs"][0];
+            assert_eq!(
+                (&job["site"], &job["attempt"]),
+                (&"cloud".into(), &1.into()),
+                "{status}"
+            );
+            assert!(job["cost"].as_str().unwrap().ends_with("USD"), "{status}");
+            log = Some(tidegate(&["logs", "-f", running["id"].as_str().unwrap()]));
+        }
+        // Any moment counts: before the worker says hello, while it works, while it sends.
+        std::thread::sleep(some(3500));
+        machines.tell(&format!("interrupt?machine={machine}"));
+        taken.push(machine);
+    }
+    let (out, err) = told(run);
+    let disturbed = summary(&out);
+    assert_eq!(err.matches("the cloud took the spot machine").count(), TIMES, "{err}");
+    let name = disturbed["run"].as_str().unwrap();
+    assert_eq!(
+        model(&hospital, name),
+        model(&hospital, undisturbed["run"].as_str().unwrap())
+    );
+    let (log, _) = told(log.unwrap());
+    assert!(log.contains("--- train-1\n") || log.contains("--- train-2\n"), "{log}");
+    let went_on = log.matches("it goes on from the checkpoint of attempt").count();
+    assert!(went_on > 0 && log.contains("begins after step 0\n"), "{log}");
+    // No step was done again that an attempt found done, and every one was measured.
+    let (metrics, _) = told(tidegate(&["logs", "--metrics", name]));
+    for step in 1..=100 {
+        assert!(metrics.contains(&format!("{{\"step\": {step}}}")), "{step}: {metrics}");
+    }
+    let states = trained(&machines);
+    assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");
+}
