@@ -41,7 +41,9 @@ impl Engine {
                 }
                 Step::Train => {
                     let prepared = done.prepared()?;
-                    let work = self.train(&run, task, site, &prepared);
+                    let elsewhere = plan.elsewhere.iter().filter_map(Plan::trains_at);
+                    let sites: Vec<&SiteName> = std::iter::once(site).chain(elsewhere).collect();
+                    let work = self.train(&run, task, &sites, &prepared);
                     done.trained = Some(self.task(record, planned, work).await?);
                 }
                 Step::Evaluate => {

@@ -26,6 +26,8 @@ const GONE_FOR: Duration = Duration::from_secs(5);
 /// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
 /// or was started again will read it.
 const ENDED_FOR: Duration = Duration::from_secs(60);
+/// After so many attempts that were lost at one site the next one has its turn.
+const LOST_IN_A_ROW: u32 = 2;
 /// How long nothing is asked of a site that had no room, the first time.
 const CROWDED: Duration = Duration::from_secs(15);
 
@@ -33,44 +35,32 @@ const CROWDED: Duration = Duration::from_secs(15);
 const LONGEST_SESSION: u64 = 12 * 3600;
 
 impl Engine {
+    /// Trains at the first of some sites, or at the next ones where that has no room or loses its attempts.
     pub(crate) async fn train(
         &self,
         run: &RunRecord,
         task: &TaskName,
-        site: &SiteName,
+        sites: &[&SiteName],
         inputs: &BTreeMap<String, ArtifactSummary>,
     ) -> Result<(TrainedStep, bool), EngineError> {
         let artifacts: BTreeMap<&String, _> = inputs.iter().map(|(name, input)| (name, &input.artifact)).collect();
-        let definition = self.sites.sites.get(site).map(Site::identity);
-        let key = self.key(&(
-            "train",
-            artifacts,
-            &self.pipeline.train,
-            site,
-            definition,
-            self.worker_digest()?,
-        ))?;
-        if let Some(step) = self.step(&key)? {
-            return Ok((step, true));
+        let mut keys = Vec::new();
+        for site in sites {
+            let definition = self.sites.sites.get(*site).map(Site::identity);
+            let key = self.key(&(
+                "train",
+                &artifacts,
+                &self.pipeline.train,
+                site,
+                definition,
+                self.worker_digest()?,
+            ))?;
+            if let Some(step) = self.step(&key)? {
+                return Ok((step, true));
+            }
+            keys.push(key);
         }
-        let permits = if *site == self.home {
-            BTreeMap::new()
-        } else {
-            let worker = self.worker_digest()?;
-            let wanted: Vec<Wanted<'_>> = inputs
-                .iter()
-                .map(|(name, input)| Wanted {
-                    task,
-                    name,
-                    artifact: &input.artifact,
-                    bytes: input.bytes,
-                    to: site,
-                    worker: Some(worker),
-                })
-                .collect();
-            let permits = self.cross(run, &wanted).await?;
-            inputs.keys().cloned().zip(permits).collect()
-        };
+        let mut turn = Turn::default();
         let mut last = String::new();
         for number in 1..=self.pipeline.train.retries.saturating_add(1) {
             let attempt = Attempt {
@@ -80,8 +70,16 @@ impl Engine {
                 rank: 0,
             };
             self.may_go_on(run, Money::ZERO)?;
+            // After a restart it is where it was begun.
+            if let Some(begun) = get::<JobRecord>(&*self.journal, "jobs", &job_id(&attempt))? {
+                turn.at = sites.iter().position(|site| **site == begun.site).unwrap_or(turn.at);
+            }
+            let (Some(site), Some(key)) = (sites.get(turn.at), keys.get(turn.at)) else {
+                return Err(EngineError::failed("placing the training", "no site is left"));
+            };
+            // What crosses for a site crosses when it is needed there.
+            let permits = self.permits_for(run, task, site, inputs).await?;
             let tried = self.attempt(run, &attempt, site, &permits).await?;
-            let crowded = tried.crowded && number <= self.pipeline.train.retries;
             match tried.outcome {
                 AttemptOutcome::Accepted {
                     model, seconds, bytes, ..
@@ -91,20 +89,16 @@ impl Engine {
                         attempt: number,
                         phases: self.phases_of(&attempt)?,
                     });
-                    if let (Some(permit), true) = (permits.get("train"), *site != self.home) {
+                    if let (Some(permit), true) = (permits.get("train"), **site != self.home) {
                         self.account(run, "model", &model.artifact, site, &self.home, bytes, permit)?;
                     }
                     let step = TrainedStep { model, seconds };
-                    self.keep(&key, &step, &[])?;
+                    self.keep(key, &step, &[])?;
                     return Ok((step, false));
                 }
                 AttemptOutcome::Failed { stage, reason } => {
                     last = format!("{stage}: {reason}");
-                    (self.progress)(&Progress::AttemptLost {
-                        task: task.clone(),
-                        attempt: number,
-                        reason: last.clone(),
-                    });
+                    self.lost(task, number, &last);
                     if !worth_retrying(&stage) {
                         break;
                     }
@@ -112,28 +106,21 @@ impl Engine {
                 // A machine that came too late, or not at all, says nothing about the next one.
                 AttemptOutcome::Refused { refusal } if refusal.rule == "ticket-expired" => {
                     last = refusal.to_string();
-                    (self.progress)(&Progress::AttemptLost {
-                        task: task.clone(),
-                        attempt: number,
-                        reason: last.clone(),
-                    });
+                    self.lost(task, number, &last);
                 }
                 AttemptOutcome::Refused { refusal } => return Err(refusal.into()),
                 AttemptOutcome::Fenced { why } => {
-                    last.clone_from(&why);
-                    (self.progress)(&Progress::AttemptLost {
-                        task: task.clone(),
-                        attempt: number,
-                        reason: why,
-                    });
+                    last = why;
+                    self.lost(task, number, &last);
                 }
             }
-            if crowded {
-                self.wait_for_room(run, number).await?;
+            if turn.next(tried.crowded, sites.len()) && number <= self.pipeline.train.retries {
+                self.wait_for_room(run, turn.rounds).await?;
             }
         }
+        let tried: Vec<String> = sites.iter().map(|site| format!("`{site}`")).collect();
         Err(EngineError::failed(
-            format!("training on site `{site}`"),
+            format!("training on site {}", tried.join(" or ")),
             format!(
                 "{last}. `tidegate logs {} --pipeline {}` shows what the command wrote",
                 run.id, self.text.file
@@ -141,9 +128,44 @@ impl Engine {
         ))
     }
 
-    /// Gives a site time until there may be room again; longer after more attempts.
-    async fn wait_for_room(&self, run: &RunRecord, attempts: u32) -> Result<(), EngineError> {
-        let pause = CROWDED * 2_u32.pow(attempts.saturating_sub(1).min(5));
+    fn lost(&self, task: &TaskName, attempt: u32, reason: &str) {
+        (self.progress)(&Progress::AttemptLost {
+            task: task.clone(),
+            attempt,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Brings the inputs to a site, under permits of their own; none are needed at home.
+    async fn permits_for(
+        &self,
+        run: &RunRecord,
+        task: &TaskName,
+        site: &SiteName,
+        inputs: &BTreeMap<String, ArtifactSummary>,
+    ) -> Result<BTreeMap<String, PermitId>, EngineError> {
+        if *site == self.home {
+            return Ok(BTreeMap::new());
+        }
+        let worker = self.worker_digest()?;
+        let wanted: Vec<Wanted<'_>> = inputs
+            .iter()
+            .map(|(name, input)| Wanted {
+                task,
+                name,
+                artifact: &input.artifact,
+                bytes: input.bytes,
+                to: site,
+                worker: Some(worker),
+            })
+            .collect();
+        let permits = self.cross(run, &wanted).await?;
+        Ok(inputs.keys().cloned().zip(permits).collect())
+    }
+
+    /// Gives the sites time until there may be room again; longer each time.
+    async fn wait_for_room(&self, run: &RunRecord, rounds: u32) -> Result<(), EngineError> {
+        let pause = CROWDED * 2_u32.pow(rounds.saturating_sub(1).min(5));
         let until = tokio::time::Instant::now() + pause;
         while tokio::time::Instant::now() < until {
             self.may_go_on(run, Money::ZERO)?;
@@ -393,6 +415,36 @@ impl Engine {
     }
 }
 
+/// Whose turn it is among the sites that may train.
+#[derive(Default)]
+struct Turn {
+    at: usize,
+    /// Attempts that were lost in a row where it is.
+    lost: u32,
+    /// How often in a row every site had no room.
+    rounds: u32,
+    crowded: usize,
+}
+
+impl Turn {
+    /// After an attempt was lost, or its site had no room: the next site's turn, where that may help. True when none of them
+    /// has room now.
+    fn next(&mut self, crowded: bool, sites: usize) -> bool {
+        self.lost += 1;
+        self.crowded = if crowded { self.crowded + 1 } else { 0 };
+        if crowded || self.lost >= LOST_IN_A_ROW {
+            (self.at, self.lost) = ((self.at + 1) % sites.max(1), 0);
+        }
+        let full = crowded && self.crowded.is_multiple_of(sites.max(1));
+        self.rounds = match (full, crowded) {
+            (true, _) => self.rounds + 1,
+            (false, true) => self.rounds,
+            (false, false) => 0,
+        };
+        full
+    }
+}
+
 /// What came of an attempt.
 struct Tried {
     outcome: AttemptOutcome,
@@ -419,4 +471,24 @@ fn worth_retrying(stage: &str) -> bool {
         stage,
         "command" | "setup" | "memory" | "time" | "output" | "sandbox" | "admission"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_without_room_gives_way_at_once_and_one_that_loses_attempts_after_two() {
+        let mut turn = Turn::default();
+        assert!(!turn.next(false, 2) && turn.at == 0, "one lost machine says little");
+        assert!(!turn.next(false, 2) && turn.at == 1);
+        assert!(!turn.next(true, 2) && turn.at == 0);
+        assert!(turn.next(true, 2) && turn.at == 1, "nobody has room");
+        assert_eq!(turn.rounds, 1);
+        let mut alone = Turn::default();
+        for round in 1..4 {
+            assert!(alone.next(true, 1));
+            assert_eq!((alone.at, alone.rounds), (0, round));
+        }
+    }
 }

@@ -34,6 +34,7 @@ pub fn check(input: &PlanInput<'_>, plan: &Plan) -> Result<(), Vec<String>> {
                 checker.crossing(crossing);
             }
             checker.limits();
+            checker.elsewhere();
         }
     }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
@@ -161,13 +162,21 @@ impl Checker<'_> {
             .map(|task| &task.site)
             .collect();
         for name in trainers {
-            self.expect(resources.infra.as_ref().is_none_or(|named| named == name), || {
+            let mut named = resources
+                .any_of
+                .iter()
+                .map(|one| &one.infra)
+                .chain(&resources.infra)
+                .peekable();
+            let free = named.peek().is_none();
+            self.expect(free || named.any(|one| one == name), || {
                 format!("training is on `{name}`, and the pipeline names another site")
             });
             let site = self.input.sites.sites.get(name);
             // Who names the site vouches that its setup needs no network.
             let sets_up = self.input.pipeline.train.setup.is_none()
                 || resources.infra.is_some()
+                || !resources.any_of.is_empty()
                 || site.is_some_and(|site| site.network.setup == NetworkRule::Allow);
             self.expect(sets_up, || format!("`{name}` has no network for the setup"));
             let Some(offer) = site.and_then(|site| site.compute.as_ref()) else {
@@ -306,6 +315,36 @@ impl Checker<'_> {
             self.expect(within, || {
                 format!("{name}: column `{}` is above the label of the whole", column.name)
             });
+        }
+    }
+
+    /// Every other site is as good a plan by itself, and stands there once.
+    fn elsewhere(&mut self) {
+        let train = |plan: &Plan| {
+            plan.tasks
+                .iter()
+                .find(|task| task.kind == Step::Train)
+                .map(|task| task.site.clone())
+        };
+        let mut seen = BTreeSet::from([train(self.plan)]);
+        for other in &self.plan.elsewhere {
+            let site = train(other);
+            self.expect(other.elsewhere.is_empty(), || {
+                "another site has others after it".to_owned()
+            });
+            self.expect(site.is_some() && seen.insert(site.clone()), || {
+                "another site is one that stood there before, or trains nothing".to_owned()
+            });
+            let site = site.map_or(String::new(), |site| site.to_string());
+            if other.elsewhere.is_empty()
+                && let Err(faults) = check(self.input, other)
+            {
+                self.faults.extend(
+                    faults
+                        .into_iter()
+                        .map(|fault| format!("with the training on `{site}`: {fault}")),
+                );
+            }
         }
     }
 

@@ -49,8 +49,11 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
     let training = || format!("training on site `{name}`");
     let train = &input.pipeline.train;
     let resources = &train.resources;
-    if let Some(named) = resources.infra.as_ref().filter(|named| *named != name) {
-        let why = format!("the pipeline names site `{named}`");
+    if !resources.allow(name) {
+        let why = match &resources.infra {
+            Some(named) => format!("the pipeline names site `{named}`"),
+            None => "the pipeline names other sites".to_owned(),
+        };
         return Err(refusal(
             "other-site-named",
             training(),
@@ -87,7 +90,7 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
         ));
     }
     // A setup may do without the network, but only its writer knows: naming the site says so.
-    if train.setup.is_some() && site.network.setup == NetworkRule::Deny && resources.infra.is_none() {
+    if train.setup.is_some() && site.network.setup == NetworkRule::Deny && !resources.name_sites() {
         let why = "`setup` is written, and the site has no network to set anything up from".to_owned();
         return Err(refusal(
             "network",

@@ -93,6 +93,19 @@ pub struct Plan {
     pub deadline: Option<Seconds>,
     /// Whether some cost is not known: then the sum is too low.
     pub unpriced: bool,
+    /// The same with the training at another site: for when it cannot be done at this plan's, in this order. Theirs are
+    /// empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<Plan>,
+}
+
+impl Plan {
+    /// Where it trains, if it does.
+    #[must_use]
+    pub fn trains_at(&self) -> Option<&SiteName> {
+        let train = self.tasks.iter().find(|task| task.kind == Step::Train);
+        train.map(|task| &task.site)
+    }
 }
 
 /// One node of the graph.

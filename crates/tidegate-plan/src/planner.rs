@@ -45,6 +45,9 @@ pub fn plan(input: &PlanInput<'_>) -> Result<(Plan, Report), Refusal> {
     Ok((plan, report))
 }
 
+/// The most sites that a training may go on at after the first.
+const MOST_ELSEWHERE: usize = 3;
+
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     home: &'a SiteName,
@@ -116,8 +119,14 @@ impl<'a> Planner<'a> {
                 (*name).clone(),
             )
         });
+        let others: Vec<Plan> = possible
+            .iter()
+            .skip(1)
+            .map(|(_, plan)| plan.clone())
+            .take(MOST_ELSEWHERE)
+            .collect();
         let mut possible = possible.into_iter();
-        let Some((chosen, plan)) = possible.next() else {
+        let Some((chosen, mut plan)) = possible.next() else {
             return Err(self.nowhere(&rejected));
         };
         let mut candidates = vec![Candidate {
@@ -141,6 +150,7 @@ impl<'a> Planner<'a> {
             chosen: false,
             reason: format!("{} (rule `{}`)", refusal.why, refusal.rule),
         }));
+        plan.elsewhere = others;
         Ok((plan, candidates))
     }
 
@@ -161,7 +171,11 @@ impl<'a> Planner<'a> {
     /// The refusal that helps most when no site is left: that of the site that was named, else that of
     /// the one that came furthest.
     fn nowhere(&self, rejected: &[(&SiteName, Refusal)]) -> Refusal {
-        let named = self.input.pipeline.train.resources.infra.as_ref();
+        let resources = &self.input.pipeline.train.resources;
+        let named = resources.infra.as_ref().or(match &resources.any_of[..] {
+            [only] => Some(&only.infra),
+            _ => None,
+        });
         if let Some((_, refusal)) = rejected.iter().find(|(name, _)| Some(*name) == named) {
             return refusal.clone();
         }
@@ -432,6 +446,7 @@ impl Draft<'_> {
             deadline: self.planner.input.pipeline.deadline,
             tasks: self.tasks,
             crossings: self.crossings,
+            elsewhere: Vec::new(),
         }
     }
 }

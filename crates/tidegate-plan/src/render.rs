@@ -23,6 +23,10 @@ impl Report {
             });
             table(&mut out, rows.collect());
         }
+        if !plan.elsewhere.is_empty() {
+            out.push_str("\nIf it cannot be done there\n");
+            table(&mut out, plan.elsewhere.iter().map(other).collect());
+        }
         self.costs(&mut out, plan);
         out
     }
@@ -76,6 +80,35 @@ impl Report {
         }
         out.push_str(".\n");
     }
+}
+
+/// Another site that may train.
+fn other(plan: &Plan) -> Vec<String> {
+    let site = plan.trains_at().map_or(String::new(), ToString::to_string);
+    let crossings = plan
+        .crossings
+        .iter()
+        .filter(|crossing| crossing.task.as_str() == Step::Train.as_str());
+    let (there, back): (Vec<_>, Vec<_>) = crossings.partition(|crossing| crossing.from == plan.home);
+    let names = |crossings: &[&PlannedCrossing]| -> String {
+        let names: Vec<&str> = crossings.iter().map(|crossing| crossing.artifact.as_str()).collect();
+        names.join(", ")
+    };
+    let unpriced = if plan.unpriced { " and what is unpriced" } else { "" };
+    vec![
+        format!("train on {site}"),
+        format!("about {}{unpriced} in all", plan.cost_estimate),
+        if there.is_empty() {
+            "nothing crosses for it".to_owned()
+        } else {
+            format!(
+                "what crosses then: {} -> {site}, {} -> {}",
+                names(&there),
+                names(&back),
+                plan.home
+            )
+        },
+    ]
 }
 
 fn sentences(out: &mut String, title: &str, sentences: &[String]) {

@@ -202,6 +202,29 @@ fn two() -> u32 {
     2
 }
 
+/// A site of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AnyOf {
+    /// The site.
+    pub infra: SiteName,
+}
+
+impl Resources {
+    /// Whether the pipeline lets the job run at a site.
+    #[must_use]
+    pub fn allow(&self, site: &SiteName) -> bool {
+        let named = self.infra.iter().chain(self.any_of.iter().map(|one| &one.infra));
+        !self.name_sites() || named.into_iter().any(|one| one == site)
+    }
+
+    /// Whether the pipeline names the sites that the job may run at.
+    #[must_use]
+    pub const fn name_sites(&self) -> bool {
+        self.infra.is_some() || !self.any_of.is_empty()
+    }
+}
+
 /// Where a job runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -209,6 +232,9 @@ pub struct Resources {
     /// The site; without it the cheapest that policy allows.
     #[serde(default)]
     pub infra: Option<SiteName>,
+    /// One of these sites, the cheapest first; the others where it cannot be done there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub any_of: Vec<AnyOf>,
     /// Processors: `2` for exactly, `2+` for at least.
     #[serde(default)]
     pub cpus: Option<String>,

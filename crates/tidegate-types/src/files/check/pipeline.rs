@@ -246,15 +246,29 @@ fn check_train(train: &Train, sites: &Sites, findings: &mut Findings<'_>) {
         findings.value(&["train", "retries"], "more than 20 retries only cost money", "");
     }
     let resources = &train.resources;
-    if let Some(infra) = &resources.infra
-        && check_site_exists(infra, sites, &["train", "resources", "infra"], findings)
-        && sites.sites.get(infra).is_some_and(|site| site.compute.is_none())
-    {
-        let message = format!("site `{infra}` has no compute");
-        findings.value(
-            &["train", "resources", "infra"],
-            message,
-            "choose a site that has, or leave the key out",
+    if resources.infra.is_some() && !resources.any_of.is_empty() {
+        let help = "write one of them";
+        findings.key(
+            &["train", "resources", "any_of"],
+            "`infra` names the site already",
+            help,
+        );
+    }
+    let mut check = |infra: &SiteName, path: &[&str]| {
+        if check_site_exists(infra, sites, path, findings)
+            && sites.sites.get(infra).is_some_and(|site| site.compute.is_none())
+        {
+            let message = format!("site `{infra}` has no compute");
+            findings.value(path, message, "choose a site that has, or leave the key out");
+        }
+    };
+    if let Some(infra) = &resources.infra {
+        check(infra, &["train", "resources", "infra"]);
+    }
+    for (index, one) in resources.any_of.iter().enumerate() {
+        check(
+            &one.infra,
+            &["train", "resources", "any_of", &index.to_string(), "infra"],
         );
     }
     if let Some(Err(error)) = resources.cpus.as_ref().map(|cpus| cpus.parse::<CpuRequest>()) {
