@@ -19,6 +19,7 @@ pub(crate) mod amazon;
 mod boot;
 pub(crate) mod openstack;
 mod shelf;
+pub(crate) mod vsphere;
 
 pub use shelf::ProgramShelf;
 
@@ -51,6 +52,12 @@ impl InvalidMachine {
     pub fn what(&self) -> &str {
         &self.what
     }
+}
+
+/// Refuses values of keys that mean nothing at a cloud, each with the reason.
+fn none_of(foreign: &[(Option<&String>, &str)]) -> Result<(), InvalidMachine> {
+    let first = foreign.iter().find_map(|(value, why)| Some((value.as_ref()?, why)));
+    first.map_or(Ok(()), |(value, why)| Err(InvalidMachine::new(value, why)))
 }
 
 /// What all machines of an owner have in common: plain, where filters take some signs for patterns.

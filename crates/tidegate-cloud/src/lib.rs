@@ -6,7 +6,8 @@
 //! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
 //! - [`Source`] reads what somebody else put into a bucket, for a dataset.
-//! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job, [`OpenStackDriver`] one of OpenStack.
+//! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job, [`OpenStackDriver`] one of OpenStack, [`VsphereDriver`]
+//!   one of VMware vSphere.
 //! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
 //!   Amazon's Key Management Service, [`GoogleKmsCustody`] in Google's, [`KeyVaultCustody`] in Azure Key Vault.
 //!
@@ -29,6 +30,7 @@ mod store;
 pub use address::{Address, AddressError, Provider};
 pub use compute::amazon::{Ec2Driver, Ec2Settings};
 pub use compute::openstack::{OpenStackDriver, OpenStackSettings};
+pub use compute::vsphere::{VsphereDriver, VsphereSettings};
 pub use compute::{InvalidMachine, ProgramShelf};
 pub use credentials::Environment;
 pub use custody::amazon::{KmsAddress, KmsCustody};

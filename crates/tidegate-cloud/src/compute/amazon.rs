@@ -374,7 +374,11 @@ impl Compute for Ec2Driver {
         ) {
             return self.handle(request, &digest, &machine).await;
         }
-        let user_data = boot::user_data(request, self.settings.profile.is_none(), &self.shelf, USER_DATA_BYTES).await?;
+        let kept = match self.settings.profile {
+            Some(_) => boot::Kept::Needed,
+            None => boot::Kept::Metadata,
+        };
+        let user_data = boot::user_data(request, kept, &self.shelf, USER_DATA_BYTES).await?;
         let mut full = None;
         for network in self.networks(request.spot).await {
             let asking = self.asking(request, &digest, &user_data, network.as_deref());

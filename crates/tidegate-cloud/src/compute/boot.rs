@@ -15,18 +15,31 @@ use super::shelf::{Offered, ProgramShelf};
 /// What the last line of a job begins with on the machine's console.
 const ENDED: &str = "tidegate: the job ended with exit code ";
 
-/// What comes first: how to speak, and how to end.
-///
-/// cloud-init runs it once. A machine that is started again has nothing to do, and ends at once; and none lives longer
-/// than a worker's credentials, whatever becomes of this script.
+/// What comes first: how to speak.
 const BEGINNING: &str = r#"#!/bin/sh
 # Tidegate: does one job and ends this machine.
 umask 077
 PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 export PATH
 say() { echo "tidegate: $1"; }
-ended() {
+"#;
+
+/// On machines whose console can be read nobody else has to be told.
+const TELLING_NOBODY: &str = "tell() { :; }\n";
+
+/// A hypervisor of VMware keeps what the guest's tools tell it.
+const TELLING_VMWARE: &str = r#"tell() {
+    vmware-rpctool "info-set guestinfo.$1 $2" || vmtoolsd --cmd "info-set guestinfo.$1 $2"
+} >/dev/null 2>&1
+"#;
+
+/// How to end, and the folder of the job.
+///
+/// cloud-init runs it once. A machine that is started again has nothing to do, and ends at once; and none lives longer
+/// than a worker's credentials, whatever becomes of this script.
+const FRAME: &str = r#"ended() {
     say "the job ended with exit code $1"
+    tell tidegate.exit "$1"
     cd / && rm -rf "$work"
     shutdown -P now || poweroff -f
     exit "$1"
@@ -40,12 +53,23 @@ work="$(mktemp -d "${TMPDIR:-/var/tmp}/tidegate.XXXXXXXX")" && cd "$work" || end
 say "up for $(cut -d ' ' -f 1 /proc/uptime) s"
 "#;
 
+/// Where a cloud keeps a machine's user-data, from which a command could learn the ticket, and rights that end later than
+/// its hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// In the metadata service, which the job needs itself.
+    Needed,
+    /// In the metadata service.
+    Metadata,
+    /// In variables that every program on a machine of VMware can read. The machine's exit code stands there, too.
+    GuestInfo,
+}
+
 /// User-data of a machine for `request`, compressed and in base64; before that it has at most `most` bytes. The program
-/// is offered by `shelf` where the request's command is this program; `secret` says whether nobody there needs the
-/// metadata service.
+/// is offered by `shelf` where the request's command is this program; `kept` says what has to be closed before it runs.
 pub(super) async fn user_data(
     request: &JobRequest,
-    secret: bool,
+    kept: Kept,
     shelf: &ProgramShelf,
     most: usize,
 ) -> Result<String, ComputeError> {
@@ -67,7 +91,7 @@ pub(super) async fn user_data(
     } else {
         None
     };
-    let script = script(request, secret, offered.as_ref().map(|offered| (own, offered)));
+    let script = script(request, kept, offered.as_ref().map(|offered| (own, offered)));
     let mut shrunk = GzEncoder::new(Vec::new(), Compression::best());
     let written = shrunk.write_all(script.as_bytes()).and_then(|()| shrunk.finish());
     let bytes = written.map_err(|error| invalid(error.to_string()))?;
@@ -80,16 +104,26 @@ pub(super) async fn user_data(
     Ok(STANDARD.encode(bytes))
 }
 
-/// What a command could learn from the metadata service: the ticket, and rights that end later than its hello.
+/// The way to the metadata service, closed.
 const ALONE: &str = r#"# Nobody else reads what this machine was told.
 ip route add prohibit 169.254.169.254/32 || { say "the way to the metadata service cannot be closed"; ended 98; }
 ip route add prohibit fd00:ec2::254/128 2>/dev/null || true
 "#;
 
-/// The script of a machine for `request`; `secret` says whether nobody there needs the metadata service. `program` is
-/// offered to it, and stands in the request's command under its path `own` here.
-fn script(request: &JobRequest, secret: bool, program: Option<(&Path, &Offered)>) -> String {
-    let mut script = BEGINNING.to_owned();
+/// As cloud-init does it where it is told to.
+const TAKEN_BACK: &str = r#"# Nobody else reads what this machine was told.
+tell userdata --- || { say "what this machine was told cannot be taken back"; ended 98; }
+"#;
+
+/// The script of a machine for `request`; `kept` says what has to be closed before it runs. `program` is offered to it,
+/// and stands in the request's command under its path `own` here.
+fn script(request: &JobRequest, kept: Kept, program: Option<(&Path, &Offered)>) -> String {
+    let (telling, closing) = match kept {
+        Kept::Needed => (TELLING_NOBODY, ""),
+        Kept::Metadata => (TELLING_NOBODY, ALONE),
+        Kept::GuestInfo => (TELLING_VMWARE, TAKEN_BACK),
+    };
+    let mut script = [BEGINNING, telling, FRAME].concat();
     let mut command: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
     if let Some((own, offered)) = program {
         script.push_str(&fetching(offered));
@@ -104,9 +138,7 @@ fn script(request: &JobRequest, secret: bool, program: Option<(&Path, &Offered)>
     for (name, value) in &request.environment {
         let _ = write!(environment, " {}", quoted(&format!("{name}={value}")));
     }
-    if secret {
-        script.push_str(ALONE);
-    }
+    script.push_str(closing);
     let _ = write!(
         script,
         "printf %s '{}' | base64 -d | env -i PATH=\"$PATH\"{environment} {}\nended $?\n",
@@ -180,29 +212,39 @@ mod tests {
 
     /// What a script prints, and the exit code, on a machine whose `shutdown` is none.
     fn run(script: &str) -> (String, i32) {
+        run_beside(script, "echo \"vmtoolsd $*\" >&3")
+    }
+
+    /// The same where VMware's tools are these.
+    fn run_beside(script: &str, tools: &str) -> (String, i32) {
         let folder = tempfile::tempdir().unwrap();
-        let stub = folder.path().join("shutdown");
-        std::fs::write(&stub, "#!/bin/sh\necho \"shutdown $*\"\n").unwrap();
-        let ip = folder.path().join("ip");
-        std::fs::write(&ip, "#!/bin/sh\necho \"ip $*\"\n").unwrap();
-        Command::new("chmod").arg("+x").args([&stub, &ip]).status().unwrap();
+        for (name, does) in [
+            ("shutdown", "echo \"shutdown $*\""),
+            ("ip", "echo \"ip $*\""),
+            ("vmware-rpctool", "exit 1"),
+            ("vmtoolsd", tools),
+        ] {
+            let stub = folder.path().join(name);
+            std::fs::write(&stub, format!("#!/bin/sh\n{does}\n")).unwrap();
+            Command::new("chmod").arg("+x").arg(&stub).status().unwrap();
+        }
         let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
         let output = Command::new("/bin/sh")
-            .args(["-c", script])
+            .args(["-c", &format!("exec 3>&1\n{script}")])
             .env_clear()
             .env("PATH", path)
             .env("TMPDIR", folder.path())
             .output()
             .unwrap();
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-        assert_eq!(left.len(), 2, "something is left: {left:?}");
+        assert_eq!(left.len(), 4, "something is left: {left:?}");
         (String::from_utf8(output.stdout).unwrap(), output.status.code().unwrap())
     }
 
     #[test]
     fn a_job_gets_its_ticket_and_its_environment_and_the_machine_ends_after_it() {
         let command = "cat; echo; echo \"$GREETING\"; env | wc -l; exit 3";
-        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), false, None));
+        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), Kept::Needed, None));
         assert_eq!(code, 3);
         let lines: Vec<&str> = told.lines().skip(1).collect();
         // `PATH`, what was asked for, and what a shell sets itself.
@@ -226,15 +268,41 @@ mod tests {
         let own = Path::new("/opt/it's/tidegate");
         let request = request(&["/opt/it's/tidegate", "worker"]);
         let good = offered("#!/bin/sh\necho \"I ran $1\"\n");
-        let (told, code) = run(&script(&request, true, Some((own, &good))));
+        let (told, code) = run(&script(&request, Kept::Metadata, Some((own, &good))));
         assert!(code == 0 && told.contains("I ran worker"), "{told}");
         // What stands in the machine's user-data is not for the command.
         let closed = told.find("ip route add prohibit 169.254.169.254/32").unwrap();
         assert!(closed < told.find("I ran").unwrap(), "{told}");
-        let (told, code) = run(&script(&request, true, Some((own, &offered("another")))));
+        let (told, code) = run(&script(&request, Kept::Metadata, Some((own, &offered("another")))));
         assert_eq!(code, 97);
         assert!(!told.contains("I ran") && told.contains("not the program"), "{told}");
         assert_eq!(exit_code(&told), Some(97));
+    }
+
+    #[test]
+    fn a_machine_of_vmware_takes_back_what_it_was_told_and_says_how_its_job_ended() {
+        let script = script(
+            &request(&["/bin/sh", "-c", "echo I ran; exit 3"]),
+            Kept::GuestInfo,
+            None,
+        );
+        let (told, code) = run(&script);
+        assert_eq!(code, 3);
+        let lines: Vec<&str> = told.lines().skip(1).collect();
+        let wanted = [
+            "vmtoolsd --cmd info-set guestinfo.userdata ---",
+            "I ran",
+            "tidegate: the job ended with exit code 3",
+            "vmtoolsd --cmd info-set guestinfo.tidegate.exit 3",
+            "shutdown -P now",
+        ];
+        assert_eq!(lines, wanted);
+        let (told, code) = run_beside(&script, "exit 1");
+        assert_eq!(code, 98);
+        assert!(
+            !told.contains("I ran") && told.contains("cannot be taken back"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -369,7 +369,7 @@ impl Compute for OpenStackDriver {
         if let Some(machine) = counting(&there).filter(|one| !one.deleting) {
             return Self::handle(request, &digest, machine);
         }
-        let user_data = boot::user_data(request, true, &self.shelf, USER_DATA_BYTES).await?;
+        let user_data = boot::user_data(request, boot::Kept::Metadata, &self.shelf, USER_DATA_BYTES).await?;
         let started = match self.start(request, &digest, user_data).await {
             Ok(started) => Some(started),
             // It may have been done: whoever asked again would have two.

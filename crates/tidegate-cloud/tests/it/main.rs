@@ -18,3 +18,4 @@ mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;
 mod stalls;
+mod vsphere;

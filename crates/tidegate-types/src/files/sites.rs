@@ -104,7 +104,7 @@ pub struct TransferRules {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeOffer {
-    /// What starts jobs: `process` (embedded), `ssh`, `ec2` or `openstack`.
+    /// What starts jobs: `process` (embedded), `ssh`, `ec2`, `openstack` or `vsphere`.
     pub driver: String,
     /// The machines of the driver `ssh`, as the system's `ssh` is told them: `NAME` or `USER@NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -115,7 +115,7 @@ pub struct ComputeOffer {
     /// Where the driver `ssh` keeps everything on each of its machines: `.tidegate` in the home of the user there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
-    /// The machine that the driver `ec2` or `openstack` starts for each job.
+    /// The machine that the driver `ec2`, `openstack` or `vsphere` starts for each job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
     /// Processors of a job at the most.
@@ -134,15 +134,16 @@ pub struct ComputeOffer {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Where: `eu-central-1`.
+    /// Where: `eu-central-1`; at `vsphere` a datacenter.
     pub region: String,
-    /// What it boots: `ami-…`, or a name. It needs cloud-init, `curl` and what the job's command needs.
+    /// What it boots: `ami-…`, or a name; at `vsphere` a template. It needs cloud-init, `curl` and what the job's command
+    /// needs.
     pub image: String,
     /// Its kind, such as `m7i.xlarge`; the smallest one that fits, where the cloud tells how large they are.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Networks: at `ec2` those that it may be in, `subnet-…`, tried in turn where there is no room, the cheapest first; at
-    /// `openstack` those that it is in.
+    /// others those that it is in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
     /// What may reach it, and what it may reach: `sg-…`. Nobody needs to reach it.
@@ -157,6 +158,15 @@ pub struct Machine {
     /// A file of certificate authorities beside this one, whom that server may be vouched for by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates: Option<String>,
+    /// Where in the cloud's hierarchy of resources it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// At `vsphere`, what its disk is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore: Option<String>,
+    /// At `vsphere`, the folder of machines that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
 }
 
 /// Where jobs may use the network.

@@ -7,7 +7,7 @@ use tidegate_types::files::sites::Machine;
 use url::Url;
 
 use crate::address::secure;
-use crate::compute::InvalidMachine;
+use crate::compute::{InvalidMachine, none_of};
 
 /// What is started, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,11 @@ impl Ec2Settings {
         {
             return Err(InvalidMachine::new(profile, "is no name of an instance profile"));
         }
+        none_of(&[
+            (machine.pool.as_ref(), "is a pool, and machines of EC2 have none"),
+            (machine.datastore.as_ref(), "is of `vsphere` alone"),
+            (machine.folder.as_ref(), "is of `vsphere` alone"),
+        ])?;
         Ok(Self {
             region: named(&machine.region, "", "is no region, such as `eu-central-1`")?,
             image: named(&machine.image, "ami-", "is no image, such as `ami-0123456789abcdef0`")?,

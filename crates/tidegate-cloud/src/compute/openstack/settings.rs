@@ -9,7 +9,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::address::secure;
-use crate::compute::InvalidMachine;
+use crate::compute::{InvalidMachine, none_of};
 use crate::credentials::Environment;
 
 /// What is started, and where.
@@ -52,6 +52,11 @@ impl OpenStackSettings {
                 "is of `ec2` alone: machines of OpenStack have no profile",
             ));
         }
+        none_of(&[
+            (machine.pool.as_ref(), "is a pool, and machines of OpenStack have none"),
+            (machine.datastore.as_ref(), "is of `vsphere` alone"),
+            (machine.folder.as_ref(), "is of `vsphere` alone"),
+        ])?;
         let kind = machine
             .kind
             .as_ref()
@@ -190,6 +195,11 @@ mod tests {
             (settings(|one| one.region = "a\nb".to_owned()), "is no region"),
             (settings(|one| one.kind = Some(String::new())), "is no flavor"),
             (settings(|one| one.profile = Some("x".to_owned())), "is of `ec2` alone"),
+            (settings(|one| one.pool = Some("x".to_owned())), "is a pool"),
+            (
+                settings(|one| one.folder = Some("x".to_owned())),
+                "is of `vsphere` alone",
+            ),
             (
                 settings(|one| one.endpoint = Some(far.to_owned())),
                 "must begin with `https:`",

@@ -11,9 +11,9 @@ const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
 const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms:", "key-vault:"];
 /// Drivers that this version has.
-const DRIVERS: [&str; 4] = ["process", "ssh", "ec2", "openstack"];
+const DRIVERS: [&str; 5] = ["process", "ssh", "ec2", "openstack", "vsphere"];
 /// Those that start a machine for each job.
-const CLOUDS: [&str; 2] = ["ec2", "openstack"];
+const CLOUDS: [&str; 3] = ["ec2", "openstack", "vsphere"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -99,7 +99,7 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             (driver, Some(_)) if !CLOUDS.contains(&driver) => {
                 let message = format!(
                     "`machine` is of the drivers {} alone",
-                    CLOUDS.map(|one| format!("`{one}`")).join(" and ")
+                    CLOUDS.map(|one| format!("`{one}`")).join(", ")
                 );
                 findings.key(&at("machine"), message, "remove it");
                 None
