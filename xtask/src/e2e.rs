@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
 
-use crate::peers::{Peer, ec2, make_open_bucket, open_seaweed, openstack};
+use crate::peers::{Peer, ec2, make_open_bucket, open_seaweed, openstack, vsphere};
 
 /// What the example's file says of the cloud, and what stands there instead.
 const STORE: &str = "store: \"folder:\"\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
@@ -34,6 +34,8 @@ enum Kind {
     Ec2,
     /// OpenStack: its own control plane
     Openstack,
+    /// VMware vSphere: the simulator of govmomi, with what it leaves out
+    Vsphere,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -60,7 +62,7 @@ impl EndToEnd {
     /// # Errors
     /// When what is needed is missing, or a run did not end well.
     pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
-        let all = [Kind::Ec2, Kind::Openstack];
+        let all = [Kind::Ec2, Kind::Openstack, Kind::Vsphere];
         let kinds = if self.kinds.is_empty() { &all[..] } else { &self.kinds };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--release", "--locked", "--quiet", "--package", "tidegate"]);
@@ -127,6 +129,11 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 "driver: openstack, machine: {{region: RegionOne, image: debian-13, networks: [inside], endpoint: \"{}\"}}",
                 cloud.keystone
             );
+            run(kind, root, &store, &machine, &cloud.login())
+        }
+        Kind::Vsphere => {
+            let cloud = vsphere().context("TIDEGATE_VSPHERE must name the environment with `vcenter`")?;
+            let machine = format!("driver: vsphere, machine: {}", cloud.machine());
             run(kind, root, &store, &machine, &cloud.login())
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tidegate_cloud::{CloudStore, Ec2Driver, Ec2Settings, OpenStackDriver, OpenStackSettings, ProgramShelf};
+use tidegate_cloud::{VsphereDriver, VsphereSettings};
 use tidegate_contracts::Compute;
 use tidegate_contracts::later::Later;
 use tidegate_local::ProcessDriver;
@@ -33,6 +34,7 @@ pub(crate) fn open(
             "ssh" => ssh(project, offer, program, digest)?,
             "ec2" => Arc::new(ec2(project, offer, shelf(project, name, program, digest)?)?),
             "openstack" => Arc::new(openstack(project, offer, shelf(project, name, program, digest)?)?),
+            "vsphere" => Arc::new(vsphere(project, offer, shelf(project, name, program, digest)?)?),
             _ => {
                 let folder = if site.kind == SiteKind::Private {
                     project.layout.control().join("compute").join(name.as_str())
@@ -85,6 +87,11 @@ fn openstack(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Re
     OpenStackDriver::open(settings, shelf, &environment()).while_(OPENING)
 }
 
+fn vsphere(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Result<VsphereDriver, Failure> {
+    let settings = VsphereSettings::new(offer, &project.sites_folder).while_(OPENING)?;
+    VsphereDriver::open(settings, shelf, &environment()).while_(OPENING)
+}
+
 /// What came of trying to start machines.
 #[derive(Debug, Serialize)]
 pub(crate) struct MachineTrial {
@@ -117,6 +124,10 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<MachineTrial>, Fail
             "openstack" => {
                 let driver = openstack(project, offer, shelf()?)?;
                 (driver.try_out().await, OpenStackSettings::needed_grant())
+            }
+            "vsphere" => {
+                let driver = vsphere(project, offer, shelf()?)?;
+                (driver.try_out().await, VsphereSettings::needed_grant())
             }
             _ => continue,
         };
@@ -153,6 +164,7 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
         let wrong = match (&offer.machine, offer.driver.as_str()) {
             (Some(machine), "ec2") => Ec2Settings::new(machine, Path::new("")).err(),
             (Some(_), "openstack") => OpenStackSettings::new(offer, Path::new("")).err(),
+            (Some(_), "vsphere") => VsphereSettings::new(offer, Path::new("")).err(),
             _ => None,
         };
         if let Some(error) = wrong {

@@ -1,5 +1,6 @@
 //! The same pipeline where training runs on machines that a cloud starts for it and that are ended after it: EC2 (moto with
-//! what it leaves out) and OpenStack (its own control plane), whose machines are processes here. SeaweedFS is the store.
+//! what it leaves out), OpenStack (its own control plane) and vSphere (the simulator of govmomi with what it leaves out), whose
+//! machines are processes here. SeaweedFS is the store.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use tidegate_cloud::Ec2Settings;
 
 use crate::clouds::{ADMIN, hospital_at};
 use crate::fixture::{Hospital, files};
-use crate::peers::{Machines, OpenStack, Peer, ec2, make_open_bucket, open_seaweed, openstack};
+use crate::peers::{Machines, OpenStack, Peer, Vsphere, ec2, make_open_bucket, open_seaweed, openstack, vsphere};
 
 const PROCESS: &str = "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
 
@@ -330,4 +331,68 @@ fn a_pipeline_trains_on_machines_of_openstack_in_a_cloud_and_at_home() {
             .all(|console| console.contains("the job ended with exit code 0")),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_pipeline_trains_at_home_on_a_machine_of_the_sites_own_vcenter() {
+    let (Some(store), Some(cloud)) = (open_seaweed(), vsphere()) else {
+        return;
+    };
+    make_open_bucket(&store, "tidegate");
+    let hospital = hospital_at(&store_of(&store, "cloud"), &store_of(&store, "ward"));
+    let sites = std::fs::read_to_string(hospital.path("sites.yaml")).unwrap();
+    let (home, others) = sites.split_once("  cloud:").unwrap();
+    let own = format!("store: \"{}&role={}\"", store_of(&store, "home"), Peer::ROLE);
+    let home = home.replacen("store: \"folder:\"", &own, 1);
+    let begin = home.find("compute:").unwrap();
+    let end = begin + home[begin..].find('\n').unwrap();
+    let compute = format!(
+        "compute: {{driver: vsphere, machine: {}, cpus: 2, memory: 2 GiB, price: 0.10 USD/h}}",
+        cloud.machine()
+    );
+    let home = format!("{}{compute}{}", &home[..begin], &home[end..]);
+    hospital.write("sites.yaml", &format!("{home}  cloud:{others}"));
+    hospital.edit("tidegate.yaml", "{infra: cloud}", "{infra: hospital}");
+    let tidegate = |arguments: &[&str], password: &str| {
+        let mut command = hospital.command(arguments);
+        command.envs(ADMIN).envs(cloud.login()).env("TIDEGATE_LOG", "trace");
+        let output = command.env("VSPHERE_PASSWORD", password).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        for secret in ["SKADMIN", Vsphere::PASSWORD, "another"] {
+            assert!(!told.contains(secret), "{told}");
+        }
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), told)
+    };
+    let (_, refused, _) = tidegate(&["check"], "another");
+    assert!(
+        refused.contains("InvalidLogin") && refused.contains("govc role.create"),
+        "{refused}"
+    );
+    let (code, checked, told) = tidegate(&["check"], Vsphere::PASSWORD);
+    assert_eq!(code, Some(0), "{checked}{told}");
+    assert!(
+        checked.contains("Site hospital: its machines can be started."),
+        "{checked}"
+    );
+    let folder = cloud.peer.folder().join("machines");
+    assert!(!folder.exists(), "a check starts nothing");
+    let (code, summary, told) = tidegate(&["run", "--yes", "--format", "json"], Vsphere::PASSWORD);
+    assert_eq!(code, Some(0), "{told}");
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["status"], "done");
+    let crossings = summary["crossings"].as_array().unwrap();
+    assert!(
+        crossings
+            .iter()
+            .all(|one| one["to"] != "cloud" || one["artifact"] == "bundle"),
+        "{crossings:?}"
+    );
+    let consoles = files(&folder).into_iter().filter(|file| file.ends_with("console"));
+    let told: Vec<_> = consoles.map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    assert!(
+        matches!(&told[..], [one] if one.contains("the job ended with exit code 0")),
+        "{told:?}"
+    );
+    let left = cloud.client("print([one.name for one in all(vim.VirtualMachine)])");
+    assert_eq!(left.trim(), "['debian-13']", "nothing is left but the template");
 }
