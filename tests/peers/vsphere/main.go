@@ -6,12 +6,15 @@
 //
 //   - Machines work: user-data is run as cloud-init runs it, by a process that is the machine; `shutdown` there ends it, and
 //     its tools set variables of the machine. One that is switched on again ends at once.
+//   - Requests have the elements that VMware's published interface knows of, in its order, and no others.
 //   - Nobody asks for anything without a session but who logs in.
 //   - A folder holds no two machines of one name.
+//   - Without DRS a cluster chooses no host for a machine.
 //   - Whoever changes a machine that somebody else has changed meanwhile is refused, where it says what it had seen.
 //
 // GET /peer/… tells and steers: `requests`, `fault?method=NAME&is=FAULT` and `deaf?method=NAME` (what becomes of the next
-// request: its task fails, or it is done and nobody hears of it), `forget` (all sessions end).
+// request: its task fails, or it is done and nobody hears of it), `forget` (all sessions end), `drs?is=off` (of all
+// clusters), `lack?privilege=NAME` (whoever asks is told that it is not granted).
 package main
 
 import (
@@ -38,6 +41,7 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+	vimxml "github.com/vmware/govmomi/vim25/xml"
 )
 
 const cookie = "vmware_soap_session"
@@ -50,6 +54,7 @@ type asked struct {
 		ID   string `xml:",chardata"`
 	} `xml:"_this"`
 	Folder   string   `xml:"folder"`
+	Host     string   `xml:"spec>location>host"`
 	Name     string   `xml:"name"`
 	Sessions []string `xml:"sessionId"`
 	Version  string   `xml:"spec>changeVersion"`
@@ -69,6 +74,7 @@ type vcenter struct {
 	requests []string
 	faults   map[string]string
 	deaf     map[string]bool
+	lacking  string
 	versions int
 }
 
@@ -93,6 +99,12 @@ func (v *vcenter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err == nil {
 		err = xml.Unmarshal(envelope.Body.Inner, request)
+	}
+	if err == nil && strings.HasPrefix(r.UserAgent(), "tidegate/") {
+		err = published(body)
+	}
+	if err != nil {
+		log.Printf("%s: %s", request.XMLName.Local, err)
 	}
 	if err != nil || !strings.HasPrefix(strings.Trim(r.Header.Get("SOAPAction"), `"`), "urn:vim25/") {
 		fault(w, "InvalidRequest")
@@ -137,6 +149,39 @@ func (v *vcenter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer.Body.Bytes())
 }
 
+// published is the difference between a request and the same as VMware's own client would write it. The simulator itself
+// reads elements in any order, and those that it does not know of not at all.
+func published(body []byte) error {
+	read, err := simulator.UnmarshalBody(types.TypeFunc(), body)
+	if err != nil {
+		return err
+	}
+	var written bytes.Buffer
+	if err := vimxml.NewEncoder(&written).Encode(read.Body); err != nil {
+		return err
+	}
+	wanted, asked := elements(written.Bytes()), elements(body)
+	// Envelope and body, and the request, which is called as its type here.
+	if len(asked) < 3 || strings.Join(asked[3:], " ") != strings.Join(wanted[1:], " ") {
+		return fmt.Errorf("asked with %v, and published are %v", asked, wanted)
+	}
+	return nil
+}
+
+// elements are the names of all elements of a document, in their order.
+func elements(document []byte) []string {
+	var names []string
+	for decoder := xml.NewDecoder(bytes.NewReader(document)); ; {
+		token, err := decoder.Token()
+		if err != nil {
+			return names
+		}
+		if start, ok := token.(xml.StartElement); ok {
+			names = append(names, start.Name.Local)
+		}
+	}
+}
+
 // refusal is the fault that a vCenter answers and its simulator does not.
 func (v *vcenter) refusal(request *asked) string {
 	switch request.XMLName.Local {
@@ -144,6 +189,11 @@ func (v *vcenter) refusal(request *asked) string {
 		folder, ok := simulator.Map.Get(types.ManagedObjectReference{Type: "Folder", Value: request.Folder}).(*simulator.Folder)
 		if ok && simulator.Map.FindByName(request.Name, folder.ChildEntity) != nil {
 			return "DuplicateName"
+		}
+		cluster := simulator.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource)
+		chooses := cluster.ConfigurationEx.(*types.ClusterConfigInfoEx).DrsConfig.Enabled
+		if chooses != nil && !*chooses && request.Host == "" {
+			return "InvalidArgument"
 		}
 	case "ReconfigVM_Task":
 		machine, ok := simulator.Map.Get(request.this()).(*simulator.VirtualMachine)
@@ -171,11 +221,17 @@ func (v *vcenter) after(request *asked, session *http.Cookie, answer *httptest.R
 		for _, one := range request.Sessions {
 			delete(v.sessions, one)
 		}
-	case "ReconfigVM_Task":
-		if machine, ok := simulator.Map.Get(request.this()).(*simulator.VirtualMachine); ok {
-			v.versions++
-			version := fmt.Sprintf("change-%d", v.versions)
-			changed(machine, version)
+	case "HasPrivilegeOnEntities":
+		lack := "<privId>" + v.lacking + "</privId><isGranted>"
+		told := strings.Replace(answer.Body.String(), lack+"true", lack+"false", -1)
+		answer.Body = bytes.NewBufferString(told)
+	case "CloneVM_Task", "ReconfigVM_Task":
+		v.versions++
+		for _, one := range simulator.Map.All("VirtualMachine") {
+			machine := one.(*simulator.VirtualMachine)
+			if machine.Self == request.this() || machine.Config.ChangeVersion == "" {
+				changed(machine, fmt.Sprintf("change-%d", v.versions))
+			}
 		}
 	}
 }
@@ -242,6 +298,13 @@ func (v *vcenter) steered(w http.ResponseWriter, r *http.Request) {
 		v.faults[query.Get("method")] = query.Get("is")
 	case "/peer/deaf":
 		v.deaf[query.Get("method")] = true
+	case "/peer/lack":
+		v.lacking = query.Get("privilege")
+	case "/peer/drs":
+		for _, one := range simulator.Map.All("ClusterComputeResource") {
+			config := one.(*simulator.ClusterComputeResource).ConfigurationEx.(*types.ClusterConfigInfoEx)
+			config.DrsConfig.Enabled = types.NewBool(query.Get("is") != "off")
+		}
 	case "/peer/forget":
 		v.sessions = map[string]bool{}
 	default:

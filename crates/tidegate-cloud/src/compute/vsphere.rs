@@ -31,8 +31,8 @@ use xml::{Reference, element, option};
 /// The most bytes of user-data: in base64, a guest's tools read values of somewhat less than 64 KiB.
 const USER_DATA_BYTES: usize = 60_000 / 4 * 3;
 const OBSERVE_EVERY: Duration = Duration::from_secs(3);
-/// How long a template may take to be copied.
-const CLONING: Duration = Duration::from_secs(30 * 60);
+/// How long a template may take to be copied: a ticket is good for half an hour.
+const CLONING: Duration = Duration::from_secs(20 * 60);
 /// How long a machine may take to be changed, or to be switched on or off.
 const SWITCHING: Duration = Duration::from_secs(5 * 60);
 /// How long it may take until a machine is listed of which nobody knows whether it was asked for.
@@ -49,6 +49,8 @@ const EXIT: &str = "guestinfo.tidegate.exit";
 const NAME: &str = "tidegate-";
 /// What happens when a machine is switched on.
 const SWITCHED_ON: [&str; 2] = ["VmPoweredOnEvent", "DrsVmPoweredOnEvent"];
+/// What it says of what is not there any more.
+const GONE: [&str; 1] = ["ManagedObjectNotFound"];
 /// What is asked of a machine.
 const PROPERTIES: [&str; 4] = [
     "runtime.powerState",
@@ -135,7 +137,6 @@ pub struct VsphereDriver {
     service: Service,
     shelf: ProgramShelf,
     datacenter: OnceCell<Datacenter>,
-    parts: OnceCell<Parts>,
 }
 
 impl VsphereDriver {
@@ -150,7 +151,6 @@ impl VsphereDriver {
             settings,
             shelf,
             datacenter: OnceCell::new(),
-            parts: OnceCell::new(),
         })
     }
 
@@ -206,10 +206,9 @@ impl VsphereDriver {
         self.datacenter.get_or_try_init(finding).await
     }
 
-    async fn parts(&self) -> Result<&Parts, Failure> {
-        let datacenter = self.datacenter().await?;
-        let finding = async || inventory::parts(&self.service, &self.settings, datacenter).await;
-        self.parts.get_or_try_init(finding).await
+    /// Found anew for each machine: a template may be made again under its name.
+    async fn parts(&self) -> Result<Parts, Failure> {
+        inventory::parts(&self.service, &self.settings, self.datacenter().await?).await
     }
 
     /// What is called so, whoever it belongs to, and whether it is there wholly.
@@ -242,9 +241,15 @@ impl VsphereDriver {
 
     /// Finds out whether a machine that is off was ever on: what has run does not run again.
     async fn settle(&self, machine: &mut Machine) -> Result<(), Failure> {
-        if machine.off && machine.exit.is_none() && !self.service.has_happened(&machine.reference, &SWITCHED_ON).await?
-        {
-            machine.stage = Stage::New;
+        if !machine.off || machine.exit.is_some() {
+            return Ok(());
+        }
+        match self.service.has_happened(&machine.reference, &SWITCHED_ON).await {
+            Ok(true) => {}
+            Ok(false) => machine.stage = Stage::New,
+            // It was removed meanwhile.
+            Err(failure) if failure.is(&GONE) => {}
+            Err(failure) => return Err(failure),
         }
         Ok(())
     }
@@ -277,15 +282,17 @@ impl VsphereDriver {
         let parts = self.parts().await?;
         let name = name_of(owner, job);
         let datastore = parts.datastore.as_ref().map(|one| one.as_element("datastore"));
+        let host = parts.host.as_ref().map(|one| one.as_element("host"));
         // It says whose it is from its first moment.
         let said = option(OWNER, owner) + &option(JOB, job) + &option(REQUEST, digest);
         let asked = format!(
-            "{}{}<spec><location>{}{}</location><template>false</template><config>{}{}{said}</config>\
+            "{}{}<spec><location>{}{}{}</location><template>false</template><config>{}{}{said}</config>\
              <powerOn>false</powerOn></spec>",
             parts.folder.as_element("folder"),
             element("name", &name),
             datastore.unwrap_or_default(),
             parts.pool.as_element("pool"),
+            host.unwrap_or_default(),
             element("annotation", format!("Tidegate: job {job}")),
             parts.cards,
         );
@@ -344,24 +351,28 @@ impl VsphereDriver {
             option("guestinfo.metadata.encoding", "base64"),
         );
         let machine = &machine.reference;
-        self.service.done("ReconfigVM_Task", machine, &asked, SWITCHING).await?;
-        match self.service.done("PowerOnVM_Task", machine, "", SWITCHING).await {
-            Err(failure) if failure.is(&["InvalidPowerState"]) => Ok(()),
-            switched => switched.map(drop),
+        let mut done = self.service.done("ReconfigVM_Task", machine, &asked, SWITCHING).await;
+        if done.is_ok() {
+            done = self.service.done("PowerOnVM_Task", machine, "", SWITCHING).await;
+        }
+        match done {
+            // Somebody else has changed it since it was looked at.
+            Err(failure) if failure.is(&["InvalidPowerState"]) => Err(Failure::passing("that machine is on already")),
+            Err(failure) if failure.is(&GONE) => Err(Failure::passing("that machine was removed")),
+            done => done.map(drop),
         }
     }
 
     async fn end(&self, machine: &Machine) -> Result<(), Failure> {
-        let gone = |failure: &Failure| failure.is(&["ManagedObjectNotFound"]);
         let machine = &machine.reference;
         match self.service.done("PowerOffVM_Task", machine, "", SWITCHING).await {
-            Err(failure) if gone(&failure) => return Ok(()),
+            Err(failure) if failure.is(&GONE) => return Ok(()),
             // It is off.
             Err(failure) if failure.is(&["InvalidPowerState"]) => {}
             switched => _ = switched?,
         }
         match self.service.done("Destroy_Task", machine, "", SWITCHING).await {
-            Err(failure) if gone(&failure) => Ok(()),
+            Err(failure) if failure.is(&GONE) => Ok(()),
             // It was switched on meanwhile.
             Err(failure) if failure.is(&["InvalidPowerState"]) => Err(Failure::passing("that machine is on again")),
             destroyed => destroyed.map(drop),

@@ -281,6 +281,45 @@ async fn what_the_sites_file_names_is_found_or_told() {
     assert_eq!(machines(&peer, "never"), []);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_privilege_that_is_not_granted_is_told_before_anything_is_started() {
+    let Some(peer) = vsphere() else { return };
+    let driver = driver(&peer);
+    for privilege in [
+        "VirtualMachine.Provisioning.DeployTemplate",
+        "VirtualMachine.Config.AdvancedConfig",
+        "Resource.AssignVMToPool",
+        "Datastore.AllocateSpace",
+        "Network.Assign",
+    ] {
+        let mut granted = VsphereSettings::needed_grant().split_whitespace();
+        assert!(granted.any(|one| one == privilege), "{privilege}");
+        peer.tell(&format!("lack?privilege={privilege}"));
+        match driver.try_out().await {
+            Err(ComputeError::Invalid { why, .. }) => {
+                let wanted = format!("NoPermission: its credentials lack the privileges {privilege}");
+                assert!(why.ends_with(&wanted), "{why}");
+            }
+            other => panic!("{privilege}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_chooses_no_host_is_given_one() {
+    let Some(peer) = vsphere() else { return };
+    let driver = driver(&peer);
+    peer.tell("drs?is=off");
+    let handle = driver.ensure(&request("placed", "sleep 1000")).await.unwrap();
+    until(&driver, &handle, |state| *state == JobState::Running).await;
+    // Hosts that nobody may use are no room.
+    peer.client("for host in all(vim.HostSystem):\n    WaitForTask(host.EnterMaintenanceMode(0))");
+    match driver.ensure(&request("nowhere", "sleep 1000")).await {
+        Err(ComputeError::Capacity { why, .. }) => assert!(why.contains("no host of the cluster works"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Whoever died at any step is followed by somebody who finds how far it came.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_was_made_and_never_switched_on_is_taken_further() {
@@ -347,6 +386,29 @@ async fn what_nobody_was_told_of_is_looked_for_before_it_is_asked_for_again() {
         driver.delete(&handle).await.unwrap_err();
         driver.delete(&handle).await.unwrap();
         assert_eq!(machines(&peer, method), [], "{method}");
+    }
+}
+
+/// Somebody else was heard before, or is at work with the same machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_second_looks_again() {
+    let Some(peer) = vsphere() else { return };
+    let driver = driver(&peer);
+    for (method, fault) in [
+        ("CloneVM_Task", "DuplicateName"),
+        ("ReconfigVM_Task", "ConcurrentAccess"),
+        ("ReconfigVM_Task", "ManagedObjectNotFound"),
+        ("PowerOnVM_Task", "InvalidPowerState"),
+    ] {
+        let job = request(fault, "sleep 1000");
+        peer.tell(&format!("fault?method={method}&is={fault}"));
+        match driver.ensure(&job).await {
+            Err(ComputeError::Transient { .. }) => {}
+            other => panic!("{fault}: {other:?}"),
+        }
+        let handle = driver.ensure(&job).await.unwrap();
+        until(&driver, &handle, |state| *state == JobState::Running).await;
+        assert_eq!(machines(&peer, fault).len(), 1, "{fault}");
     }
 }
 

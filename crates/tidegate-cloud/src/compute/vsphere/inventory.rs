@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::service::{Object, Service};
 use super::settings::VsphereSettings;
-use super::xml::{Reference, element};
+use super::xml::{Element, Reference, element};
 use crate::compute::{Failure, told};
 
 /// From folder to folder.
@@ -19,6 +19,17 @@ const INSIDE: [(&str, &str); 7] = [
     ("Datacenter", "networkFolder"),
     ("ComputeResource", "resourcePool"),
     ("ResourcePool", "resourcePool"),
+];
+
+/// Whether a cluster chooses hosts by itself.
+const DRS: &str = "configurationEx.drsConfig.enabled";
+/// What is asked of a host.
+const HOST: [&str; 5] = [
+    "runtime.connectionState",
+    "runtime.inMaintenanceMode",
+    "summary.hardware.memorySize",
+    "summary.quickStats.overallMemoryUsage",
+    "datastore",
 ];
 
 /// A datacenter, and the folder that all of its machines are in.
@@ -36,6 +47,8 @@ pub(super) struct Parts {
     pub(super) pool: Reference,
     pub(super) folder: Reference,
     pub(super) datastore: Option<Reference>,
+    /// Where the pool's cluster chooses none.
+    pub(super) host: Option<Reference>,
     pub(super) networks: Vec<Reference>,
     /// How the cards of the template are changed, as it is written in a request.
     pub(super) cards: String,
@@ -49,7 +62,7 @@ struct Inventory {
 impl Inventory {
     fn of(objects: Vec<Object>) -> Self {
         let all = objects.into_iter().map(|one| {
-            let parent = one.get("parent").and_then(super::xml::Element::reference);
+            let parent = one.get("parent").and_then(Element::reference);
             let name = one.text("name").to_owned();
             (one.reference, (name, parent))
         });
@@ -110,7 +123,7 @@ pub(super) async fn datacenter(service: &Service, settings: &VsphereSettings) ->
         .await?;
     let datacenter = Inventory::of(all).named(&["Datacenter"], "datacenters", &settings.datacenter)?;
     let found = service.of(&datacenter, &["vmFolder"]).await?;
-    let machines = found.get("vmFolder").and_then(super::xml::Element::reference);
+    let machines = found.get("vmFolder").and_then(Element::reference);
     Ok(Datacenter {
         machines: machines.ok_or_else(|| Failure::passing("its answer describes no datacenter"))?,
         datacenter,
@@ -132,6 +145,7 @@ pub(super) async fn parts(service: &Service, settings: &VsphereSettings, place: 
                 "config.hardware.device",
                 "parent",
                 "runtime.powerState",
+                "datastore",
             ],
         )
         .await?;
@@ -146,7 +160,7 @@ pub(super) async fn parts(service: &Service, settings: &VsphereSettings, place: 
         Some(name) => inventory.named(&["Folder"], "folders", name)?,
         None => described
             .get("parent")
-            .and_then(super::xml::Element::reference)
+            .and_then(Element::reference)
             .ok_or_else(|| unknown("its template is in no folder: name one by `folder:`"))?,
     };
     let pools = ["ResourcePool", "VirtualApp"];
@@ -169,6 +183,7 @@ pub(super) async fn parts(service: &Service, settings: &VsphereSettings, place: 
     };
     let datastore = settings.datastore.as_ref();
     let datastore = datastore.map(|name| inventory.named(&["Datastore"], "datastores", name));
+    let datastore = datastore.transpose()?;
     let kinds = ["Network", "DistributedVirtualPortgroup"];
     let networks: Result<Vec<_>, _> = settings
         .networks
@@ -198,15 +213,58 @@ pub(super) async fn parts(service: &Service, settings: &VsphereSettings, place: 
             element("key", card.said("key")),
         );
     }
+    let stores = match &datastore {
+        Some(store) => vec![store.clone()],
+        None => references(&described, "datastore"),
+    };
     Ok(Parts {
         template,
         is_template,
+        host: host(service, &pool, &stores).await?,
         pool,
         folder,
-        datastore: datastore.transpose()?,
+        datastore,
         networks,
         cards: changes,
     })
+}
+
+/// Those that a property names.
+fn references(object: &Object, property: &str) -> Vec<Reference> {
+    let all = object.get(property).into_iter().flat_map(|all| &all.children);
+    all.filter_map(Element::reference).collect()
+}
+
+/// The host of a cluster without DRS that has the most memory left, of those that reach all of these datastores; none where
+/// the vCenter chooses it.
+async fn host(service: &Service, pool: &Reference, stores: &[Reference]) -> Result<Option<Reference>, Failure> {
+    let owner = service.of(pool, &["owner"]).await?;
+    let owner = owner.get("owner").and_then(Element::reference);
+    let Some(cluster) = owner.filter(|owner| owner.kind == "ClusterComputeResource") else {
+        return Ok(None);
+    };
+    let cluster = service.of(&cluster, &[DRS, "host"]).await?;
+    if cluster.text(DRS) != "false" {
+        return Ok(None);
+    }
+    let hosts = service.each(&references(&cluster, "host"), &HOST).await?;
+    let works = |host: &&Object| {
+        let reached = references(host, "datastore");
+        host.text("runtime.connectionState") == "connected"
+            && host.text("runtime.inMaintenanceMode") != "true"
+            && stores.iter().all(|store| reached.contains(store))
+    };
+    let left = |host: &&Object| {
+        let number = |property: &str| host.text(property).parse::<u64>().unwrap_or_default();
+        let used = number("summary.quickStats.overallMemoryUsage").saturating_mul(1 << 20);
+        number("summary.hardware.memorySize").saturating_sub(used)
+    };
+    match hosts.iter().filter(works).max_by_key(left) {
+        Some(host) => Ok(Some(host.reference.clone())),
+        None => Err(Failure::Capacity(
+            "no host of the cluster works and reaches the datastore".to_owned(),
+        )),
+    }
 }
 
 fn is_card(kind: &str) -> bool {
@@ -232,7 +290,7 @@ async fn backing(service: &Service, network: &Reference, inventory: &Inventory) 
     let group = service.of(network, &["key", "config.distributedVirtualSwitch"]).await?;
     let switch = group
         .get("config.distributedVirtualSwitch")
-        .and_then(super::xml::Element::reference);
+        .and_then(Element::reference);
     let switch = switch.ok_or_else(|| Failure::passing("its answer describes no network"))?;
     let switch = service.of(&switch, &["uuid"]).await?;
     Ok(format!(

@@ -92,6 +92,8 @@ enum Part {
 pub(super) struct Object {
     pub(super) reference: Reference,
     properties: Vec<(String, Element)>,
+    /// Why it does not say some of what was asked for.
+    withheld: Option<Element>,
 }
 
 impl Object {
@@ -286,7 +288,7 @@ impl Service {
                 Err(failure) => return Err(failure),
             }
             if !settling.goes_on().await {
-                return Err(Failure::unheard("it is still at work"));
+                return Err(Failure::passing("it is still at work"));
             }
         }
     }
@@ -300,7 +302,7 @@ impl Service {
         found.ok_or_else(|| Failure::passing("its answer describes nothing"))
     }
 
-    /// Of objects of one kind those that are there, with their properties.
+    /// Of objects of one kind those that are there, with their properties: what may not be seen is not taken for gone.
     pub(super) async fn each(&self, objects: &[Reference], properties: &[&str]) -> Result<Vec<Object>, Failure> {
         let mut all = Vec::new();
         for some in objects.chunks(PAGE) {
@@ -313,7 +315,11 @@ impl Service {
             let wanted = wanted(&first.kind, properties);
             all.extend(self.retrieve(&format!("{wanted}{objects}{missing}")).await?);
         }
-        Ok(all)
+        let withheld = all.iter().filter_map(|one| one.withheld.as_ref());
+        match withheld.into_iter().find(|fault| fault.kind != "ManagedObjectNotFound") {
+            Some(fault) => Err(failure(fault, "it does not say all that it was asked for")),
+            None => Ok(all),
+        }
     }
 
     /// All objects of a kind at or below `from`, by the ways that `paths` name: the kind of an object, and its property
@@ -404,11 +410,17 @@ fn wanted(kind: &str, properties: &[&str]) -> String {
     format!("<propSet>{}{properties}</propSet>", element("type", kind))
 }
 
-fn object(described: Element) -> Option<Object> {
+fn object(mut described: Element) -> Option<Object> {
     let reference = described
         .child("obj")
         .filter(|_| described.name == "objects")?
         .reference()?;
+    let missing = described.children.iter_mut().find(|child| child.name == "missingSet");
+    let fault = missing.and_then(|missing| missing.children.iter_mut().find(|child| child.name == "fault"));
+    let withheld = fault.and_then(|fault| {
+        let kind = fault.children.iter().position(|child| child.name == "fault")?;
+        Some(fault.children.swap_remove(kind))
+    });
     let properties = described.children.into_iter().filter(|child| child.name == "propSet");
     let properties = properties.filter_map(|mut property| {
         let name = property.said("name").to_owned();
@@ -418,6 +430,7 @@ fn object(described: Element) -> Option<Object> {
     Some(Object {
         properties: properties.collect(),
         reference,
+        withheld,
     })
 }
 
@@ -506,5 +519,20 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_may_not_be_seen_is_known_from_what_is_not_there() {
+        let described = |fault: &str| {
+            let text = format!(
+                "<objects xmlns:xsi=\"x\"><obj type=\"VirtualMachine\">vm-1</obj><propSet><name>name</name><val>a</val>\
+                 </propSet><missingSet><path>config</path><fault><fault xsi:type=\"{fault}\"/><localizedMessage/></fault>\
+                 </missingSet></objects>"
+            );
+            object(Element::parse(text.as_bytes()).unwrap()).unwrap()
+        };
+        let object = described("NoPermission");
+        assert_eq!((object.reference.id.as_str(), object.text("name")), ("vm-1", "a"));
+        assert_eq!(object.withheld.unwrap().kind, "NoPermission");
     }
 }
