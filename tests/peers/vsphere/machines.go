@@ -182,6 +182,6 @@ func (m *machines) told(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if machine, ok := simulator.Map.Get(reference).(*simulator.VirtualMachine); ok {
-		changed(machine, machine.Config.ChangeVersion+"+")
+		changed(machine, version(machine)+"+")
 	}
 }

@@ -9,6 +9,7 @@
 //   - Requests have the elements that VMware's published interface knows of, in its order, and no others.
 //   - Nobody asks for anything without a session but who logs in.
 //   - A folder holds no two machines of one name.
+//   - Listings come in pages of four.
 //   - Without DRS a cluster chooses no host for a machine.
 //   - Whoever changes a machine that somebody else has changed meanwhile is refused, where it says what it had seen.
 //
@@ -58,6 +59,7 @@ type asked struct {
 	Name     string   `xml:"name"`
 	Sessions []string `xml:"sessionId"`
 	Version  string   `xml:"spec>changeVersion"`
+	Token    string   `xml:"token"`
 }
 
 func (a *asked) this() types.ManagedObjectReference {
@@ -75,6 +77,7 @@ type vcenter struct {
 	faults   map[string]string
 	deaf     map[string]bool
 	lacking  string
+	pages    map[string][]string
 	versions int
 }
 
@@ -137,7 +140,11 @@ func (v *vcenter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = ioutil.NopCloser(bytes.NewReader(body))
 	answer := httptest.NewRecorder()
-	v.simulator.ServeHTTP(answer, r)
+	if method == "ContinueRetrievePropertiesEx" {
+		v.goOn(request, answer)
+	} else {
+		v.simulator.ServeHTTP(answer, r)
+	}
 	v.after(request, session, answer)
 	if deaf {
 		panic(http.ErrAbortHandler)
@@ -197,7 +204,7 @@ func (v *vcenter) refusal(request *asked) string {
 		}
 	case "ReconfigVM_Task":
 		machine, ok := simulator.Map.Get(request.this()).(*simulator.VirtualMachine)
-		if ok && request.Version != "" && machine.Config.ChangeVersion != request.Version {
+		if ok && request.Version != "" && version(machine) != request.Version {
 			return "ConcurrentAccess"
 		}
 	}
@@ -221,6 +228,12 @@ func (v *vcenter) after(request *asked, session *http.Cookie, answer *httptest.R
 		for _, one := range request.Sessions {
 			delete(v.sessions, one)
 		}
+	case "RetrievePropertiesEx":
+		objects := strings.Split(answer.Body.String(), "<objects>")
+		if last := len(objects) - 1; last > page {
+			objects[last] = objects[last][:strings.LastIndex(objects[last], "</returnval>")]
+			v.answerPage(request, objects[1:], answer)
+		}
 	case "HasPrivilegeOnEntities":
 		lack := "<privId>" + v.lacking + "</privId><isGranted>"
 		told := strings.Replace(answer.Body.String(), lack+"true", lack+"false", -1)
@@ -229,14 +242,53 @@ func (v *vcenter) after(request *asked, session *http.Cookie, answer *httptest.R
 		v.versions++
 		for _, one := range simulator.Map.All("VirtualMachine") {
 			machine := one.(*simulator.VirtualMachine)
-			if machine.Self == request.this() || machine.Config.ChangeVersion == "" {
+			if machine.Self == request.this() || version(machine) == "" {
 				changed(machine, fmt.Sprintf("change-%d", v.versions))
 			}
 		}
 	}
 }
 
-// changed gives a machine's settings a new version, and each of them one value: the simulator keeps all that it ever had.
+// page is how many objects are told at once.
+const page = 4
+
+// goOn answers with the next page of a listing.
+func (v *vcenter) goOn(request *asked, answer *httptest.ResponseRecorder) {
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	objects := v.pages[request.Token]
+	delete(v.pages, request.Token)
+	if objects == nil {
+		fault(answer, "InvalidArgument")
+		return
+	}
+	v.answerPage(request, objects, answer)
+}
+
+func (v *vcenter) answerPage(request *asked, objects []string, answer *httptest.ResponseRecorder) {
+	token, now := "", objects
+	if len(objects) > page {
+		v.versions++
+		name := fmt.Sprintf("page-%d", v.versions)
+		now, v.pages[name] = objects[:page], objects[page:]
+		token = "<token>" + name + "</token>"
+	}
+	told := token + "<objects>" + strings.Join(now, "<objects>")
+	method := request.XMLName.Local
+	body := fmt.Sprintf(`<%sResponse xmlns="urn:vim25"><returnval>%s</returnval></%sResponse>`, method, told, method)
+	answer.Body = bytes.NewBufferString(fmt.Sprintf(envelope, body))
+}
+
+// version is that of a machine's settings.
+func version(machine *simulator.VirtualMachine) (version string) {
+	simulator.Map.WithLock(machine, func() {
+		version = machine.Config.ChangeVersion
+	})
+	return version
+}
+
+// changed gives a machine's settings a new version, and each of them one value, or none where that is empty: the simulator
+// keeps all that it ever had.
 func changed(machine *simulator.VirtualMachine, version string) {
 	simulator.Map.WithLock(machine, func() {
 		last, order := map[string]types.BaseOptionValue{}, []string{}
@@ -249,7 +301,9 @@ func changed(machine *simulator.VirtualMachine, version string) {
 		}
 		settings := make([]types.BaseOptionValue, 0, len(order))
 		for _, key := range order {
-			settings = append(settings, last[key])
+			if last[key].GetOptionValue().Value != "" {
+				settings = append(settings, last[key])
+			}
 		}
 		simulator.Map.Update(machine, []types.PropertyChange{
 			{Name: "config.changeVersion", Val: version},
@@ -306,7 +360,7 @@ func (v *vcenter) steered(w http.ResponseWriter, r *http.Request) {
 			config.DrsConfig.Enabled = types.NewBool(query.Get("is") != "off")
 		}
 	case "/peer/forget":
-		v.sessions = map[string]bool{}
+		v.sessions, v.pages = map[string]bool{}, map[string][]string{}
 	default:
 		w.WriteHeader(http.StatusNotFound)
 		return
@@ -362,6 +416,7 @@ func main() {
 			sessions:  map[string]bool{},
 			faults:    map[string]string{},
 			deaf:      map[string]bool{},
+			pages:     map[string][]string{},
 		},
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}},
 	}

@@ -52,7 +52,8 @@ const SWITCHED_ON: [&str; 2] = ["VmPoweredOnEvent", "DrsVmPoweredOnEvent"];
 /// What it says of what is not there any more.
 const GONE: [&str; 1] = ["ManagedObjectNotFound"];
 /// What is asked of a machine.
-const PROPERTIES: [&str; 4] = [
+const PROPERTIES: [&str; 5] = [
+    "config.template",
     "runtime.powerState",
     "runtime.connectionState",
     "config.changeVersion",
@@ -97,6 +98,10 @@ impl Machine {
             .map(|one| (one.said("key"), one.said("value")))
             .collect();
         let said = |key: &str| said.get(key).copied();
+        // Somebody has made a template of what was one of ours.
+        if object.text("config.template") == "true" {
+            return None;
+        }
         let exit = said(EXIT).and_then(|code| code.trim().parse().ok());
         // Of a machine on a host that does not answer nobody knows more than it was.
         let off =
@@ -175,6 +180,7 @@ impl VsphereDriver {
                     "VirtualMachine.Inventory.CreateFromExisting",
                     "VirtualMachine.Inventory.Delete",
                     "VirtualMachine.Config.AdvancedConfig",
+                    "VirtualMachine.Config.Annotation",
                     "VirtualMachine.Config.CPUCount",
                     "VirtualMachine.Config.Memory",
                     "VirtualMachine.Interact.PowerOn",
@@ -183,6 +189,9 @@ impl VsphereDriver {
             ),
         ];
         needed.extend(parts.datastore.iter().map(|one| (one, vec!["Datastore.AllocateSpace"])));
+        if !parts.networks.is_empty() {
+            needed.push((&parts.folder, vec!["VirtualMachine.Config.EditDevice"]));
+        }
         needed.extend(parts.networks.iter().map(|one| (one, vec!["Network.Assign"])));
         for (object, privileges) in needed {
             let missing = self.service.missing(object, &privileges).await.map_err(failed)?;
@@ -283,8 +292,8 @@ impl VsphereDriver {
         let name = name_of(owner, job);
         let datastore = parts.datastore.as_ref().map(|one| one.as_element("datastore"));
         let host = parts.host.as_ref().map(|one| one.as_element("host"));
-        // It says whose it is from its first moment.
-        let said = option(OWNER, owner) + &option(JOB, job) + &option(REQUEST, digest);
+        // It says whose it is from its first moment, and nothing that its template may have said.
+        let said = option(OWNER, owner) + &option(JOB, job) + &option(REQUEST, digest) + &option(EXIT, "");
         let asked = format!(
             "{}{}<spec><location>{}{}{}</location><template>false</template><config>{}{}{said}</config>\
              <powerOn>false</powerOn></spec>",

@@ -493,7 +493,14 @@ async fn of_twins_the_first_counts_and_the_others_are_ended() {
     twin();
     driver.delete(&handle).await.unwrap();
     assert_eq!(machines(&peer, "twins"), []);
-    // What is nobody's of ours is left alone, whatever a handle says.
+    // What is nobody's of ours is left alone, whatever a handle says, and so is what somebody has made a template of.
+    let kept = driver.ensure(&job).await.unwrap();
+    peer.client(&format!(
+        "one = vim.VirtualMachine('{}', vcenter._stub)\nWaitForTask(one.PowerOff())\none.MarkAsTemplate()",
+        machine_of(&kept)
+    ));
+    assert_eq!(driver.sweep("owner", &[]).await.unwrap(), [""; 0]);
+    assert_eq!(machines(&peer, "twins").len(), 1);
     let template = peer.client("print([one for one in all(vim.VirtualMachine) if one.name == 'debian-13'][0]._moId)");
     let strange = Handle {
         id: "twins".to_owned(),

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The most pages of a listing that are read, and objects in one.
 const PAGES: usize = 1000;
 const PAGE: usize = 500;
+/// Objects that are asked for at once: a machine's settings hold its user-data.
+const TOGETHER: usize = 100;
 const ACTION: &str = "urn:vim25/6.5";
 const SESSION: &str = "vmware_soap_session=";
 
@@ -305,7 +307,7 @@ impl Service {
     /// Of objects of one kind those that are there, with their properties: what may not be seen is not taken for gone.
     pub(super) async fn each(&self, objects: &[Reference], properties: &[&str]) -> Result<Vec<Object>, Failure> {
         let mut all = Vec::new();
-        for some in objects.chunks(PAGE) {
+        for some in objects.chunks(TOGETHER) {
             let Some(first) = some.first() else { continue };
             let objects = some
                 .iter()
@@ -367,9 +369,14 @@ impl Service {
                 return Ok(all);
             }
             let token = element("token", token);
-            answer = self
+            let more = self
                 .of_part(Part::Properties, "ContinueRetrievePropertiesEx", &token)
-                .await?;
+                .await;
+            answer = more.map_err(|failure| match failure {
+                // Another session does not know of it.
+                Failure::Refused { code, .. } => Failure::passing(format!("its listing broke off: {code}")),
+                failure => failure,
+            })?;
         }
         Err(Failure::passing("it lists more than is looked at"))
     }
