@@ -18,6 +18,7 @@ use crate::credentials::Environment;
 use crate::store::OpenError;
 
 mod inventory;
+mod machine;
 mod service;
 mod settings;
 mod xml;
@@ -25,7 +26,8 @@ mod xml;
 pub use settings::VsphereSettings;
 
 use inventory::{Datacenter, FOLDERS, Parts};
-use service::{Object, Service};
+use machine::{EXIT, JOB, Machine, NAME, OWNER, PROPERTIES, REQUEST, Stage, counting, name_of};
+use service::Service;
 use xml::{Reference, element, option};
 
 /// The most bytes of user-data: in base64, a guest's tools read values of somewhat less than 64 KiB.
@@ -38,102 +40,12 @@ const SWITCHING: Duration = Duration::from_secs(5 * 60);
 /// How long it may take until a machine is listed of which nobody knows whether it was asked for.
 const HEARD: Duration = Duration::from_secs(60);
 
-/// What stands at a machine: whose it is, its job, and the digest of its request. Nothing on the machine itself can change
-/// what does not begin with `guestinfo.`.
-const OWNER: &str = "tidegate.owner";
-const JOB: &str = "tidegate.job";
-const REQUEST: &str = "tidegate.request";
-/// What a machine says of itself at its end: its exit code.
-const EXIT: &str = "guestinfo.tidegate.exit";
-/// What the name of every machine begins with: those of others are not asked for more than that.
-const NAME: &str = "tidegate-";
 /// What happens when a machine is switched on.
 const SWITCHED_ON: [&str; 2] = ["VmPoweredOnEvent", "DrsVmPoweredOnEvent"];
 /// What it says of what is not there any more.
 const GONE: [&str; 1] = ["ManagedObjectNotFound"];
-/// What is asked of a machine.
-const PROPERTIES: [&str; 5] = [
-    "config.template",
-    "runtime.powerState",
-    "runtime.connectionState",
-    "config.changeVersion",
-    "config.extraConfig",
-];
-
 /// Whoever asks for the same job in this process waits: vCenter has no token by which it knows a request again.
 static ENSURING: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
-
-/// How far a machine has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    /// It is on, or nobody can say that it is not.
-    On,
-    /// It was on, and is off.
-    Ended,
-    /// It was never on.
-    New,
-}
-
-/// A machine of ours, as vCenter describes it.
-#[derive(Debug, Clone)]
-struct Machine {
-    reference: Reference,
-    stage: Stage,
-    /// It says so itself.
-    off: bool,
-    owner: String,
-    job: String,
-    request: String,
-    exit: Option<i32>,
-    version: String,
-}
-
-impl Machine {
-    /// None where it is nobody's, or is not there wholly. Whether one that is off was ever on is not known yet.
-    fn of(object: &Object) -> Option<Self> {
-        let said: BTreeMap<&str, &str> = object
-            .get("config.extraConfig")?
-            .children
-            .iter()
-            .map(|one| (one.said("key"), one.said("value")))
-            .collect();
-        let said = |key: &str| said.get(key).copied();
-        // Somebody has made a template of what was one of ours.
-        if object.text("config.template") == "true" {
-            return None;
-        }
-        let exit = said(EXIT).and_then(|code| code.trim().parse().ok());
-        // Of a machine on a host that does not answer nobody knows more than it was.
-        let off =
-            object.text("runtime.powerState") == "poweredOff" && object.text("runtime.connectionState") == "connected";
-        Some(Self {
-            reference: object.reference.clone(),
-            stage: if exit.is_some() || off { Stage::Ended } else { Stage::On },
-            off,
-            owner: said(OWNER)?.to_owned(),
-            job: said(JOB)?.to_owned(),
-            request: said(REQUEST)?.to_owned(),
-            exit,
-            version: object.text("config.changeVersion").to_owned(),
-        })
-    }
-
-    fn id(&self) -> &str {
-        &self.reference.id
-    }
-}
-
-/// Of several machines for one job, the one that counts: one that works before one that has ended, before one that never
-/// began; then the first.
-fn counting(machines: &[Machine]) -> Option<&Machine> {
-    machines.iter().min_by_key(|one| (one.stage, one.id().len(), one.id()))
-}
-
-/// The name of a job's machine: the same for the same job, and no other's, so that one folder holds no two of them.
-fn name_of(owner: &str, job: &str) -> String {
-    let digest = sha256(format!("{owner}\n{job}").as_bytes()).to_hex();
-    format!("{NAME}{}", digest.chars().take(32).collect::<String>())
-}
 
 /// Compute on machines of vSphere.
 #[derive(Debug)]

@@ -113,7 +113,7 @@ mod tests {
         let settings = |machine: &Machine| Ec2Settings::new(machine, Path::new("/etc/tidegate"));
         assert!(settings(&machine()).is_ok());
         type Change = fn(&mut Machine);
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 8] = [
             (|one| one.region = "eu central".to_owned(), "is no region"),
             (|one| one.image = "debian-13".to_owned(), "is no image"),
             (|one| one.kind = None, "is no kind of machine"),
@@ -130,6 +130,7 @@ mod tests {
                 |one| one.endpoint = Some("http://ec2.example.org".to_owned()),
                 "must begin with `https:`",
             ),
+            (|one| one.pool = Some("training".to_owned()), "is a pool"),
         ];
         for (change, why) in changes {
             let mut machine = machine();

@@ -1,7 +1,6 @@
 //! Finding in a vCenter what the sites file names, as its own tools do: by its name, or by the end of its path.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use super::service::{Object, Service};
 use super::settings::VsphereSettings;
@@ -204,14 +203,7 @@ pub(super) async fn parts(service: &Service, settings: &VsphereSettings, place: 
     let mut changes = String::new();
     for (card, network) in cards.iter().zip(&networks) {
         let backing = backing(service, network, &inventory).await?;
-        let _ = write!(
-            changes,
-            "<deviceChange xsi:type=\"VirtualDeviceConfigSpec\"><operation>edit</operation><device \
-             xsi:type=\"{}\">{}<deviceInfo xsi:type=\"Description\"><label/><summary/></deviceInfo>{backing}</device>\
-             </deviceChange>",
-            card.kind,
-            element("key", card.said("key")),
-        );
+        changes.push_str(&replugged(card, &backing));
     }
     let stores = match &datastore {
         Some(store) => vec![store.clone()],
@@ -275,6 +267,22 @@ fn is_card(kind: &str) -> bool {
         "VirtualSriovEthernetCard",
     ];
     families.iter().any(|family| kind.starts_with(family)) && kind.chars().all(|one| one.is_ascii_alphanumeric())
+}
+
+/// A card of the template that is plugged into something else, as it is written in a request; all else stays as it is.
+fn replugged(card: &Element, backing: &str) -> String {
+    let info = card.child("deviceInfo");
+    let info = ["label", "summary"].map(|name| element(name, info.map_or("", |info| info.said(name))));
+    let place = ["controllerKey", "unitNumber"].iter();
+    let place = place.filter_map(|name| Some(element(name, card.child(name)?.text())));
+    format!(
+        "<deviceChange xsi:type=\"VirtualDeviceConfigSpec\"><operation>edit</operation><device xsi:type=\"{}\">{}\
+         <deviceInfo xsi:type=\"Description\">{}</deviceInfo>{backing}{}</device></deviceChange>",
+        card.kind,
+        element("key", card.said("key")),
+        info.concat(),
+        place.collect::<String>()
+    )
 }
 
 /// What a card is plugged into.

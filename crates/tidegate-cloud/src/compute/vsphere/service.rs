@@ -417,7 +417,7 @@ fn wanted(kind: &str, properties: &[&str]) -> String {
     format!("<propSet>{}{properties}</propSet>", element("type", kind))
 }
 
-fn object(mut described: Element) -> Option<Object> {
+pub(super) fn object(mut described: Element) -> Option<Object> {
     let reference = described
         .child("obj")
         .filter(|_| described.name == "objects")?
