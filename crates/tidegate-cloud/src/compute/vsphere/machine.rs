@@ -41,7 +41,7 @@ pub(super) enum Stage {
 pub(super) struct Machine {
     pub(super) reference: Reference,
     pub(super) stage: Stage,
-    /// It says so itself.
+    /// Its host says that it is.
     pub(super) off: bool,
     pub(super) owner: String,
     pub(super) job: String,
