@@ -8,6 +8,7 @@
 
 mod check;
 mod documents;
+mod labels;
 mod quantities;
 mod read;
 mod samples;
