@@ -250,6 +250,10 @@ pub(crate) enum Command {
     /// Run a worker; the ticket comes on standard input.
     #[command(hide = true)]
     Worker {
+        /// The variable that the ticket is in: a container has no standard input. The worker starts itself again without
+        /// it before it does anything else.
+        #[arg(long, value_name = "VARIABLE")]
+        ticket_from: Option<String>,
         /// A folder for the worker alone; beside the site's store otherwise.
         #[arg(long)]
         work: Option<PathBuf>,

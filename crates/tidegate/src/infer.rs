@@ -1,8 +1,9 @@
 //! The hidden commands that run inside a sandbox or beside a user's command: worker, trainer, and
 //! inference on a model that may be hostile.
 
-use std::ffi::OsString;
-use std::io::Read;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2};
@@ -10,6 +11,7 @@ use tidegate_bundle::{FeatureSchema, Predictor, inspect};
 use tidegate_contracts::later::Later;
 use tidegate_types::message::Ticket;
 use tidegate_worker::sandbox::{self, Ended, Policy};
+use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
 use crate::keeper_process::this_program;
@@ -46,6 +48,33 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         digest,
     };
     tidegate_worker::run(ticket, store, options).await.while_("working")
+}
+
+/// `tidegate worker --ticket-from VARIABLE`: takes the place of this process by a worker whose ticket comes on standard
+/// input. What a process was started with can be read for as long as it runs, whatever it removes from its environment.
+pub(crate) fn worker_again(variable: &str, work: Option<&Path>, memory: Option<&Path>) -> Result<(), Failure> {
+    let reading = "reading the ticket";
+    let ticket = std::env::var_os(variable).and_then(|ticket| ticket.into_string().ok());
+    let ticket = Zeroizing::new(ticket.ok_or_else(|| Failure::failed(reading, format!("{variable} holds none")))?);
+    // A pipe holds as many bytes before anybody reads them.
+    if ticket.len() as u64 >= TICKET_BYTES {
+        return Err(Failure::failed(reading, "it is too long"));
+    }
+    let (reader, mut writer) = std::io::pipe().while_(reading)?;
+    writer.write_all(ticket.as_bytes()).while_(reading)?;
+    drop(writer);
+    let mut again = std::process::Command::new(std::env::current_exe().while_("finding this program")?);
+    again.arg("worker");
+    for (name, path) in [("--work", work), ("--memory", memory)] {
+        again.args(
+            path.map(|path| [OsStr::new(name), path.as_os_str()])
+                .into_iter()
+                .flatten(),
+        );
+    }
+    // It comes back only where it fails.
+    let failed = again.env_remove(variable).stdin(reader).exec();
+    Err(failed).while_("starting the worker")
 }
 
 /// `tidegate trainer`: the built-in trainer under the worker's contract.

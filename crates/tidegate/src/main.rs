@@ -299,7 +299,12 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
-        Command::Worker { work, memory } => runtime()?.block_on(infer::worker(work, memory)),
+        Command::Worker {
+            ticket_from: Some(variable),
+            work,
+            memory,
+        } => infer::worker_again(&variable, work.as_deref(), memory.as_deref()),
+        Command::Worker { work, memory, .. } => runtime()?.block_on(infer::worker(work, memory)),
         Command::Jobs { folder } => runtime()?.block_on(jobs::jobs(&folder)),
         Command::Trainer => infer::trainer(),
         Command::Infer { model, matrix, out } => infer::infer(&model, &matrix, &out),
