@@ -1,6 +1,5 @@
 """Azure Key Vault as far as custody of keys needs it, over the models and requests of Microsoft's own client: every path,
-field and algorithm of a request is checked against them. It issues tokens too, as Entra ID and as a machine's metadata
-service.
+field and algorithm of a request is checked against them. It issues tokens too (`entra.py`).
 
     python key_vault.py PORT
 
@@ -22,21 +21,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 
+from entra import Refused, Tokens
+
 PORT = int(sys.argv[1])
 HERE = f"http://127.0.0.1:{PORT}"
 API = "7.4"
 RESOURCE = "https://vault.azure.net"
-TENANT, CLIENT, SECRET, ASSERTION = "st-mary.example", "keeper", "SKEEPER", "federated-token"
 OAEP = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
 PSS = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
 LOCK = threading.Lock()
-TOKENS, KEYS, DELETED = {}, {}, {}
-
-
-class Refused(Exception):
-    def __init__(self, status, code, message):
-        super().__init__(message)
-        self.status, self.answer = status, {"error": {"code": code, "message": message}}
+TOKENS = Tokens(RESOURCE, 6)
+KEYS, DELETED = {}, {}
 
 
 def encoded(data):
@@ -60,25 +55,6 @@ def checked(model, body, **enums):
             if known and one not in {item.value for item in known}:
                 raise Refused(400, "BadParameter", f"{name} has a value that is not known")
     return body
-
-
-def token(kind):
-    text = secrets.token_urlsafe(40)
-    TOKENS[text] = 6
-    lasts = 3599 if kind == "entra" else "86399"
-    return {"token_type": "Bearer", "expires_in": lasts, "access_token": text}
-
-
-def entra(form):
-    asked = (form.get("grant_type"), form.get("client_id"), form.get("scope"))
-    if asked != ("client_credentials", CLIENT, f"{RESOURCE}/.default"):
-        raise Refused(400, "invalid_request", "another request is expected")
-    kind = form.get("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-    if form.get("client_secret") != SECRET and not (kind and form.get("client_assertion") == ASSERTION):
-        refused = Refused(401, "", "")
-        refused.answer = {"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret provided."}
-        raise refused
-    return token("entra")
 
 
 class Key:
@@ -219,16 +195,10 @@ class Handler(BaseHTTPRequestHandler):
     def answered(self, text):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
-        if url.path == f"/{TENANT}/oauth2/v2.0/token" and self.command == "POST":
-            return entra(dict(urllib.parse.parse_qsl(text.decode())))
-        if url.path == "/metadata/identity/oauth2/token":
-            if self.headers.get("metadata") != "true" or query != {"api-version": "2018-02-01", "resource": RESOURCE}:
-                raise Refused(400, "invalid_request", "another request is expected")
-            return token("machine")
-        held = (self.headers.get("authorization") or "").removeprefix("Bearer ")
-        TOKENS[held] = TOKENS.get(held, 0) - 1
-        if TOKENS[held] < 0:
-            raise Refused(401, "Unauthorized", "[BearerReadAccessTokenFailed] Error validating token")
+        form = dict(urllib.parse.parse_qsl(text.decode())) if "form" in (self.headers.get("content-type") or "") else {}
+        if token := TOKENS.asked(self.command, url.path, query, form, self.headers):
+            return token
+        TOKENS.use(self.headers)
         if query.pop("api-version", None) != API:
             raise Refused(400, "BadParameter", "the version of the interface is missing or unknown")
         if set(query) - {"maxresults", "$skiptoken"}:

@@ -3,7 +3,7 @@
 //! Every kind runs in folders of its own, against software that is started for it and ended after it: SeaweedFS as the
 //! site's store, and whatever starts the machines. `docs/clouds.md` says what each of them is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
 
-use crate::peers::{Peer, ec2, make_open_bucket, open_seaweed, openstack, vsphere};
+use crate::peers::platform::{Platform, azureml_with, vertex_with};
+use crate::peers::{Peer, ec2, entra, make_open_bucket, open_seaweed, openstack, vsphere};
 
 /// What the example's file says of the cloud, and what stands there instead.
 const STORE: &str = "store: \"folder:\"\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
@@ -36,6 +37,10 @@ enum Kind {
     Openstack,
     /// VMware vSphere: the simulator of govmomi, with what it leaves out
     Vsphere,
+    /// Google's Vertex AI: a server made from its discovery document
+    Vertex,
+    /// Azure Machine Learning: a server made from the models of Microsoft's client
+    Azureml,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -62,7 +67,7 @@ impl EndToEnd {
     /// # Errors
     /// When what is needed is missing, or a run did not end well.
     pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
-        let all = [Kind::Ec2, Kind::Openstack, Kind::Vsphere];
+        let all = [Kind::Ec2, Kind::Openstack, Kind::Vsphere, Kind::Vertex, Kind::Azureml];
         let kinds = if self.kinds.is_empty() { &all[..] } else { &self.kinds };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--release", "--locked", "--quiet", "--package", "tidegate"]);
@@ -136,7 +141,32 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
             let machine = format!("driver: vsphere, machine: {}", cloud.machine());
             run(kind, root, &store, &machine, &cloud.login())
         }
+        Kind::Vertex => {
+            let cloud = vertex_with(&programs()?).context("the peers have no discovery document")?;
+            let machine = format!(
+                "driver: vertex, machine: {{project: st-mary-ml, region: europe-west4, image: trainer, \
+                 type: n1-standard-8, endpoint: \"{}\"}}",
+                cloud.endpoint()
+            );
+            run(kind, root, &store, &machine, &[cloud.service_account()])
+        }
+        Kind::Azureml => {
+            let cloud = azureml_with(&programs()?).context("the peers have no models of Azure Machine Learning")?;
+            let machine = format!(
+                "driver: azureml, machine: {{project: \"{}\", image: trainer, type: Standard_DS3_v2, \
+                 endpoint: \"{}\"}}",
+                Platform::WORKSPACE,
+                cloud.endpoint()
+            );
+            run(kind, root, &store, &machine, &entra(&cloud.peer, "SKEEPER"))
+        }
     }
+}
+
+/// Where an image has the program.
+fn programs() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().context("this program is in no folder")?.to_owned())
 }
 
 fn run(kind: Kind, root: &Path, store: &Peer, machine: &str, login: &[(&str, String)]) -> anyhow::Result<Report> {

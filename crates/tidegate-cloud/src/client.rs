@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http_body_util::{BodyExt, Limited};
 use object_store::client::{HttpClient, HttpRequest};
 use object_store::{Certificate, ClientOptions, CredentialProvider};
+use serde_json::Value;
 use tidegate_seal::random::random_bytes;
 use tokio::time::Instant;
+use url::Url;
 
 use crate::address::Address;
 use crate::answer::Watching;
@@ -172,4 +175,64 @@ pub(crate) fn options(who: &str, plain: bool, certificates: Option<&Path>) -> Re
         }
     }
     Ok(options)
+}
+
+/// A request in JSON, for whoever holds `token`; or why there can be none.
+pub(crate) fn bearing(
+    method: http::Method,
+    url: &str,
+    token: &str,
+    body: Option<&Value>,
+) -> Result<HttpRequest, String> {
+    let text = body.map(ToString::to_string).unwrap_or_default();
+    let request = http::Request::builder().method(method).uri(url);
+    let request = request.header(CONTENT_TYPE, "application/json").body(text.into());
+    let mut request: HttpRequest = request.map_err(|error| error.to_string())?;
+    let token = HeaderValue::from_str(&format!("Bearer {token}"));
+    let mut token = token.map_err(|_| "its token is none".to_owned())?;
+    token.set_sensitive(true);
+    request.headers_mut().insert(AUTHORIZATION, token);
+    Ok(request)
+}
+
+/// The address of the next page, if it leads to the same server: tokens go to it and to nobody whom an answer
+/// names. The service writes its usual port, which addresses leave out.
+pub(crate) fn next_page(server: &Url, next: &str) -> Option<String> {
+    let next = Url::parse(next).ok()?;
+    (next.origin() == server.origin()).then(|| next.to_string())
+}
+
+/// A word of a service's own for what is wrong, if it is one: nothing else of an error is shown.
+pub(crate) fn word(text: Option<&Value>) -> String {
+    let word = text.and_then(Value::as_str).unwrap_or_default();
+    let plain = word.len() <= 64 && word.chars().all(|one| one.is_ascii_alphanumeric() || one == '_');
+    if plain { word.to_owned() } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_go_on_at_the_same_server_alone() {
+        let vault: Url = "https://my-vault.vault.azure.net/".parse().unwrap();
+        let page = "keys?api-version=7.4&$skiptoken=a";
+        let next = next_page(&vault, &format!("https://my-vault.vault.azure.net:443/{page}"));
+        assert_eq!(next, Some(format!("{vault}{page}")));
+        for elsewhere in [
+            "https://my-vault.vault.azure.net.example.org/keys",
+            "https://my-vault.vault.azure.net:8443/keys",
+            "http://my-vault.vault.azure.net/keys",
+            "keys?more",
+        ] {
+            assert_eq!(next_page(&vault, elsewhere), None, "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn of_an_error_only_a_word_is_shown() {
+        assert_eq!(word(Some(&"PERMISSION_DENIED".into())), "PERMISSION_DENIED");
+        assert_eq!(word(Some(&"the plaintext was AAAA".into())), "");
+        assert_eq!(word(None), "");
+    }
 }

@@ -6,19 +6,29 @@
 //!       └─starts, by the cloud──▶ machine: fetches it by a signed address, verifies it, runs it, ends itself
 //! ```
 //!
+//! Platforms that run containers start one for each job, with the program in its image and the ticket in its environment.
+//!
 //! The user-data holds the ticket, which is worthless after its hello, and an address that reads the program and nothing
 //! else. Nothing has to reach the machine, and nobody can log in there.
 
 use std::fmt;
 use std::io;
 
-use tidegate_contracts::ComputeError;
-use tidegate_seal::digest::sha256;
+use tidegate_contracts::{ComputeError, JobRequest};
+use tidegate_seal::digest::{canonical_digest, sha256};
+use tidegate_types::files::sites::Machine;
+use tokio::sync::{Mutex, MutexGuard};
+use url::Url;
+
+use crate::address::secure;
 
 pub(crate) mod amazon;
+pub(crate) mod azureml;
 mod boot;
+mod container;
 pub(crate) mod openstack;
 mod shelf;
+pub(crate) mod vertex;
 pub(crate) mod vsphere;
 
 pub use shelf::ProgramShelf;
@@ -54,10 +64,47 @@ impl InvalidMachine {
     }
 }
 
-/// Refuses values of keys that mean nothing at a cloud, each with the reason.
-fn none_of(foreign: &[(Option<&String>, &str)]) -> Result<(), InvalidMachine> {
-    let first = foreign.iter().find_map(|(value, why)| Some((value.as_ref()?, why)));
-    first.map_or(Ok(()), |(value, why)| Err(InvalidMachine::new(value, why)))
+/// Refuses what is written of a machine and means nothing to a driver.
+fn refuse(driver: &str, written: &[(&str, Option<&String>)]) -> Result<(), InvalidMachine> {
+    match written.iter().find_map(|(key, value)| Some((key, (*value)?))) {
+        Some((key, value)) => Err(InvalidMachine::new(
+            value,
+            &format!("is `{key}`, which means nothing to the driver `{driver}`"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The server that is asked in place of the cloud's own.
+fn server(machine: &Machine) -> Result<Option<Url>, InvalidMachine> {
+    let Some(text) = &machine.endpoint else { return Ok(None) };
+    let wrong = |why: &str| InvalidMachine::new(text, why);
+    let url = Url::parse(text).map_err(|_| wrong("is no address of a server"))?;
+    secure(&url).map_err(wrong)?;
+    Ok(Some(url))
+}
+
+/// Whoever asks for the same job in this process waits, where a platform does not know a request again and would start
+/// one for each.
+static ENSURING: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
+
+/// Keeps others of this process from asking for job `id` at the same time.
+async fn alone(id: &str) -> MutexGuard<'static, ()> {
+    let place = usize::from(sha256(id.as_bytes()).as_bytes()[0]) % ENSURING.len();
+    ENSURING[place].lock().await
+}
+
+/// The digest by which a request is known again, in hexadecimal.
+fn identified(request: &JobRequest) -> Result<String, ComputeError> {
+    let invalid = |why: String| ComputeError::Invalid {
+        id: request.id.clone(),
+        why,
+    };
+    if request.command.is_empty() {
+        return Err(invalid("it has no command".to_owned()));
+    }
+    let digest = canonical_digest(&request.identity()).map_err(|error| invalid(error.to_string()))?;
+    Ok(digest.to_hex())
 }
 
 /// What all machines of an owner have in common: plain, where filters take some signs for patterns.
@@ -68,6 +115,16 @@ fn owner_tag(owner: &str) -> String {
 /// What of a service's own words is shown.
 fn told(words: &str) -> String {
     words.chars().filter(|one| !one.is_control()).take(TOLD).collect()
+}
+
+/// What of a service's own words is shown, if they repeat no part of `secret`.
+fn told_without(words: &str, secret: &str) -> String {
+    const PART: usize = 12;
+    let repeated = secret
+        .as_bytes()
+        .windows(PART)
+        .any(|part| words.as_bytes().windows(PART).any(|window| window == part));
+    if repeated { String::new() } else { told(words) }
 }
 
 /// Why a request to a cloud did not do what it asked for.

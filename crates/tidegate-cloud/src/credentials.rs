@@ -2,10 +2,14 @@
 //! looked at: where a store is, and how it is spoken to, stands in the sites file alone.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder, GoogleConfigKey};
+
+use crate::client::options;
+use crate::store::OpenError;
 
 /// Variables by name, as a process has them.
 pub type Environment = BTreeMap<String, String>;
@@ -76,6 +80,26 @@ pub(crate) fn s3(builder: AmazonS3Builder, environment: &Environment) -> AmazonS
 
 pub(crate) fn google(builder: GoogleCloudStorageBuilder, environment: &Environment) -> GoogleCloudStorageBuilder {
     set(&GOOGLE, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
+}
+
+/// Who gives tokens for any of Google's services to `who`, and keeps them fresh. `plain` says whether that service is
+/// spoken to without TLS.
+pub(crate) fn google_tokens(
+    who: &str,
+    plain: bool,
+    certificates: Option<&Path>,
+    environment: &Environment,
+) -> Result<GcpCredentialProvider, OpenError> {
+    // Nobody asks for it: credentials are found without a bucket, but not named without one.
+    let storage = google(GoogleCloudStorageBuilder::new(), environment)
+        .with_bucket_name("none")
+        .with_client_options(options(who, plain, certificates)?)
+        .build()
+        .map_err(|error| OpenError::Settings {
+            store: who.to_owned(),
+            why: error.to_string(),
+        })?;
+    Ok(storage.credentials().clone())
 }
 
 pub(crate) fn azure(builder: MicrosoftAzureBuilder, environment: &Environment) -> MicrosoftAzureBuilder {

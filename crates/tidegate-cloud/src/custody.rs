@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use object_store::CredentialProvider;
 use object_store::client::HttpRequest;
 use serde_json::Value;
@@ -14,7 +13,7 @@ use tidegate_seal::digest::Sha256;
 use url::Url;
 
 use crate::address::{AddressError, secure};
-use crate::client::{Server, Settling, Way};
+use crate::client::{Server, Settling, Way, bearing};
 use crate::store::OpenError;
 
 pub(crate) mod amazon;
@@ -36,17 +35,8 @@ struct Service {
 impl Service {
     /// Trusts the certificates in `certificates` besides the system's.
     fn open(address: &impl fmt::Display, certificates: Option<&Path>) -> Result<Self, OpenError> {
-        Self::spoken_to(address, certificates, Way::Usual)
-    }
-
-    /// The machine's own metadata service, which speaks without TLS: no proxy hears what it says.
-    fn nearby(address: &impl fmt::Display) -> Result<Self, OpenError> {
-        Self::spoken_to(address, None, Way::WithoutProxy)
-    }
-
-    fn spoken_to(address: &impl fmt::Display, certificates: Option<&Path>, way: Way) -> Result<Self, OpenError> {
         let address = address.to_string();
-        let server = Server::open(&address, certificates, way)?;
+        let server = Server::open(&address, certificates, Way::Usual)?;
         Ok(Self { address, server })
     }
 
@@ -83,15 +73,7 @@ impl Service {
         token: &str,
         body: Option<&Value>,
     ) -> Result<HttpRequest, CustodyError> {
-        let text = body.map(ToString::to_string).unwrap_or_default();
-        let request = http::Request::builder().method(method).uri(url);
-        let request = request.header(CONTENT_TYPE, "application/json").body(text.into());
-        let mut request: HttpRequest = request.map_err(|error| self.unreachable(what, error))?;
-        let token = HeaderValue::from_str(&format!("Bearer {token}"));
-        let mut token = token.map_err(|_| self.unreachable(what, "its token is none"))?;
-        token.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, token);
-        Ok(request)
+        bearing(method, url, token, body).map_err(|why| self.unreachable(what, why))
     }
 }
 
@@ -108,13 +90,6 @@ fn names_of(text: &str, scheme: &str) -> Result<Url, AddressError> {
         ));
     }
     Ok(url)
-}
-
-/// A word of a service's own for what is wrong, if it is one: nothing else of an error is shown.
-fn word(text: Option<&Value>) -> String {
-    let word = text.and_then(Value::as_str).unwrap_or_default();
-    let plain = word.len() <= 64 && word.chars().all(|one| one.is_ascii_alphanumeric() || one == '_');
-    if plain { word.to_owned() } else { String::new() }
 }
 
 /// The first bytes of a digest, by which a number that was altered is noticed without asking anybody.
@@ -204,12 +179,5 @@ mod tests {
             assert_eq!(number_of(&altered), None, "{at}");
             assert_eq!(number_of(&wrapped[..at]), None, "{at}");
         }
-    }
-
-    #[test]
-    fn of_an_error_only_a_word_is_shown() {
-        assert_eq!(word(Some(&"PERMISSION_DENIED".into())), "PERMISSION_DENIED");
-        assert_eq!(word(Some(&"the plaintext was AAAA".into())), "");
-        assert_eq!(word(None), "");
     }
 }

@@ -7,7 +7,8 @@
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
 //! - [`Source`] reads what somebody else put into a bucket, for a dataset.
 //! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job, [`OpenStackDriver`] one of OpenStack, [`VsphereDriver`]
-//!   one of VMware vSphere.
+//!   one of VMware vSphere; [`VertexDriver`] and [`AzureMlDriver`] a container, on Google's Vertex AI and in Azure Machine
+//!   Learning.
 //! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
 //!   Amazon's Key Management Service, [`GoogleKmsCustody`] in Google's, [`KeyVaultCustody`] in Azure Key Vault.
 //!
@@ -20,6 +21,7 @@ mod client;
 mod compute;
 mod credentials;
 mod custody;
+mod entra;
 mod failure;
 mod pace;
 mod profile;
@@ -29,7 +31,9 @@ mod store;
 
 pub use address::{Address, AddressError, Provider};
 pub use compute::amazon::{Ec2Driver, Ec2Settings};
+pub use compute::azureml::{AzureMlDriver, AzureMlSettings};
 pub use compute::openstack::{OpenStackDriver, OpenStackSettings};
+pub use compute::vertex::{VertexDriver, VertexSettings};
 pub use compute::vsphere::{VsphereDriver, VsphereSettings};
 pub use compute::{InvalidMachine, ProgramShelf};
 pub use credentials::Environment;

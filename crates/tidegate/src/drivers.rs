@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tidegate_cloud::{CloudStore, Ec2Driver, Ec2Settings, OpenStackDriver, OpenStackSettings, ProgramShelf};
-use tidegate_cloud::{VsphereDriver, VsphereSettings};
+use tidegate_cloud::{
+    AzureMlDriver, AzureMlSettings, CloudStore, Ec2Driver, Ec2Settings, OpenStackDriver, OpenStackSettings,
+    ProgramShelf, VertexDriver, VertexSettings, VsphereDriver, VsphereSettings,
+};
 use tidegate_contracts::Compute;
 use tidegate_contracts::later::Later;
 use tidegate_local::ProcessDriver;
@@ -35,6 +37,8 @@ pub(crate) fn open(
             "ec2" => Arc::new(ec2(project, offer, shelf(project, name, program, digest)?)?),
             "openstack" => Arc::new(openstack(project, offer, shelf(project, name, program, digest)?)?),
             "vsphere" => Arc::new(vsphere(project, offer, shelf(project, name, program, digest)?)?),
+            "vertex" => Arc::new(vertex(project, offer, program)?),
+            "azureml" => Arc::new(azureml(project, offer, program)?),
             _ => {
                 let folder = if site.kind == SiteKind::Private {
                     project.layout.control().join("compute").join(name.as_str())
@@ -92,6 +96,18 @@ fn vsphere(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Resu
     VsphereDriver::open(settings, shelf, &environment()).while_(OPENING)
 }
 
+fn vertex(project: &Project, offer: &ComputeOffer, program: &Path) -> Result<VertexDriver, Failure> {
+    let machine = offer.machine.clone().unwrap_or_default();
+    let settings = VertexSettings::new(&machine, &project.sites_folder).while_(OPENING)?;
+    VertexDriver::open(settings, program.to_owned(), &environment()).while_(OPENING)
+}
+
+fn azureml(project: &Project, offer: &ComputeOffer, program: &Path) -> Result<AzureMlDriver, Failure> {
+    let machine = offer.machine.clone().unwrap_or_default();
+    let settings = AzureMlSettings::new(&machine, &project.sites_folder).while_(OPENING)?;
+    AzureMlDriver::open(settings, program.to_owned(), &environment()).while_(OPENING)
+}
+
 /// What came of trying to start machines.
 #[derive(Debug, Serialize)]
 pub(crate) struct MachineTrial {
@@ -129,6 +145,14 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<MachineTrial>, Fail
                 let driver = vsphere(project, offer, shelf()?)?;
                 (driver.try_out().await, VsphereSettings::needed_grant())
             }
+            "vertex" => {
+                let driver = vertex(project, offer, Path::new(""))?;
+                (driver.try_out().await, VertexSettings::needed_grant())
+            }
+            "azureml" => {
+                let driver = azureml(project, offer, Path::new(""))?;
+                (driver.try_out().await, AzureMlSettings::needed_grant())
+            }
             _ => continue,
         };
         let fault = tried.err().map(|error| error.to_string());
@@ -163,6 +187,8 @@ pub(crate) fn faults(sites: &Sites, source: &SourceText<'_>) -> Vec<FileError> {
         }
         let wrong = match (&offer.machine, offer.driver.as_str()) {
             (Some(machine), "ec2") => Ec2Settings::new(machine, Path::new("")).err(),
+            (Some(machine), "vertex") => VertexSettings::new(machine, Path::new("")).err(),
+            (Some(machine), "azureml") => AzureMlSettings::new(machine, Path::new("")).err(),
             (Some(_), "openstack") => OpenStackSettings::new(offer, Path::new("")).err(),
             (Some(_), "vsphere") => VsphereSettings::new(offer, Path::new("")).err(),
             _ => None,

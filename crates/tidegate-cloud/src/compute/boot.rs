@@ -172,7 +172,7 @@ say "the program is here after $(cut -d ' ' -f 1 /proc/uptime) s"
 }
 
 /// One word for a shell, whatever it holds.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -8,11 +8,11 @@ use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
-use tidegate_seal::digest::{canonical_digest, sha256};
-use tokio::sync::{Mutex, OnceCell};
+use tidegate_seal::digest::sha256;
+use tokio::sync::OnceCell;
 
 use super::shelf::ProgramShelf;
-use super::{Failure, boot, owner_tag, told};
+use super::{Failure, alone, boot, identified, owner_tag, told};
 use crate::client::Settling;
 use crate::credentials::Environment;
 use crate::store::OpenError;
@@ -40,10 +40,6 @@ const PAGES: usize = 1000;
 /// What a machine says of itself: its job, and the digest of its request.
 const JOB: &str = "tidegate-job";
 const REQUEST: &str = "tidegate-request";
-
-/// Whoever asks for the same job in this process waits: Nova has no token by which it knows a request again, and would
-/// start a machine for each.
-static ENSURING: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
 
 /// A machine, as Nova describes it.
 #[derive(Debug, Clone)]
@@ -352,18 +348,10 @@ impl OpenStackDriver {
 #[async_trait]
 impl Compute for OpenStackDriver {
     async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
-        let invalid = |why: &str| ComputeError::Invalid {
-            id: request.id.clone(),
-            why: why.to_owned(),
-        };
-        if request.command.is_empty() {
-            return Err(invalid("it has no command"));
-        }
         let failed = |failure| self.failed(format!("starting job `{}`", request.id), &request.id, failure);
-        let digest = canonical_digest(&request.identity()).map_err(|error| invalid(&error.to_string()))?;
-        let digest = digest.to_hex();
-        let place = usize::from(sha256(request.id.as_bytes()).as_bytes()[0]) % ENSURING.len();
-        let _alone = ENSURING[place].lock().await;
+        let digest = identified(request)?;
+        // Nova has no token by which it knows a request again.
+        let _alone = alone(&request.id).await;
         let (owner, job) = (owner(&request.owner), job_tag(&request.id));
         let there = self.of_job(&owner, &job).await.map_err(failed)?;
         if let Some(machine) = counting(&there).filter(|one| !one.deleting) {

@@ -18,8 +18,9 @@ use tidegate_contracts::{Custody, CustodyError};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::{Service, Settling, number_of, numbered, plain_number, word};
+use super::{Service, Settling, number_of, numbered, plain_number};
 use crate::client::options;
+use crate::client::word;
 use crate::credentials::{self, Environment};
 use crate::profile::with_profile;
 use crate::store::OpenError;

@@ -12,18 +12,17 @@ use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
 use tidegate_seal::digest::Sha256;
 use tokio::sync::Mutex;
-use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Service, Settling, number_of, numbered, plain_number, word};
+use super::{Service, Settling, number_of, numbered, plain_number};
+use crate::client::{next_page, word};
 use crate::credentials::Environment;
+use crate::entra::Identity;
 use crate::store::OpenError;
 
 mod address;
-mod identity;
 
 pub use address::KeyVaultAddress;
-use identity::Identity;
 
 const VERSION: &str = "api-version=7.4";
 /// Pages of 25 keys each that are looked through for the keys of a site.
@@ -152,7 +151,8 @@ impl KeyVaultCustody {
         body: Option<&Value>,
     ) -> Result<Reply, CustodyError> {
         for fresh in [false, true] {
-            let token = self.identity.token(what, &self.service, fresh).await?;
+            let token = self.identity.token(&self.service.server, fresh).await;
+            let token = token.map_err(|why| self.service.unreachable(what, why))?;
             let request = self.service.request(what, method.clone(), url, &token, body)?;
             let (status, bytes) = self.service.answer(what, request).await?;
             let answer: Option<Value> = serde_json::from_slice(&bytes).ok();
@@ -453,33 +453,5 @@ impl Custody for KeyVaultCustody {
             }
         }
         Ok(())
-    }
-}
-
-/// The address of the next page, if it leads to the same server: tokens go to the vault and to nobody whom an answer
-/// names. The service writes its usual port, which addresses leave out.
-fn next_page(server: &Url, next: &str) -> Option<String> {
-    let next = Url::parse(next).ok()?;
-    (next.origin() == server.origin()).then(|| next.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_go_on_at_the_same_server_alone() {
-        let vault: Url = "https://my-vault.vault.azure.net/".parse().unwrap();
-        let page = "keys?api-version=7.4&$skiptoken=a";
-        let next = next_page(&vault, &format!("https://my-vault.vault.azure.net:443/{page}"));
-        assert_eq!(next, Some(format!("{vault}{page}")));
-        for elsewhere in [
-            "https://my-vault.vault.azure.net.example.org/keys",
-            "https://my-vault.vault.azure.net:8443/keys",
-            "http://my-vault.vault.azure.net/keys",
-            "keys?more",
-        ] {
-            assert_eq!(next_page(&vault, elsewhere), None, "{elsewhere}");
-        }
     }
 }

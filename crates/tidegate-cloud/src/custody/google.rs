@@ -9,16 +9,16 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Method;
-use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder};
+use object_store::gcp::GcpCredentialProvider;
 use serde_json::{Value, json};
 use tidegate_contracts::{Custody, CustodyError};
 use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Options, Service, Settling, is_plain, names_of, number_of, numbered, plain_number, word};
+use super::{Options, Service, Settling, is_plain, names_of, number_of, numbered, plain_number};
 use crate::address::AddressError;
-use crate::client::options;
+use crate::client::word;
 use crate::credentials::{self, Environment};
 use crate::store::OpenError;
 
@@ -152,19 +152,11 @@ impl GoogleKmsCustody {
             .as_ref()
             .is_some_and(|url| url.scheme() == "http");
         let service = Service::open(&address, certificates)?;
-        // Nobody asks for it: credentials are found without a bucket, but not named without one.
-        let storage = credentials::google(GoogleCloudStorageBuilder::new(), environment)
-            .with_bucket_name("none")
-            .with_client_options(options(&address.to_string(), plain, certificates)?)
-            .build()
-            .map_err(|error| OpenError::Settings {
-                store: address.to_string(),
-                why: error.to_string(),
-            })?;
+        let credentials = credentials::google_tokens(&address.to_string(), plain, certificates, environment)?;
         Ok(Self {
             address,
             service,
-            credentials: storage.credentials().clone(),
+            credentials,
             known: Mutex::default(),
         })
     }

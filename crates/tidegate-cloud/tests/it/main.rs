@@ -11,11 +11,14 @@
     reason = "helpers of tests fail by panicking, as tests do"
 )]
 
+mod azureml;
 mod conformance;
 mod machines;
 mod openstack;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;
+mod platforms;
 mod stalls;
+mod vertex;
 mod vsphere;

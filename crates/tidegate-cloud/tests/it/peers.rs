@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+// By its path: this file is part of several crates.
+#[path = "peers/platform.rs"]
+pub(crate) mod platform;
+
 /// Python packages of the peers, where `tests/run --all` put them.
 pub(crate) fn peers() -> Option<PathBuf> {
     let folder = std::env::var_os("TIDEGATE_PEERS")
@@ -340,10 +344,9 @@ fn published(script: &str, folder: tempfile::TempDir, arguments: &[&str]) -> Opt
     Some(Peer::start(command, folder, port))
 }
 
-/// Google's key service with keys of these names, and the files of a service account that may use them and of one that
-/// may not: `known.json` and `stranger.json` of its folder. None where its published interface is not installed.
-pub(crate) fn google_kms(keys: &[&str]) -> Option<Peer> {
-    peers()?;
+/// A folder with the files of a service account that may do everything and of one that may do nothing: `known.json` and
+/// `stranger.json`.
+fn service_accounts() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     python(&format!(
         r#"
@@ -359,6 +362,14 @@ for name in ("known", "stranger"):
 "#,
         folder.path().display()
     ));
+    folder
+}
+
+/// Google's key service with keys of these names, and the files of its service accounts. None where its published
+/// interface is not installed.
+pub(crate) fn google_kms(keys: &[&str]) -> Option<Peer> {
+    peers()?;
+    let folder = service_accounts();
     let ring = ["projects/st-mary/locations/europe-west3/keyRings/hospitals"];
     published("google_kms.py", folder, &[&ring[..], keys].concat())
 }

@@ -104,7 +104,7 @@ pub struct TransferRules {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeOffer {
-    /// What starts jobs: `process` (embedded), `ssh`, `ec2`, `openstack` or `vsphere`.
+    /// What starts jobs: `process` (embedded), `ssh`, `ec2`, `openstack`, `vsphere`, `vertex` or `azureml`.
     pub driver: String,
     /// The machines of the driver `ssh`, as the system's `ssh` is told them: `NAME` or `USER@NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -115,7 +115,7 @@ pub struct ComputeOffer {
     /// Where the driver `ssh` keeps everything on each of its machines: `.tidegate` in the home of the user there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<String>,
-    /// The machine that the driver `ec2`, `openstack` or `vsphere` starts for each job.
+    /// The machine that a driver of a cloud starts for each job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
     /// Processors of a job at the most.
@@ -135,13 +135,23 @@ pub struct ComputeOffer {
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     /// Where: `eu-central-1`; at `vsphere` a datacenter.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub region: String,
-    /// What it boots: `ami-…`, or a name; at `vsphere` a template. It needs cloud-init, `curl` and what the job's command
-    /// needs.
+    /// Whose it is there: the project at `vertex`, the workspace at `azureml`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// What it boots: `ami-…`, or a name, at `vsphere` a template; it needs cloud-init, `curl` and what the job's command
+    /// needs. At `vertex` and `azureml` a container's, with the program in it.
     pub image: String,
     /// Its kind, such as `m7i.xlarge`; the smallest one that fits, where the cloud tells how large they are.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// What it has to compute with besides, and how many: `NVIDIA_TESLA_T4:1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// Where in the cloud's hierarchy of resources it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// Networks: at `ec2` those that it may be in, `subnet-…`, tried in turn where there is no room, the cheapest first; at
     /// others those that it is in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -149,7 +159,8 @@ pub struct Machine {
     /// What may reach it, and what it may reach: `sg-…`. Nobody needs to reach it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub security_groups: Vec<String>,
-    /// The rights that the machine itself has: name or ARN of an instance profile. It needs none.
+    /// The rights that the machine itself has: name or ARN of an instance profile, a service account, an identity. It
+    /// needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
     /// The server that starts machines, in place of the cloud's own: `https://…`.
@@ -158,9 +169,6 @@ pub struct Machine {
     /// A file of certificate authorities beside this one, whom that server may be vouched for by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates: Option<String>,
-    /// Where in the cloud's hierarchy of resources it runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
     /// At `vsphere`, what its disk is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datastore: Option<String>,

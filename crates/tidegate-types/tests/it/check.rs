@@ -39,6 +39,11 @@ fn what_does_not_fit_is_named_with_its_place() {
         ),
         (
             "driver: process",
+            "driver: vertex, machine: {image: trainer, type: n1-standard-8}",
+        ),
+        ("driver: process", "driver: azureml, machine: {image: trainer}"),
+        (
+            "driver: process",
             "driver: process, machine: {region: eu-central-1, image: ami-1}",
         ),
         (

@@ -1,6 +1,7 @@
 //! The same pipeline where training runs on machines that a cloud starts for it and that are ended after it: EC2 (moto with
-//! what it leaves out), OpenStack (its own control plane) and vSphere (the simulator of govmomi with what it leaves out), whose
-//! machines are processes here. SeaweedFS is the store.
+//! what it leaves out), OpenStack (its own control plane) and vSphere (the simulator of govmomi with what it leaves out), or in
+//! containers of Vertex AI and Azure Machine Learning (servers made from what the vendors publish). Machines and containers are
+//! processes here. SeaweedFS is the store.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,10 @@ use tidegate_cloud::Ec2Settings;
 
 use crate::clouds::{ADMIN, hospital_at};
 use crate::fixture::{Hospital, files};
-use crate::peers::{Machines, OpenStack, Peer, Vsphere, ec2, make_open_bucket, open_seaweed, openstack, vsphere};
+use crate::peers::platform::{Platform, azureml_with, vertex_with};
+use crate::peers::{
+    Machines, OpenStack, Peer, Vsphere, ec2, entra, make_open_bucket, open_seaweed, openstack, vsphere,
+};
 
 const PROCESS: &str = "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
 
@@ -395,4 +399,112 @@ fn a_pipeline_trains_at_home_on_a_machine_of_the_sites_own_vcenter() {
     );
     let left = cloud.client("print([one.name for one in all(vim.VirtualMachine)])");
     assert_eq!(left.trim(), "['debian-13']", "nothing is left but the template");
+}
+
+/// Where an image has the program.
+fn programs() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_BIN_EXE_tidegate")).parent().unwrap()
+}
+
+/// Trains in a container of `platform`, with `login`; gives what the platform was asked to run.
+fn trained_in_a_container(platform: &Platform, machine: &str, login: &[(&str, String)]) -> Option<Value> {
+    let store = open_seaweed()?;
+    make_open_bucket(&store, "tidegate");
+    let hospital = hospital_at(&store_of(&store, "cloud"), &store_of(&store, "ward"));
+    let compute = format!(
+        "compute:\n      {machine}\n      cpus: 2\n      memory: 2 GiB\n      price: 0.10 USD/h\n      \
+         spot_price: 0.04 USD/h"
+    );
+    hospital.edit("sites.yaml", PROCESS, &compute);
+    // A command that gives up where it finds what the container was told.
+    hospital.edit(
+        "tidegate.yaml",
+        "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n",
+        "  code: [train.sh]\n  run: sh train.sh\n",
+    );
+    hospital.write(
+        "train.sh",
+        "if env | grep -q TIDEGATE_TICKET; then exit 9; fi\n\
+         if cat /proc/[0-9]*/environ 2>/dev/null | grep -aq TIDEGATE_TICKET; then exit 8; fi\n\
+         echo '{\"model\":\"logistic\",\"epochs\":12,\"batch_size\":32,\"seed\":1}' >trainer.json\n\
+         exec \"$TIDEGATE_TRAINER\" trainer\n",
+    );
+    let log = std::cell::RefCell::new(String::new());
+    let tidegate = |arguments: &[&str]| {
+        let mut command = hospital.command(arguments);
+        command
+            .envs(ADMIN)
+            .envs(login.iter().cloned())
+            .env("TIDEGATE_LOG", "trace");
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        log.borrow_mut().push_str(&told);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let checked = tidegate(&["check"]);
+    assert!(
+        checked.contains("Site cloud: its machines can be started."),
+        "{checked}"
+    );
+    let made = || platform.tell("made").as_array().unwrap().clone();
+    assert!(made().is_empty(), "a check starts nothing");
+    let run = || serde_json::from_str::<Value>(&tidegate(&["run", "--yes", "--format", "json"])).unwrap();
+    let summary = run();
+    assert_eq!(summary["status"], "done");
+    assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
+    assert_eq!(run()["reused"].as_array().unwrap().len(), 7);
+    // One container, removed: its ticket stands nowhere any more.
+    let made = made();
+    assert_eq!(made.len(), 1);
+    assert!(platform.tell("jobs").as_array().unwrap().is_empty());
+    let environment = &made[0]["environment"];
+    let names: Vec<&String> = environment.as_object().unwrap().keys().collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| ["PATH", "TIDEGATE_TICKET"].contains(&name.as_str())),
+        "{names:?}"
+    );
+    let ticket: Value = serde_json::from_str(environment["TIDEGATE_TICKET"].as_str().unwrap()).unwrap();
+    let console = std::fs::read_to_string(made[0]["log"].as_str().unwrap()).unwrap();
+    for secret in [
+        &ticket["secret"],
+        &ticket["credentials"]["AWS_SECRET_ACCESS_KEY"],
+        &ticket["credentials"]["AWS_SESSION_TOKEN"],
+    ] {
+        let secret = secret.as_str().unwrap();
+        assert!(secret.len() > 20 && !log.borrow().contains(secret) && !console.contains(secret));
+    }
+    for (_, secret) in login.iter().filter(|(name, _)| name.contains("SECRET")) {
+        assert!(!log.borrow().contains(secret));
+    }
+    Some(made[0].clone())
+}
+
+#[test]
+fn a_pipeline_trains_in_a_container_of_vertex() {
+    let Some(platform) = vertex_with(programs()) else {
+        return;
+    };
+    let machine = format!(
+        "driver: vertex\n      machine: {{project: st-mary-ml, region: europe-west4, image: trainer:1, \
+         type: n1-standard-8, endpoint: \"{}\"}}",
+        platform.endpoint()
+    );
+    trained_in_a_container(&platform, &machine, &[platform.service_account()]);
+}
+
+#[test]
+fn a_pipeline_trains_in_a_container_of_azure() {
+    let Some(platform) = azureml_with(programs()) else {
+        return;
+    };
+    let machine = format!(
+        "driver: azureml\n      machine: {{project: \"{}\", image: \"trainer:1\", type: Standard_DS3_v2, \
+         endpoint: \"{}\"}}",
+        Platform::WORKSPACE,
+        platform.endpoint()
+    );
+    trained_in_a_container(&platform, &machine, &entra(&platform.peer, "SKEEPER"));
 }

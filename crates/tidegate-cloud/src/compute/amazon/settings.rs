@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use tidegate_types::files::sites::Machine;
 use url::Url;
 
-use crate::address::secure;
-use crate::compute::{InvalidMachine, none_of};
+use crate::compute::{InvalidMachine, refuse, server};
 
 /// What is started, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,22 +39,19 @@ impl Ec2Settings {
         let all = |texts: &[String], beginning: &str, what: &str| -> Result<Vec<String>, InvalidMachine> {
             texts.iter().map(|text| named(text, beginning, what)).collect()
         };
-        let endpoint = machine.endpoint.as_deref().map(|text| {
-            let wrong = |why: &str| InvalidMachine::new(text, why);
-            let url = Url::parse(text).map_err(|_| wrong("is no address of a server"))?;
-            secure(&url).map_err(wrong)?;
-            Ok(url)
-        });
+        let unknown = [
+            ("project", machine.project.as_ref()),
+            ("accelerator", machine.accelerator.as_ref()),
+            ("pool", machine.pool.as_ref()),
+            ("datastore", machine.datastore.as_ref()),
+            ("folder", machine.folder.as_ref()),
+        ];
+        refuse("ec2", &unknown)?;
         if let Some(profile) = machine.profile.as_deref()
             && (profile.is_empty() || profile.len() > 256 || profile.contains(char::is_whitespace))
         {
             return Err(InvalidMachine::new(profile, "is no name of an instance profile"));
         }
-        none_of(&[
-            (machine.pool.as_ref(), "is a pool, and machines of EC2 have none"),
-            (machine.datastore.as_ref(), "is of `vsphere` alone"),
-            (machine.folder.as_ref(), "is of `vsphere` alone"),
-        ])?;
         Ok(Self {
             region: named(&machine.region, "", "is no region, such as `eu-central-1`")?,
             image: named(&machine.image, "ami-", "is no image, such as `ami-0123456789abcdef0`")?,
@@ -75,7 +71,7 @@ impl Ec2Settings {
                 "is no security group, such as `sg-0123456789abcdef0`",
             )?,
             profile: machine.profile.clone(),
-            endpoint: endpoint.transpose()?,
+            endpoint: server(machine)?,
             certificates: machine.certificates.as_ref().map(|file| folder.join(file)),
         })
     }
@@ -114,6 +110,10 @@ mod tests {
         assert!(settings(&machine()).is_ok());
         type Change = fn(&mut Machine);
         let changes: [(Change, &str); 8] = [
+            (
+                |one| one.pool = Some("gpu".to_owned()),
+                "means nothing to the driver `ec2`",
+            ),
             (|one| one.region = "eu central".to_owned(), "is no region"),
             (|one| one.image = "debian-13".to_owned(), "is no image"),
             (|one| one.kind = None, "is no kind of machine"),

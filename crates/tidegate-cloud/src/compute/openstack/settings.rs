@@ -9,7 +9,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::address::secure;
-use crate::compute::{InvalidMachine, none_of};
+use crate::compute::{InvalidMachine, refuse};
 use crate::credentials::Environment;
 
 /// What is started, and where.
@@ -46,17 +46,15 @@ impl OpenStackSettings {
         let all = |texts: &[String], what: &str| -> Result<Vec<String>, InvalidMachine> {
             texts.iter().map(|text| named(text, what)).collect()
         };
-        if let Some(profile) = &machine.profile {
-            return Err(InvalidMachine::new(
-                profile,
-                "is of `ec2` alone: machines of OpenStack have no profile",
-            ));
-        }
-        none_of(&[
-            (machine.pool.as_ref(), "is a pool, and machines of OpenStack have none"),
-            (machine.datastore.as_ref(), "is of `vsphere` alone"),
-            (machine.folder.as_ref(), "is of `vsphere` alone"),
-        ])?;
+        let unknown = [
+            ("profile", machine.profile.as_ref()),
+            ("project", machine.project.as_ref()),
+            ("accelerator", machine.accelerator.as_ref()),
+            ("pool", machine.pool.as_ref()),
+            ("datastore", machine.datastore.as_ref()),
+            ("folder", machine.folder.as_ref()),
+        ];
+        refuse("openstack", &unknown)?;
         let kind = machine
             .kind
             .as_ref()
@@ -194,11 +192,13 @@ mod tests {
             (settings(|one| one.image = String::new()), "is no image"),
             (settings(|one| one.region = "a\nb".to_owned()), "is no region"),
             (settings(|one| one.kind = Some(String::new())), "is no flavor"),
-            (settings(|one| one.profile = Some("x".to_owned())), "is of `ec2` alone"),
-            (settings(|one| one.pool = Some("x".to_owned())), "is a pool"),
             (
                 settings(|one| one.folder = Some("x".to_owned())),
-                "is of `vsphere` alone",
+                "is `folder`, which means nothing to the driver `openstack`",
+            ),
+            (
+                settings(|one| one.profile = Some("x".to_owned())),
+                "is `profile`, which means nothing to the driver `openstack`",
             ),
             (
                 settings(|one| one.endpoint = Some(far.to_owned())),

@@ -9,7 +9,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::address::secure;
-use crate::compute::{InvalidMachine, none_of};
+use crate::compute::{InvalidMachine, refuse};
 use crate::credentials::Environment;
 
 /// What is started, and where.
@@ -50,20 +50,15 @@ impl VsphereSettings {
             Ok(name.to_owned())
         };
         let perhaps = |text: &Option<String>, what: &str| text.as_ref().map(|text| named(text, what)).transpose();
-        none_of(&[
-            (
-                machine.kind.as_ref(),
-                "is no machine of vSphere: it has as much as `cpus` and `memory` say",
-            ),
-            (
-                machine.profile.as_ref(),
-                "is of `ec2` alone: machines of vSphere have no profile",
-            ),
-            (
-                machine.security_groups.first(),
-                "is of other clouds: machines of vSphere have no security groups",
-            ),
-        ])?;
+        // It has as much as `cpus` and `memory` say.
+        let unknown = [
+            ("type", machine.kind.as_ref()),
+            ("profile", machine.profile.as_ref()),
+            ("project", machine.project.as_ref()),
+            ("accelerator", machine.accelerator.as_ref()),
+            ("security_groups", machine.security_groups.first()),
+        ];
+        refuse("vsphere", &unknown)?;
         let networks = machine.networks.iter();
         let networks: Result<_, _> = networks.map(|text| named(text, "is no network")).collect();
         Ok(Self {
@@ -202,11 +197,11 @@ mod tests {
             (settings(|one| one.pool = text("")), "is no resource pool"),
             (settings(|one| one.datastore = text("")), "is no datastore"),
             (settings(|one| one.folder = text("")), "is no folder"),
-            (settings(|one| one.kind = text("x")), "as `cpus` and `memory` say"),
-            (settings(|one| one.profile = text("x")), "is of `ec2` alone"),
+            (settings(|one| one.kind = text("x")), "is `type`, which means nothing to"),
+            (settings(|one| one.profile = text("x")), "is `profile`, which means"),
             (
                 settings(|one| one.security_groups = vec!["x".to_owned()]),
-                "no security groups",
+                "is `security_groups`, which means",
             ),
             (
                 settings(|one| one.endpoint = text("http://vcenter.example")),

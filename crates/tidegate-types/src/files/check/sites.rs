@@ -11,9 +11,9 @@ const STORES: [&str; 4] = ["folder:", "s3:", "gs:", "az:"];
 /// Kinds of custody that this version can use.
 const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms:", "key-vault:"];
 /// Drivers that this version has.
-const DRIVERS: [&str; 5] = ["process", "ssh", "ec2", "openstack", "vsphere"];
+const DRIVERS: [&str; 7] = ["process", "ssh", "ec2", "openstack", "vsphere", "vertex", "azureml"];
 /// Those that start a machine for each job.
-const CLOUDS: [&str; 3] = ["ec2", "openstack", "vsphere"];
+const CLOUDS: [&str; 5] = ["ec2", "openstack", "vsphere", "vertex", "azureml"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -93,8 +93,18 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
                 let help = "write for example `machine: {region: eu-central-1, image: ami-…, type: m7i.xlarge}`";
                 Some(("machine", help))
             }
-            ("ec2", Some(machine)) if machine.kind.is_none() => {
+            ("ec2" | "vertex", Some(machine)) if machine.kind.is_none() => {
                 Some(("machine.type", "write for example `type: m7i.xlarge`"))
+            }
+            ("ec2" | "openstack" | "vertex", Some(machine)) if machine.region.is_empty() => {
+                Some(("machine.region", "write for example `region: eu-central-1`"))
+            }
+            ("vertex", Some(machine)) if machine.project.is_none() => {
+                Some(("machine.project", "write for example `project: st-mary-ml`"))
+            }
+            ("azureml", Some(machine)) if machine.project.is_none() => {
+                let help = "write its workspace: `project: \"/subscriptions/…/workspaces/NAME\"`";
+                Some(("machine.project", help))
             }
             (driver, Some(_)) if !CLOUDS.contains(&driver) => {
                 let message = format!(

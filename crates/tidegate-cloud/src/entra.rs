@@ -7,17 +7,18 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use object_store::client::HttpRequest;
 use serde_json::Value;
-use tidegate_contracts::CustodyError;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use url::Url;
 use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
-use super::super::{Service, word};
 use crate::address::secure;
+use crate::client::{Server, Way, word};
 use crate::credentials::Environment;
 
+/// The longest answer that is read.
+const ANSWER_BYTES: usize = 1 << 20;
 const AUTHORITY: &str = "https://login.microsoftonline.com";
 /// The machine's own metadata service, which speaks without TLS and to this machine alone.
 const METADATA: &str = "http://169.254.169.254";
@@ -42,17 +43,18 @@ enum Login {
 }
 
 /// Gets tokens for one resource, and keeps the last one while it is good.
-pub(super) struct Identity {
+pub(crate) struct Identity {
     login: Login,
     authority: String,
-    metadata: Service,
+    /// Where the metadata service is, and the way to it: no proxy hears what it says.
+    metadata: (String, Server),
     resource: String,
     held: Mutex<Option<(Zeroizing<String>, Instant)>>,
 }
 
 impl Identity {
     /// From the variables that Microsoft's own tools read.
-    pub(super) fn of(environment: &Environment, resource: String) -> Result<Self, String> {
+    pub(crate) fn of(environment: &Environment, resource: String) -> Result<Self, String> {
         let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
         let (tenant, client) = (value("AZURE_TENANT_ID"), value("AZURE_CLIENT_ID"));
         let login = match (
@@ -80,10 +82,12 @@ impl Identity {
         let server = Url::parse(&authority).map_err(|_| "AZURE_AUTHORITY_HOST is no address".to_owned())?;
         secure(&server).map_err(|why| format!("AZURE_AUTHORITY_HOST {why}"))?;
         let metadata = value("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or_else(|| METADATA.to_owned());
+        let metadata = metadata.trim_end_matches('/').to_owned();
+        let nearby = Server::open(&metadata, None, Way::WithoutProxy).map_err(|error| error.to_string())?;
         Ok(Self {
             login,
             authority: authority.trim_end_matches('/').to_owned(),
-            metadata: Service::nearby(&metadata.trim_end_matches('/')).map_err(|error| error.to_string())?,
+            metadata: (metadata, nearby),
             resource,
             held: Mutex::new(None),
         })
@@ -118,11 +122,7 @@ impl Identity {
                 query.append_pair("api-version", "2018-02-01");
                 query.append_pair("resource", &self.resource);
                 query.extend_pairs(client.iter().map(|client| ("client_id", client)));
-                let url = format!(
-                    "{}/metadata/identity/oauth2/token?{}",
-                    self.metadata.address,
-                    query.finish()
-                );
+                let url = format!("{}/metadata/identity/oauth2/token?{}", self.metadata.0, query.finish());
                 http::Request::get(url)
                     .header("Metadata", "true")
                     .body(Vec::new().into())
@@ -131,28 +131,25 @@ impl Identity {
         made.map_err(|error| error.to_string())
     }
 
-    /// A token, by logging in where there is none that is good for long enough.
-    pub(super) async fn token(
-        &self,
-        what: &str,
-        service: &Service,
-        fresh: bool,
-    ) -> Result<Zeroizing<String>, CustodyError> {
+    /// A token, by logging in over `server` where there is none that is good for long enough, or where a `fresh` one is
+    /// wanted; or why there is none.
+    pub(crate) async fn token(&self, server: &Server, fresh: bool) -> Result<Zeroizing<String>, String> {
         let mut held = self.held.lock().await;
         if let (Some((token, until)), false) = (&*held, fresh)
             && Instant::now() < *until
         {
             return Ok(token.clone());
         }
-        let request = self.request().map_err(|why| service.unreachable(what, why))?;
-        let (status, bytes) = match self.login {
-            Login::Machine { .. } => self.metadata.answer(what, request).await?,
-            Login::Secret { .. } | Login::Federated { .. } => service.answer(what, request).await?,
+        let server = match self.login {
+            Login::Machine { .. } => &self.metadata.1,
+            Login::Secret { .. } | Login::Federated { .. } => server,
         };
-        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let answered = server.answer(self.request()?, ANSWER_BYTES).await?;
+        let status = answered.status().as_u16();
+        let answer: Value = serde_json::from_slice(answered.body()).unwrap_or_default();
         let Some(token) = answer["access_token"].as_str().filter(|_| status == 200) else {
             let why = word(answer.get("error"));
-            return Err(service.unreachable(what, format!("logging in failed with status {status} ({why})")));
+            return Err(format!("logging in failed with status {status} ({why})"));
         };
         let token = Zeroizing::new(token.to_owned());
         // A number from Entra ID, a text from the metadata service.
