@@ -13,7 +13,8 @@ use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
 
 use crate::peers::platform::{Platform, azureml_with, vertex_with};
-use crate::peers::{Peer, ec2, entra, make_open_bucket, open_seaweed, openstack, vsphere};
+use crate::peers::vcenter::vsphere;
+use crate::peers::{Machines, Peer, ec2, entra, make_open_bucket, open_seaweed, openstack};
 
 /// What the example's file says of the cloud, and what stands there instead.
 const STORE: &str = "store: \"folder:\"\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
@@ -41,6 +42,8 @@ enum Kind {
     Vertex,
     /// Azure Machine Learning: a server made from the models of Microsoft's client
     Azureml,
+    /// Two clouds: EC2 has no room, and the training goes to Vertex AI
+    Multi,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -67,7 +70,14 @@ impl EndToEnd {
     /// # Errors
     /// When what is needed is missing, or a run did not end well.
     pub(crate) fn run(&self, root: &Path) -> anyhow::Result<()> {
-        let all = [Kind::Ec2, Kind::Openstack, Kind::Vsphere, Kind::Vertex, Kind::Azureml];
+        let all = [
+            Kind::Ec2,
+            Kind::Openstack,
+            Kind::Vsphere,
+            Kind::Vertex,
+            Kind::Azureml,
+            Kind::Multi,
+        ];
         let kinds = if self.kinds.is_empty() { &all[..] } else { &self.kinds };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--release", "--locked", "--quiet", "--package", "tidegate"]);
@@ -120,13 +130,7 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
     match kind {
         Kind::Ec2 => {
             let cloud = ec2(Ec2Settings::needed_grant()).context("the peers have no moto")?;
-            let machine = format!(
-                "driver: ec2, machine: {{region: eu-central-1, image: {}, type: m7i.large, networks: [{}], endpoint: \"{}\"}}",
-                cloud.image,
-                cloud.networks.join(", "),
-                cloud.endpoint()
-            );
-            run(kind, root, &store, &machine, &[])
+            run(kind, root, &store, &[on_ec2(&cloud)], &[])
         }
         Kind::Openstack => {
             let cloud = openstack().context("TIDEGATE_OPENSTACK must name the environment with OpenStack")?;
@@ -134,21 +138,25 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 "driver: openstack, machine: {{region: RegionOne, image: debian-13, networks: [inside], endpoint: \"{}\"}}",
                 cloud.keystone
             );
-            run(kind, root, &store, &machine, &cloud.login())
+            run(kind, root, &store, &[machine], &cloud.login())
         }
         Kind::Vsphere => {
             let cloud = vsphere().context("TIDEGATE_VSPHERE must name the environment with `vcenter`")?;
             let machine = format!("driver: vsphere, machine: {}", cloud.machine());
-            run(kind, root, &store, &machine, &cloud.login())
+            run(kind, root, &store, &[machine], &cloud.login())
         }
         Kind::Vertex => {
             let cloud = vertex_with(&programs()?).context("the peers have no discovery document")?;
-            let machine = format!(
-                "driver: vertex, machine: {{project: st-mary-ml, region: europe-west4, image: trainer, \
-                 type: n1-standard-8, endpoint: \"{}\"}}",
-                cloud.endpoint()
-            );
-            run(kind, root, &store, &machine, &[cloud.service_account()])
+            run(kind, root, &store, &[on_vertex(&cloud)], &[cloud.service_account()])
+        }
+        Kind::Multi => {
+            let full = ec2(Ec2Settings::needed_grant()).context("the peers have no moto")?;
+            for network in &full.networks {
+                full.tell(&format!("full?subnet={network}"));
+            }
+            let other = vertex_with(&programs()?).context("the peers have no discovery document")?;
+            let machines = [on_ec2(&full), on_vertex(&other)];
+            run(kind, root, &store, &machines, &[other.service_account()])
         }
         Kind::Azureml => {
             let cloud = azureml_with(&programs()?).context("the peers have no models of Azure Machine Learning")?;
@@ -158,9 +166,26 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 Platform::WORKSPACE,
                 cloud.endpoint()
             );
-            run(kind, root, &store, &machine, &entra(&cloud.peer, "SKEEPER"))
+            run(kind, root, &store, &[machine], &entra(&cloud.peer, "SKEEPER"))
         }
     }
+}
+
+fn on_ec2(cloud: &Machines) -> String {
+    format!(
+        "driver: ec2, machine: {{region: eu-central-1, image: {}, type: m7i.large, networks: [{}], endpoint: \"{}\"}}",
+        cloud.image,
+        cloud.networks.join(", "),
+        cloud.endpoint()
+    )
+}
+
+fn on_vertex(cloud: &Platform) -> String {
+    format!(
+        "driver: vertex, machine: {{project: st-mary-ml, region: europe-west4, image: trainer, type: n1-standard-8, \
+         endpoint: \"{}\"}}",
+        cloud.endpoint()
+    )
 }
 
 /// Where an image has the program.
@@ -169,22 +194,55 @@ fn programs() -> anyhow::Result<PathBuf> {
     Ok(own.parent().context("this program is in no folder")?.to_owned())
 }
 
-fn run(kind: Kind, root: &Path, store: &Peer, machine: &str, login: &[(&str, String)]) -> anyhow::Result<Report> {
+/// The run where the example's cloud has the first of some machines; each other one is at a dearer site of its own, and the
+/// training may be at any of them.
+fn run(kind: Kind, root: &Path, store: &Peer, machines: &[String], login: &[(&str, String)]) -> anyhow::Result<Report> {
     let folder = tempfile::tempdir()?;
     for entry in std::fs::read_dir(root.join("examples/hospital"))? {
         let entry = entry?;
         std::fs::copy(entry.path(), folder.path().join(entry.file_name()))?;
     }
-    let sites = std::fs::read_to_string(folder.path().join("sites.yaml"))?;
-    let at = format!(
-        "s3://tidegate/cloud?endpoint=http://127.0.0.1:{}&region=us-east-1&role={}",
-        store.port(),
-        Peer::ROLE
-    );
-    let compute = format!("compute: {{{machine}, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}}");
-    let changed = sites.replacen(STORE, &format!("store: \"{at}\"\n    {compute}"), 1);
-    ensure!(changed != sites, "the example's cloud is not what it was");
-    std::fs::write(folder.path().join("sites.yaml"), changed)?;
+    let change = |file: &str, from: &str, to: &str| -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(folder.path().join(file))?;
+        ensure!(text.contains(from), "the example's {file} is not what it was");
+        Ok(std::fs::write(folder.path().join(file), text.replacen(from, to, 1))?)
+    };
+    let mut names = vec!["cloud".to_owned()];
+    for (number, machine) in machines.iter().enumerate() {
+        let name = if number == 0 {
+            "cloud".to_owned()
+        } else {
+            format!("cloud-{number}")
+        };
+        let at = format!(
+            "s3://tidegate/{name}?endpoint=http://127.0.0.1:{}&region=us-east-1&role={}",
+            store.port(),
+            Peer::ROLE
+        );
+        let price = number + 1;
+        let offer = format!(
+            "store: \"{at}\"\n    compute: {{{machine}, cpus: 2, memory: 2 GiB, price: 0.{price}0 USD/h, \
+             spot_price: 0.0{price} USD/h}}"
+        );
+        if number == 0 {
+            change("sites.yaml", STORE, &offer)?;
+        } else {
+            let rest = "egress: {\"*\": 0.09 USD/GiB}\n    network: {setup: allow, run: deny}";
+            let site = format!(
+                "  {name}:\n    kind: public\n    jurisdiction: US\n    clearance: {{level: internal}}\n    {offer}\n    {rest}\n"
+            );
+            change("sites.yaml", "  ward:\n", &format!("{site}  ward:\n"))?;
+            names.push(name);
+        }
+    }
+    if names.len() > 1 {
+        let any: Vec<String> = names.iter().map(|name| format!("{{infra: {name}}}")).collect();
+        change(
+            "tidegate.yaml",
+            "infra: cloud",
+            &format!("any_of: [{}]", any.join(", ")),
+        )?;
+    }
     let program = std::env::current_exe()?.with_file_name("tidegate");
     let began = Instant::now();
     let output = Command::new(program)

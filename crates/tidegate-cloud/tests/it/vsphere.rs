@@ -15,7 +15,7 @@ use tidegate_types::message::Attempt;
 use tidegate_types::quantity::ByteSize;
 use tidegate_types::{RunId, TaskName};
 
-use crate::peers::{Vsphere, vsphere};
+use crate::peers::vcenter::{Vsphere, vsphere};
 
 fn environment(peer: &Vsphere) -> Environment {
     peer.login().map(|(name, value)| (name.to_owned(), value)).into()

@@ -257,6 +257,64 @@ fn a_site_without_room_is_given_time_and_asked_again() {
     );
 }
 
+/// Where the attempts of a world's runs were, in their order.
+fn tried(world: &World) -> Vec<String> {
+    let told = world.told.lock().unwrap().clone();
+    let sites = told.into_iter().filter_map(|one| match one {
+        Progress::AttemptStarted { site, .. } => Some(site.to_string()),
+        _ => None,
+    });
+    sites.collect()
+}
+
+#[test]
+fn a_site_without_room_gives_way_to_the_next_one() {
+    let anywhere = PIPELINE.replace("infra: cloud", "any_of: [{infra: cloud}, {infra: hospital}]");
+    let mut world = World::new("elsewhere");
+    // Home is the cheaper one, and full.
+    world.compute = FakeCompute::with(|request| {
+        if request.ticket.contains("\"site\":\"hospital\"") {
+            return Err(ComputeError::Capacity {
+                id: request.id.clone(),
+                why: "every machine is taken".to_owned(),
+            });
+        }
+        Ok(JobState::Running)
+    });
+    let summary = world.run(&anywhere).unwrap();
+    assert_eq!(summary.status, RunStatus::Done);
+    assert_eq!(tried(&world), ["hospital", "cloud"]);
+    let crossed: Vec<_> = summary
+        .crossings
+        .iter()
+        .filter(|one| one.to.as_str() == "cloud")
+        .collect();
+    assert!(
+        crossed.iter().any(|one| one.artifact == "train"),
+        "{:?}",
+        summary.crossings
+    );
+    // What was trained there is used again, though home would be asked first.
+    pass(1);
+    assert!(world.run(&anywhere).unwrap().reused.contains(&"train".to_owned()));
+    assert_eq!(tried(&world).len(), 2);
+}
+
+#[test]
+fn a_site_that_loses_its_attempts_gives_way_to_the_next_one() {
+    let anywhere = PIPELINE.replace("infra: cloud", "any_of: [{infra: cloud}, {infra: hospital}]");
+    let world = World::new("unlucky");
+    world.ends(|attempt| {
+        Some(if attempt.attempt < 3 {
+            AttemptOutcome::Fenced { why: "lost".to_owned() }
+        } else {
+            accepted()
+        })
+    });
+    assert_eq!(world.run(&anywhere).unwrap().status, RunStatus::Done);
+    assert_eq!(tried(&world), ["hospital", "hospital", "cloud"]);
+}
+
 #[test]
 fn a_run_tells_what_of_its_training_took_how_long() {
     let world = World::new("phases");

@@ -9,7 +9,7 @@ use crate::world::World;
 
 type Lie = (&'static str, fn(&mut Plan));
 
-const LIES: [Lie; 30] = [
+const LIES: [Lie; 34] = [
     ("format", |plan| plan.format.push('0')),
     ("home", |plan| plan.home = "cloud".parse().unwrap()),
     ("pipeline", |plan| plan.pipeline = "other".parse().unwrap()),
@@ -59,6 +59,23 @@ const LIES: [Lie; 30] = [
     ("unpriced for no reason", |plan| plan.unpriced = true),
     ("training for nothing", |plan| priced(plan, 1, Money::ZERO)),
     ("preparing for nothing", |plan| priced(plan, 0, Money::ZERO)),
+    ("another site's crossing is hidden", |plan| {
+        drop(plan.elsewhere[0].crossings.pop());
+    }),
+    ("another site stands there twice", |plan| {
+        plan.elsewhere.push(plan.elsewhere[0].clone());
+    }),
+    ("another site is the first one", |plan| {
+        let first = Plan {
+            elsewhere: Vec::new(),
+            ..plan.clone()
+        };
+        plan.elsewhere = vec![first];
+    }),
+    ("another site has others after it", |plan| {
+        let last = plan.elsewhere[0].clone();
+        plan.elsewhere[0].elsewhere.push(last);
+    }),
     ("a deployment for money", |plan| {
         priced(plan, 5, Money { micro_usd: 1 });
     }),

@@ -192,3 +192,41 @@ fn costs_add_up() {
     assert_eq!(plan.cost_estimate, sum);
     assert!(sum > Money::ZERO);
 }
+
+#[test]
+fn the_other_sites_come_after_the_first_as_plans_of_their_own() {
+    let sites = |world: &World| -> Vec<String> {
+        let (plan, _) = world.plan().unwrap();
+        let all = std::iter::once(&plan).chain(&plan.elsewhere);
+        all.map(|plan| plan.trains_at().unwrap().to_string()).collect()
+    };
+    let world = World::with(&[]);
+    assert_eq!(sites(&world), ["cloud", "hospital"]);
+    let (plan, report) = world.plan().unwrap();
+    let home = &plan.elsewhere[0];
+    assert!(home.crossings.iter().all(|crossing| crossing.task.as_str() != "train"));
+    let told = report.render(&plan);
+    assert!(
+        told.contains("If it cannot be done there\n  train on hospital"),
+        "{told}"
+    );
+    assert!(told.contains("nothing crosses for it"), "{told}");
+    // Where home is the cheaper one, what would cross stands there before it does.
+    let (plan, report) = World::with(&[("use_spot: true", "use_spot: false")]).plan().unwrap();
+    let told = report.render(&plan);
+    assert!(
+        told.contains("code, train, validation -> cloud, model -> hospital"),
+        "{told}"
+    );
+    let any_of = |list: &str| World::with(&[("cpus: 2+", &format!("cpus: 2+, any_of: {list}"))]);
+    assert_eq!(
+        sites(&any_of("[{infra: hospital}, {infra: cloud}]")),
+        ["cloud", "hospital"]
+    );
+    assert_eq!(sites(&any_of("[{infra: hospital}]")), ["hospital"]);
+    assert_eq!(any_of("[{infra: abroad}]").place(), "refused by residency");
+    assert_eq!(
+        sites(&World::with(&[("cpus: 2+", "cpus: 2+, infra: cloud")])),
+        ["cloud"]
+    );
+}

@@ -14,9 +14,8 @@ use tidegate_cloud::Ec2Settings;
 use crate::clouds::{ADMIN, hospital_at};
 use crate::fixture::{Hospital, files};
 use crate::peers::platform::{Platform, azureml_with, vertex_with};
-use crate::peers::{
-    Machines, OpenStack, Peer, Vsphere, ec2, entra, make_open_bucket, open_seaweed, openstack, vsphere,
-};
+use crate::peers::vcenter::{Vsphere, vsphere};
+use crate::peers::{Machines, OpenStack, Peer, ec2, entra, make_open_bucket, open_seaweed, openstack};
 
 const PROCESS: &str = "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}";
 
@@ -507,4 +506,56 @@ fn a_pipeline_trains_in_a_container_of_azure() {
         platform.endpoint()
     );
     trained_in_a_container(&platform, &machine, &entra(&platform.peer, "SKEEPER"));
+}
+
+#[test]
+fn training_goes_to_another_cloud_where_the_first_has_no_room() {
+    let (Some(store), Some(full), Some(other)) = (
+        open_seaweed(),
+        ec2(Ec2Settings::needed_grant()),
+        vertex_with(programs()),
+    ) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &full);
+    for network in &full.networks {
+        full.tell(&format!("full?subnet={network}"));
+    }
+    let second = format!(
+        "  second:\n    kind: public\n    jurisdiction: US\n    clearance: {{level: internal}}\n    \
+         store: \"{}&role={}\"\n    compute:\n      driver: vertex\n      machine: {{project: st-mary-ml, \
+         region: europe-west4, image: trainer:1, type: n1-standard-8, endpoint: \"{}\"}}\n      cpus: 2\n      \
+         memory: 2 GiB\n      price: 0.30 USD/h\n    egress: {{\"*\": 0.09 USD/GiB}}\n  ward:\n",
+        store_of(&store, "second"),
+        Peer::ROLE,
+        other.endpoint()
+    );
+    hospital.edit("sites.yaml", "  ward:\n", &second);
+    hospital.edit(
+        "tidegate.yaml",
+        "{infra: cloud}",
+        "{any_of: [{infra: cloud}, {infra: second}]}",
+    );
+    let output = hospital
+        .command(&["run", "--yes", "--format", "json"])
+        .envs(ADMIN)
+        .envs([other.service_account()])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("InsufficientInstanceCapacity"), "{told}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["status"], "done");
+    let crossings = summary["crossings"].as_array().unwrap();
+    for site in ["cloud", "second"] {
+        let there = crossings
+            .iter()
+            .any(|one| one["to"] == site && one["artifact"] == "train");
+        assert!(there, "{site}: {crossings:?}");
+    }
+    let back: Vec<_> = crossings.iter().filter(|one| one["artifact"] == "model").collect();
+    assert!(matches!(&back[..], [one] if one["from"] == "second"), "{back:?}");
+    assert!(trained(&full).is_empty(), "nothing was started where there was no room");
+    assert_eq!(other.tell("made").as_array().unwrap().len(), 1);
 }

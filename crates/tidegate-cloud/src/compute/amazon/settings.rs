@@ -109,7 +109,7 @@ mod tests {
         let settings = |machine: &Machine| Ec2Settings::new(machine, Path::new("/etc/tidegate"));
         assert!(settings(&machine()).is_ok());
         type Change = fn(&mut Machine);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (
                 |one| one.pool = Some("gpu".to_owned()),
                 "means nothing to the driver `ec2`",

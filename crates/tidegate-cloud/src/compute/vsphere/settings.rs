@@ -197,7 +197,10 @@ mod tests {
             (settings(|one| one.pool = text("")), "is no resource pool"),
             (settings(|one| one.datastore = text("")), "is no datastore"),
             (settings(|one| one.folder = text("")), "is no folder"),
-            (settings(|one| one.kind = text("x")), "is `type`, which means nothing to"),
+            (
+                settings(|one| one.kind = text("x")),
+                "is `type`, which means nothing to",
+            ),
             (settings(|one| one.profile = text("x")), "is `profile`, which means"),
             (
                 settings(|one| one.security_groups = vec!["x".to_owned()]),
