@@ -116,7 +116,9 @@ impl Engine {
         }
         for job in &lost {
             let outcome = self.fence(&job.attempt, why).await?;
-            self.ended(&job.attempt, outcome, unswept.contains(&job.site), BTreeMap::new())?;
+            // What was asked for a moment ago may not be listed yet.
+            let left = unswept.contains(&job.site) || job.handle.is_none();
+            self.ended(&job.attempt, outcome, left, BTreeMap::new())?;
         }
         Ok(())
     }

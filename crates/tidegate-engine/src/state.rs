@@ -79,6 +79,9 @@ pub(crate) struct JobRecord {
     /// What an hour of its machine costs.
     #[serde(default)]
     pub(crate) price: Option<HourPrice>,
+    /// Whether its site had no room for it.
+    #[serde(default)]
+    pub(crate) crowded: bool,
 }
 
 /// One run.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
+use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::files::sites::Site;
 use tidegate_types::ids::{PermitId, SiteName, TaskName};
-use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, ReplyBody, RequestBody};
+use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, CarriedCheckpoint, ReplyBody, RequestBody};
 use tidegate_types::message::{Attempt, Ticket};
 use tidegate_types::quantity::Money;
 
@@ -44,7 +45,7 @@ impl Engine {
         inputs: &BTreeMap<String, ArtifactSummary>,
     ) -> Result<(TrainedStep, bool), EngineError> {
         let artifacts: BTreeMap<&String, _> = inputs.iter().map(|(name, input)| (name, &input.artifact)).collect();
-        let mut keys = Vec::new();
+        let mut places = Vec::new();
         for site in sites {
             let definition = self.sites.sites.get(*site).map(Site::identity);
             let key = self.key(&(
@@ -58,11 +59,14 @@ impl Engine {
             if let Some(step) = self.step(&key)? {
                 return Ok((step, true));
             }
-            keys.push(key);
+            let permits = None;
+            places.push(Place { site, key, permits });
         }
         let mut turn = Turn::default();
         let mut last = String::new();
-        for number in 1..=self.pipeline.train.retries.saturating_add(1) {
+        let mut number = 0;
+        while number <= self.pipeline.train.retries {
+            number += 1;
             let attempt = Attempt {
                 run: run.id.clone(),
                 task: task.clone(),
@@ -71,14 +75,39 @@ impl Engine {
             };
             self.may_go_on(run, Money::ZERO)?;
             // After a restart it is where it was begun.
-            if let Some(begun) = get::<JobRecord>(&*self.journal, "jobs", &job_id(&attempt))? {
-                turn.at = sites.iter().position(|site| **site == begun.site).unwrap_or(turn.at);
+            let begun = get::<JobRecord>(&*self.journal, "jobs", &job_id(&attempt))?;
+            if let Some(begun) = &begun {
+                let there = places.iter().position(|place| *place.site == begun.site);
+                turn.at = there.unwrap_or(turn.at);
             }
-            let (Some(site), Some(key)) = (sites.get(turn.at), keys.get(turn.at)) else {
+            let count = places.len();
+            let Some(place) = places.get_mut(turn.at) else {
                 return Err(EngineError::failed("placing the training", "no site is left"));
             };
+            let (site, key) = (place.site, place.key);
+            // One that was lost before needs nothing any more.
+            let lost = begun.and_then(|job| job.ended);
+            let lost = lost.is_some_and(|(_, outcome)| !matches!(outcome, AttemptOutcome::Accepted { .. }));
             // What crosses for a site crosses when it is needed there.
-            let permits = self.permits_for(run, task, site, inputs).await?;
+            if place.permits.is_none() && !lost {
+                match self.permits_for(run, task, site, inputs).await {
+                    Ok(permits) => place.permits = Some(permits),
+                    // Where nothing can be brought to a site, another one may do.
+                    Err(error) if count > 1 => {
+                        tracing::warn!(run = %run.id, %site, %error, "the training does not go to that site");
+                        last = error.to_string();
+                        places.remove(turn.at);
+                        turn.at %= count - 1;
+                        number -= 1;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let mut permits = place.permits.clone().unwrap_or_default();
+            if number > 1 && sites.len() > 1 && !lost {
+                permits.extend(self.carry_checkpoint(run, &attempt, site).await?);
+            }
             let tried = self.attempt(run, &attempt, site, &permits).await?;
             match tried.outcome {
                 AttemptOutcome::Accepted {
@@ -89,11 +118,11 @@ impl Engine {
                         attempt: number,
                         phases: self.phases_of(&attempt)?,
                     });
-                    if let (Some(permit), true) = (permits.get("train"), **site != self.home) {
+                    if let (Some(permit), true) = (permits.get("train"), *site != self.home) {
                         self.account(run, "model", &model.artifact, site, &self.home, bytes, permit)?;
                     }
                     let step = TrainedStep { model, seconds };
-                    self.keep(key, &step, &[])?;
+                    self.keep(&key, &step, &[])?;
                     return Ok((step, false));
                 }
                 AttemptOutcome::Failed { stage, reason } => {
@@ -114,7 +143,7 @@ impl Engine {
                     self.lost(task, number, &last);
                 }
             }
-            if turn.next(tried.crowded, sites.len()) && number <= self.pipeline.train.retries {
+            if turn.next(tried.crowded, count) && number <= self.pipeline.train.retries {
                 self.wait_for_room(run, turn.rounds).await?;
             }
         }
@@ -134,6 +163,53 @@ impl Engine {
             attempt,
             reason: reason.to_owned(),
         });
+    }
+
+    /// Brings what attempts at other sites had done to a site, by way of home, under a permit of its own; none is needed at
+    /// home.
+    async fn carry_checkpoint(
+        &self,
+        run: &RunRecord,
+        attempt: &Attempt,
+        site: &SiteName,
+    ) -> Result<Option<(String, PermitId)>, EngineError> {
+        let body = RequestBody::FetchCheckpoint {
+            attempt: attempt.clone(),
+            site: site.clone(),
+        };
+        let ReplyBody::Checkpoint { checkpoint } = self.keeper.ask("fetch-a-checkpoint", body).await? else {
+            return Err(self.keeper.wrong_reply());
+        };
+        let Some(CarriedCheckpoint {
+            artifact,
+            attempt: made_by,
+            from,
+            permit,
+            bytes,
+        }) = checkpoint
+        else {
+            return Ok(None);
+        };
+        let name = format!("checkpoint-{made_by}");
+        if from != self.home {
+            self.account(run, &name, &artifact.artifact, &from, &self.home, bytes, &permit)?;
+        }
+        if *site == self.home {
+            return Ok(None);
+        }
+        let wanted = Wanted {
+            task: &attempt.task,
+            name: &name,
+            artifact: &artifact.artifact,
+            bytes: artifact.bytes,
+            to: site,
+            worker: Some(self.worker_digest()?),
+        };
+        let permits = self.cross(run, &[wanted]).await?;
+        Ok(permits
+            .into_iter()
+            .next()
+            .map(|permit| ("checkpoint".to_owned(), permit)))
     }
 
     /// Brings the inputs to a site, under permits of their own; none are needed at home.
@@ -187,8 +263,9 @@ impl Engine {
         match get::<JobRecord>(&*self.journal, "jobs", &job)? {
             Some(JobRecord {
                 ended: Some((_, outcome)),
+                crowded,
                 ..
-            }) => return Ok(Tried::of(outcome)),
+            }) => return Ok(Tried { outcome, crowded }),
             Some(record) => there = record.handle,
             // Before anything is asked for: whoever finds this entry open has something to fence.
             None => put(
@@ -204,6 +281,7 @@ impl Engine {
                     handle: None,
                     phases: BTreeMap::new(),
                     price: self.price(site, true),
+                    crowded: false,
                 },
             )?,
         }
@@ -245,10 +323,12 @@ impl Engine {
                         tracing::warn!(run = %run.id, %site, %error, "worker not started");
                         let outcome = explained(outcome, Some(&error.to_string()));
                         // Whatever the last try met: an earlier one may have started something.
-                        return Ok(Tried {
-                            outcome: self.ended(attempt, outcome, true, phases)?,
-                            crowded: matches!(error, ComputeError::Capacity { .. }),
-                        });
+                        let crowded = matches!(error, ComputeError::Capacity { .. });
+                        let outcome = self.ended(attempt, outcome, true, phases)?;
+                        if let Some(record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
+                            put(&*self.journal, "jobs", &job, &JobRecord { crowded, ..record })?;
+                        }
+                        return Ok(Tried { outcome, crowded });
                     }
                 }
             }
@@ -413,6 +493,15 @@ impl Engine {
         self.journal.commit(&batch).while_("recording how an attempt ended")?;
         Ok(outcome)
     }
+}
+
+/// A site that may train.
+struct Place<'a> {
+    site: &'a SiteName,
+    /// By which a training there is known again.
+    key: Digest,
+    /// Under which its inputs crossed, once they did.
+    permits: Option<BTreeMap<String, PermitId>>,
 }
 
 /// Whose turn it is among the sites that may train.

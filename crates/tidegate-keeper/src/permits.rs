@@ -173,11 +173,12 @@ impl Keeper {
         let inputs: BTreeSet<&ArtifactId> = prepared.inputs.values().collect();
         let own_bundle = artifact.manifest.kind == ArtifactKind::Bundle
             && artifact.manifest.name.rsplit_once('/').map(|(name, _)| name) == Some(pipeline.name.as_str());
-        if !own_bundle && !inputs.contains(wanted.artifact) {
+        let carried = self.carried(wanted.run, wanted.task)?;
+        if !own_bundle && !inputs.contains(wanted.artifact) && carried != Some(*wanted.artifact) {
             return Err(refuse(
                 "permit-other-artifact",
                 format!("sending artifact {} to site `{}`", wanted.artifact.short(), wanted.to),
-                "it is neither prepared by this run nor a bundle of its pipeline",
+                "it is neither prepared by this run, nor its unfinished work, nor a bundle of its pipeline",
                 "name an artifact that the run prepared",
             )
             .into());
@@ -247,7 +248,7 @@ impl Keeper {
             to: self.reference(wanted.to)?,
             pipeline: digest,
             policies: self.policies.digest(),
-            code: if is_input {
+            code: if is_input || artifact.manifest.kind == ArtifactKind::Checkpoint {
                 prepared.inputs.get("code").copied()
             } else {
                 None

@@ -358,6 +358,7 @@ impl Keeper {
                 worker,
                 permits,
             } => self.start_attempt(attempt, pipeline, site, *worker, permits).await,
+            RequestBody::FetchCheckpoint { attempt, site } => self.fetch_checkpoint(attempt, site).await,
             RequestBody::AwaitAttempt { attempt } => self.await_attempt(attempt).await,
             RequestBody::Fence { attempt, why } => self.fence(attempt, why),
             RequestBody::Evaluate { run, pipeline, model } => self.judge(run, pipeline, model, false).await,
@@ -481,7 +482,8 @@ fn run_of(body: &RequestBody) -> Option<&RunId> {
         | RequestBody::Refine { run, .. }
         | RequestBody::Release { run, .. }
         | RequestBody::Deploy { run, .. } => Some(run),
-        RequestBody::StartAttempt { attempt, .. }
+        RequestBody::FetchCheckpoint { attempt, .. }
+        | RequestBody::StartAttempt { attempt, .. }
         | RequestBody::AwaitAttempt { attempt }
         | RequestBody::Fence { attempt, .. } => Some(&attempt.run),
         RequestBody::Identify { .. }

@@ -91,10 +91,26 @@ impl State {
             best.restore(&mut numbers)?;
             state.best = Some((f64::from_bits(loss), best));
         }
+        let epochs = head.history.len();
+        let steps = rows.div_ceil(settings.batch_size.max(1) as usize) * epochs;
+        let counted = head
+            .history
+            .iter()
+            .zip(1..)
+            .all(|(epoch, number)| epoch.epoch == number);
+        let fits = counted
+            && epochs <= settings.epochs as usize
+            && head.step == steps as u64
+            && head.waited as usize <= epochs
+            && state.network.is_finite()
+            && state
+                .best
+                .as_ref()
+                .is_none_or(|(loss, best)| loss.is_finite() && best.is_finite());
         state.random.set_word_pos(head.random.parse().ok()?);
         state.step = head.step;
         state.waited = head.waited;
         state.history = head.history;
-        numbers.is_empty().then_some(state)
+        (fits && numbers.is_empty()).then_some(state)
     }
 }

@@ -166,7 +166,12 @@ impl Observer for Reporter {
         // Not flushed: it goes with the machine, and who copies it reads what the system has.
         let partial = path.with_extension("partial");
         let written = std::fs::write(&partial, file()?).and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(LearnError::io("writing", path))
+        if let Err(error) = written {
+            // No reason to end a training.
+            say(&format!("what is unfinished cannot be kept: {error}"));
+            self.unfinished = None;
+        }
+        Ok(())
     }
 
     fn begun(&mut self) -> Result<Option<Vec<u8>>, LearnError> {
@@ -176,10 +181,14 @@ impl Observer for Reporter {
             file.take(CHECKPOINT_BYTES).read_to_end(&mut text)?;
             Ok(text)
         });
-        match read {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            read => read.map(Some).map_err(LearnError::io("reading", path)),
-        }
+        Ok(match read {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                say(&format!("what was unfinished cannot be read: {error}"));
+                None
+            }
+        })
     }
 
     fn goes_on(&mut self, epochs: usize) {

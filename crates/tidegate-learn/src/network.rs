@@ -51,6 +51,11 @@ impl Parameters {
         }
     }
 
+    fn is_finite(&self) -> bool {
+        let numbers = self.values.iter().chain(&self.first);
+        numbers.copied().all(f32::is_finite) && self.second.iter().all(|number| (0.0..f32::INFINITY).contains(number))
+    }
+
     /// Values and moments, which are all there is between two steps.
     fn save(&self, to: &mut Vec<u8>) {
         for numbers in [&self.values, &self.first, &self.second] {
@@ -227,6 +232,12 @@ impl Network {
 
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Whether training can go on from here.
+    pub(crate) fn is_finite(&self) -> bool {
+        let parameters = self.layers.iter().flat_map(|layer| [&layer.weights, &layer.bias]);
+        parameters.into_iter().all(Parameters::is_finite)
     }
 
     /// Everything that the next step depends on, behind what is there.

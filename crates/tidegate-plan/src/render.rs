@@ -26,6 +26,14 @@ impl Report {
         if !plan.elsewhere.is_empty() {
             out.push_str("\nIf it cannot be done there\n");
             table(&mut out, plan.elsewhere.iter().map(other).collect());
+            let all = plan.elsewhere.iter().flat_map(|other| &other.crossings);
+            let train: Vec<_> = all
+                .filter(|crossing| crossing.task.as_str() == Step::Train.as_str())
+                .collect();
+            if !train.is_empty() {
+                out.push_str("\nWhat will cross then, besides\n");
+                table(&mut out, train.into_iter().map(route).collect());
+            }
         }
         self.costs(&mut out, plan);
         out
@@ -37,16 +45,7 @@ impl Report {
             return;
         }
         out.push_str("\nWhat will cross, sealed, each under its own permit\n");
-        let rows = plan.crossings.iter().map(|crossing| {
-            vec![
-                crossing.artifact.clone(),
-                format!("{} -> {}", crossing.from, crossing.to),
-                crossing.label.to_string(),
-                format!("at most about {}", bytes(crossing.bytes_estimate)),
-                cost(crossing.cost),
-            ]
-        });
-        table(out, rows.collect());
+        table(out, plan.crossings.iter().map(route).collect());
         // The parts of one split have the same columns: they are shown once.
         let rows: Vec<&PlannedCrossing> = plan
             .crossings
@@ -82,32 +81,23 @@ impl Report {
     }
 }
 
+fn route(crossing: &PlannedCrossing) -> Vec<String> {
+    vec![
+        crossing.artifact.clone(),
+        format!("{} -> {}", crossing.from, crossing.to),
+        crossing.label.to_string(),
+        format!("at most about {}", bytes(crossing.bytes_estimate)),
+        cost(crossing.cost),
+    ]
+}
+
 /// Another site that may train.
 fn other(plan: &Plan) -> Vec<String> {
     let site = plan.trains_at().map_or(String::new(), ToString::to_string);
-    let crossings = plan
-        .crossings
-        .iter()
-        .filter(|crossing| crossing.task.as_str() == Step::Train.as_str());
-    let (there, back): (Vec<_>, Vec<_>) = crossings.partition(|crossing| crossing.from == plan.home);
-    let names = |crossings: &[&PlannedCrossing]| -> String {
-        let names: Vec<&str> = crossings.iter().map(|crossing| crossing.artifact.as_str()).collect();
-        names.join(", ")
-    };
     let unpriced = if plan.unpriced { " and what is unpriced" } else { "" };
     vec![
         format!("train on {site}"),
         format!("about {}{unpriced} in all", plan.cost_estimate),
-        if there.is_empty() {
-            "nothing crosses for it".to_owned()
-        } else {
-            format!(
-                "what crosses then: {} -> {site}, {} -> {}",
-                names(&there),
-                names(&back),
-                plan.home
-            )
-        },
     ]
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{ArtifactKind, SealedObject};
 use crate::digest::Digest;
-use crate::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
+use crate::ids::{ArtifactId, AttemptNumber, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
 use crate::message::{Attempt, Ticket};
 use crate::permit::Envelope;
@@ -122,6 +122,14 @@ pub enum RequestBody {
     Send {
         /// The permit.
         permit: PermitId,
+    },
+    /// Bring home what the attempts before this one had done, where this one is at another site than they were. Answered
+    /// with nothing where there is nothing to go on with, or it stands there already.
+    FetchCheckpoint {
+        /// The attempt that will go on with it.
+        attempt: Attempt,
+        /// Where its worker will run.
+        site: SiteName,
     },
     /// Make a ticket for an attempt, and admit its worker when it says hello.
     StartAttempt {
@@ -345,6 +353,22 @@ pub enum Held {
     },
 }
 
+/// Unfinished work that was brought home.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarriedCheckpoint {
+    /// What it is here.
+    pub artifact: ArtifactSummary,
+    /// The attempt that made it.
+    pub attempt: AttemptNumber,
+    /// Where that was.
+    pub from: SiteName,
+    /// Under whose standing slot it came home.
+    pub permit: PermitId,
+    /// Sealed bytes that were fetched from there.
+    pub bytes: u64,
+}
+
 /// What may be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -416,6 +440,11 @@ pub enum ReplyBody {
         objects: Vec<SealedObject>,
         /// The sum of their bytes.
         bytes: u64,
+    },
+    /// What the attempts before had done, at home now.
+    Checkpoint {
+        /// It, if there is something to go on with elsewhere.
+        checkpoint: Option<CarriedCheckpoint>,
     },
     /// The ticket for the driver.
     Ticket {

@@ -186,11 +186,19 @@ impl Attempt {
         }
         let limit = output_limit(&granted)?;
         let job = &granted.grant.job;
-        let names: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
+        let carried = inputs.iter().any(|(name, _)| name == CHECKPOINT_SLOT);
+        let names = inputs.iter().map(|(name, _)| name.clone());
+        let names: Vec<String> = names.filter(|name| name != CHECKPOINT_SLOT).collect();
         // A command's outputs carry the join of its inputs' labels.
         let label = Label::join_all(inputs.iter().map(|(_, manifest)| &manifest.label));
         let note = match &granted.grant.checkpoint {
             Some(checkpoint) => Some(self.restore(checkpoint, &granted, &label, limit).await?),
+            // It crossed as an input does, and came as one.
+            None if carried => {
+                let moved = std::fs::rename(self.scratch.input(CHECKPOINT_SLOT), self.scratch.checkpoint());
+                moved.map_err(|error| Failure::new(Stage::Input, error.to_string()))?;
+                Some("it goes on from the checkpoint of an attempt at another site".to_owned())
+            }
             None => None,
         };
         let permitted = (&granted.grant, &granted.standing.permit);
@@ -400,9 +408,7 @@ impl Attempt {
                 Ok(format!("it goes on from {of}"))
             }
             // What may pass would not have to cost what was done.
-            Err(error) if error.is_transient() || matches!(error, TransferError::Local { .. }) => {
-                Err(failed(&error.to_string()))
-            }
+            Err(error) if error.is_transient() => Err(failed(&error.to_string())),
             Err(error) => {
                 tracing::warn!(%error, "a checkpoint cannot be used");
                 Ok(format!("it begins anew, because {of} cannot be used: {error}"))

@@ -31,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const PAUSE_PER_SENDING: u32 = 9;
 /// How long nothing is sent after sending failed, the first time.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// After so many looks in a row that could not hold anything, the log says so.
+const UNHELD: u32 = 40;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// The checkpoints of one command.
@@ -53,6 +55,8 @@ pub(crate) struct Checkpoints {
     send_at: Instant,
     failures: u32,
     refused: bool,
+    /// Looks in a row after which nothing could be held.
+    unheld: u32,
 }
 
 /// A copy that is being sent.
@@ -108,6 +112,7 @@ impl Checkpoints {
             send_at: now,
             failures: 0,
             refused: false,
+            unheld: 0,
         }))
     }
 
@@ -169,9 +174,22 @@ impl Checkpoints {
         let (folder, to) = (self.folder.clone(), at.clone());
         let held = tokio::task::spawn_blocking(move || Standing::hold(&folder, &to)).await;
         match held.map_err(|_| inside())? {
-            Ok(held) => self.held = held.map(|held| (held, at, Instant::now())),
-            // Mostly somebody was faster; the next look tries again.
+            Ok(Some(held)) => {
+                self.held = Some((held, at, Instant::now()));
+                self.unheld = 0;
+                return Ok(News::default());
+            }
+            Ok(None) => {}
             Err(error) => tracing::debug!(%error, "nothing is held of a checkpoint"),
+        }
+        // Mostly somebody was faster, and the next look tries again.
+        self.unheld += 1;
+        if self.unheld == UNHELD {
+            return Ok(News::note(
+                "no checkpoint could be kept so far: its files are replaced all the time, cannot be read, or stand on a file \
+                 system without links"
+                    .to_owned(),
+            ));
         }
         Ok(News::default())
     }

@@ -239,7 +239,9 @@ impl AzureMlDriver {
             .service
             .ask(Method::PUT, &path, Some(&body), &request.ticket)
             .await?;
-        Job::of(&started).ok_or_else(|| Failure::unheard("its answer describes no job"))
+        let job = Job::of(&started).ok_or_else(|| Failure::unheard("its answer describes no job"))?;
+        // Later looks are compared with a look, and not with this answer.
+        Ok(self.find(&job.name).await?.unwrap_or(job))
     }
 
     fn handle(request: &JobRequest, digest: &str, job: &Job) -> Result<Handle, ComputeError> {

@@ -286,6 +286,7 @@ impl Keeper {
                 let ended = (self.ends.lock().unwrap())(attempt)?;
                 done(ReplyBody::AttemptEnded { outcome: ended })
             }
+            RequestBody::FetchCheckpoint { .. } => done(ReplyBody::Checkpoint { checkpoint: None }),
             RequestBody::Fence { .. } if self.fence_fails.load(Ordering::SeqCst) => {
                 Some(Outcome::Failed("out of reach".to_owned()))
             }

@@ -1,23 +1,41 @@
 //! Unfinished work of attempts: it stays sealed in the store of the site where it was made, and only the next attempt's
-//! worker is given its key.
+//! worker is given its key. Where that one is at another site, it is brought home and crosses from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use tidegate_contracts::journal::Batch;
 use tidegate_contracts::store::ObjectName;
+use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_seal::key::DataKey;
-use tidegate_transfer::{Expected, packing_list, remove};
+use tidegate_seal::packing;
+use tidegate_seal::sign::VerifyingKey;
+use tidegate_transfer::{Description, Expected, TransferError, packing_list, receive, remove};
+use tidegate_types::artifact::{ArtifactKind, SHARD_PLAINTEXT_BYTES};
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
-use tidegate_types::keeper::AttemptOutcome;
-use tidegate_types::message::GrantedCheckpoint;
+use tidegate_types::ids::{ArtifactId, RunId, SiteName, TaskName};
+use tidegate_types::keeper::{AttemptOutcome, CarriedCheckpoint, ReplyBody};
+use tidegate_types::message::{Attempt, GrantedCheckpoint};
 
+use super::fence_key;
 use super::output::refused_output;
 use crate::admission::{Admitted, Worker, release_key};
 use crate::error::{KeeperError, While, refuse};
+use crate::home::no_evidence;
 use crate::needless::objects;
 use crate::permits::{CHECKPOINT_BYTES, sealed_bytes};
-use crate::records::{AttemptRecord, CheckpointRecord, attempt_key};
+use crate::records::{AttemptRecord, CheckpointRecord, CrossingRecord, OutputRecord, attempt_key};
 use crate::service::Keeper;
+
+/// Shards beyond those that an artifact's bytes need.
+const MORE_SHARDS: u64 = 2;
+/// How long an attempt waits for the removal of what nobody needs.
+const REMOVING: Duration = Duration::from_secs(5);
+/// What was brought home last, by run and task.
+const CARRIED: &str = "carried";
 
 /// What a worker says of its unfinished work.
 pub(super) struct Told<'a> {
@@ -29,13 +47,14 @@ pub(super) struct Told<'a> {
 }
 
 impl Keeper {
-    /// Verifies that what a worker tells stands in the store: its packing list, whose digest names everything else.
+    /// Verifies that what a worker tells stands in the store: its packing list, whose digest names everything else. Nothing
+    /// where the slot carries no more: that is no reason to end the work.
     pub(super) async fn take_checkpoint(
         &self,
         record: &AttemptRecord,
         worker: &Admitted<Worker>,
         told: &Told<'_>,
-    ) -> Result<CheckpointRecord, KeeperError> {
+    ) -> Result<Option<CheckpointRecord>, KeeperError> {
         let taking = "taking note of a worker's checkpoint";
         let permit = record
             .inputs
@@ -66,7 +85,7 @@ impl Keeper {
             permit_digest: &payload_digest(&permit.envelope).while_(taking)?,
             to: &self.site,
             key_commitment: None,
-            byte_limit: sealed_bytes(record.job.output_bytes).min(CHECKPOINT_BYTES.saturating_sub(sent)),
+            byte_limit: sealed_bytes(record.job.output_bytes),
             plaintext_limit: record.job.output_bytes,
             ceiling: Some(&record.label),
         };
@@ -74,6 +93,21 @@ impl Keeper {
         let (list, bytes) = verified.map_err(|error| refused_output(taking, error))?;
         let sealed = list.shards.iter().chain([&list.index]);
         let bytes = sealed.fold(bytes, |sum, object| sum.saturating_add(object.bytes));
+        // It is compared and written again with each step of the attempt.
+        let most = record.job.output_bytes / SHARD_PLAINTEXT_BYTES + MORE_SHARDS;
+        if list.shards.len() as u64 > most {
+            return Err(refuse(
+                "output-tampered",
+                taking,
+                "it names more shards than its bytes need",
+                "start another attempt",
+            )
+            .into());
+        }
+        if sent.saturating_add(bytes) > CHECKPOINT_BYTES {
+            tracing::warn!(run = %record.attempt.run, "no more checkpoints are kept: the permit's slot carries no more");
+            return Ok(None);
+        }
         let leaf = self.event(
             EventType::Checkpointed,
             &record.attempt.run,
@@ -82,7 +116,7 @@ impl Keeper {
         )?;
         let key = format!("checkpoint/{}/{}", attempt_key(&record.attempt), told.number);
         self.records.commit(&Batch::default().leaf(&key, leaf))?;
-        Ok(CheckpointRecord {
+        Ok(Some(CheckpointRecord {
             packing_list: told.packing_list.to_owned(),
             packing_list_digest: *told.packing_list_digest,
             objects: list.shards.into_iter().chain([list.index]).collect(),
@@ -90,7 +124,7 @@ impl Keeper {
             permit: permit.id,
             signing_key: worker.signing_key().to_base64(),
             sealed_key: told.grant.to_owned(),
-        })
+        }))
     }
 
     /// The newest unfinished work of an attempt's task: its own, or else that of the last attempt before it that had any,
@@ -104,6 +138,112 @@ impl Keeper {
         });
         let newest = earlier.max_by_key(|one| one.attempt.attempt);
         Ok(newest.and_then(|mut one| one.checkpoint.take().map(|checkpoint| (one, checkpoint))))
+    }
+
+    /// Brings home what the attempts before this one had done, if this one is at another site; it then crosses to that site as
+    /// anything else does. What cannot be used is left where it is, and the next attempt begins anew.
+    pub(crate) async fn fetch_checkpoint(&self, attempt: &Attempt, site: &SiteName) -> Result<ReplyBody, KeeperError> {
+        let fetching = "bringing a checkpoint home";
+        let nothing = ReplyBody::Checkpoint { checkpoint: None };
+        let key = fence_key(attempt);
+        let earlier = self.records.attempts_of(attempt)?.into_iter();
+        let newest = earlier
+            .filter(|one| one.attempt.rank == attempt.rank && one.attempt.attempt < attempt.attempt)
+            .filter(|one| one.outcome.is_some() && one.checkpoint.is_some())
+            .max_by_key(|one| one.attempt.attempt);
+        let Some((from, checkpoint)) =
+            newest.and_then(|one| one.checkpoint.clone().map(|checkpoint| (one, checkpoint)))
+        else {
+            return Ok(nothing);
+        };
+        if from.site == *site {
+            self.records.put(CARRIED, &key, &None::<ArtifactId>)?;
+            return Ok(nothing);
+        }
+        let permit = self.permit_record(&checkpoint.permit)?;
+        let list = ObjectName::new(checkpoint.packing_list.clone()).while_(fetching)?;
+        let raw = self.checkpoint_key(fetching, &checkpoint)?;
+        let sender = VerifyingKey::from_base64(&checkpoint.signing_key).while_(fetching)?;
+        let expected = Expected {
+            packing_list: &list,
+            packing_list_digest: &checkpoint.packing_list_digest,
+            sender: &sender,
+            organisation: &self.sites.organisation,
+            artifact: None,
+            permit: &permit.id,
+            permit_digest: &payload_digest(&permit.envelope).while_(fetching)?,
+            to: &self.site,
+            key_commitment: None,
+            byte_limit: sealed_bytes(from.job.output_bytes),
+            plaintext_limit: from.job.output_bytes,
+            ceiling: Some(&from.label),
+        };
+        let folder = PathBuf::from("checkpoints");
+        std::fs::create_dir_all(self.folder.join(&folder)).while_(fetching)?;
+        let name: String = checkpoint.packing_list_digest.to_hex().chars().take(16).collect();
+        let folder = self
+            .folder
+            .join(folder)
+            .join(format!("{}-{name}", attempt_key(&from.attempt)));
+        let received = match receive(&expected, self.store(&from.site)?, &raw, &folder).await {
+            Ok(received) => received,
+            Err(error) if error.is_transient() || matches!(error, TransferError::Local { .. }) => {
+                return Err(KeeperError::failed(fetching, error));
+            }
+            Err(error) => {
+                tracing::warn!(run = %attempt.run, site = %from.site, %error, "a checkpoint cannot be used");
+                return Ok(nothing);
+            }
+        };
+        let prepared = self.prepared_inputs(&attempt.run)?;
+        let description = Description {
+            kind: ArtifactKind::Checkpoint,
+            name: format!("{}/checkpoint", attempt.task),
+            organisation: self.sites.organisation.clone(),
+            owner: self.site.clone(),
+            label: from.label.clone(),
+            lowered_from: None,
+            columns: Vec::new(),
+            lineage: prepared.values().copied().collect(),
+            task: attempt.task.clone(),
+            step_key: canonical_digest(&(&prepared, checkpoint.packing_list_digest)).while_(fetching)?,
+        };
+        let record = self.describe(&folder, description, no_evidence(), "checkpoint")?;
+        let artifact = packing::manifest_digest(&record.manifest).while_(fetching)?;
+        self.records.put_artifact(&artifact, &record)?;
+        self.records.put(CARRIED, &key, &Some(artifact))?;
+        Ok(ReplyBody::Checkpoint {
+            checkpoint: Some(CarriedCheckpoint {
+                artifact: record.summary(artifact),
+                attempt: from.attempt.attempt,
+                from: from.site,
+                permit: permit.id,
+                bytes: received.bytes,
+            }),
+        })
+    }
+
+    /// What was brought home last for the attempts of a task to go on with.
+    pub(crate) fn carried(&self, run: &RunId, task: &TaskName) -> Result<Option<ArtifactId>, KeeperError> {
+        Ok(self
+            .records
+            .get::<Option<ArtifactId>>(CARRIED, &format!("{run}.{task}"))?
+            .flatten())
+    }
+
+    fn prepared_inputs(&self, run: &RunId) -> Result<BTreeMap<String, ArtifactId>, KeeperError> {
+        let prepared = self.records.prepared(run)?;
+        let prepared = prepared.ok_or_else(|| KeeperError::failed("finding a run's inputs", "it was not prepared"))?;
+        Ok(prepared.inputs)
+    }
+
+    fn checkpoint_key(&self, what: &str, checkpoint: &CheckpointRecord) -> Result<DataKey, KeeperError> {
+        let raw = self.opened(what, &checkpoint.sealed_key)?;
+        let raw: [u8; 32] = raw
+            .as_slice()
+            .try_into()
+            .map_err(|_| KeeperError::failed(what, "its key has not 32 bytes"))?;
+        Ok(DataKey::from_bytes(raw))
     }
 
     /// What an attempt's worker may go on with: the newest unfinished work, where it stands in this very site's store and
@@ -120,17 +260,13 @@ impl Keeper {
             return Ok(None);
         }
         let granting = "granting a checkpoint";
-        let raw = self.opened(granting, &checkpoint.sealed_key)?;
-        let raw: [u8; 32] = raw
-            .as_slice()
-            .try_into()
-            .map_err(|_| KeeperError::failed(granting, "its key has not 32 bytes"))?;
+        let key = self.checkpoint_key(granting, &checkpoint)?;
         Ok(Some(GrantedCheckpoint {
             attempt: from.attempt.attempt,
             packing_list: checkpoint.packing_list,
             packing_list_digest: checkpoint.packing_list_digest,
             signing_key: checkpoint.signing_key,
-            sealed_key: release_key(worker, &DataKey::from_bytes(raw))?,
+            sealed_key: release_key(worker, &key)?,
         }))
     }
 
@@ -141,13 +277,56 @@ impl Keeper {
         if new.checkpoint == old.checkpoint && !accepted {
             return Ok(());
         }
+        if accepted {
+            self.forget_carried(&fence_key(&new.attempt));
+        }
         if let Some((from, checkpoint)) = self.newest_checkpoint(old)? {
             let site = from.site;
-            let names = objects(&checkpoint.packing_list, &checkpoint.objects)?;
-            if let Err(error) = remove(self.store(&site)?, &names).await {
-                tracing::warn!(run = %new.attempt.run, %site, %error, "a checkpoint that nobody needs was not removed");
-            }
+            let mut names = objects(&checkpoint.packing_list, &checkpoint.objects)?;
+            // A worker may have named what is not its own: whatever this site knows for something else stays.
+            let known = self.known_elsewhere(&checkpoint)?;
+            names.retain(|name| !known.contains(name));
+            let removing = tokio::time::timeout(REMOVING, remove(self.store(&site)?, &names)).await;
+            let failure = match removing {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".to_owned(),
+            };
+            tracing::warn!(run = %new.attempt.run, %site, failure, "a checkpoint that nobody needs was not removed");
         }
         Ok(())
+    }
+
+    /// The objects of crossings, outputs and other checkpoints that this site knows of.
+    fn known_elsewhere(&self, checkpoint: &CheckpointRecord) -> Result<BTreeSet<ObjectName>, KeeperError> {
+        let mut known = BTreeSet::new();
+        for crossing in self.records.all::<CrossingRecord>("crossings")? {
+            known.extend(objects(&crossing.packing_list, &crossing.objects)?);
+        }
+        for output in self.records.all::<OutputRecord>("outputs")? {
+            known.extend(objects(&output.packing_list, &output.objects)?);
+        }
+        let others = self.records.all::<AttemptRecord>("attempts")?.into_iter();
+        let others = others.filter_map(|attempt| attempt.checkpoint);
+        for other in others.filter(|other| other.packing_list_digest != checkpoint.packing_list_digest) {
+            known.extend(objects(&other.packing_list, &other.objects)?);
+        }
+        Ok(known)
+    }
+
+    /// Removes what was brought home for a task that has a model now.
+    fn forget_carried(&self, task: &str) {
+        let entries = std::fs::read_dir(self.folder.join("checkpoints"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with(&format!("{task}.")))
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(%error, "a checkpoint that nobody needs was not removed");
+            }
+        }
     }
 }

@@ -293,9 +293,10 @@ impl Keeper {
                     grant: &grant,
                     number: inbox.number(),
                 };
-                let checkpoint = self.take_checkpoint(record, worker, &told).await?;
-                new.checkpoint_bytes = record.checkpoint_bytes.saturating_add(checkpoint.bytes);
-                new.checkpoint = Some(checkpoint);
+                if let Some(checkpoint) = self.take_checkpoint(record, worker, &told).await? {
+                    new.checkpoint_bytes = record.checkpoint_bytes.saturating_add(checkpoint.bytes);
+                    new.checkpoint = Some(checkpoint);
+                }
             }
             (
                 Phase::DataGranted,

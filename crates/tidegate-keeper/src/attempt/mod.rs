@@ -40,6 +40,8 @@ use crate::records::{AttemptRecord, Phase, Position, attempt_key, milliseconds, 
 use crate::service::Keeper;
 use crate::underway::Watch;
 
+/// What unfinished work that crossed is called among the inputs.
+const CHECKPOINT: &str = "checkpoint";
 /// How long a ticket is good for a hello, in seconds.
 const TICKET_SECONDS: u64 = 1800;
 /// How long a lease lasts, and how often it is renewed.
@@ -102,7 +104,15 @@ impl Keeper {
         let mut inputs = BTreeMap::new();
         let mut label = Label::public();
         let mut ends = u64::MAX;
-        for (name, artifact) in &prepared.inputs {
+        // What was brought home for it; where it did not cross, the attempt begins anew.
+        let carried = self.carried(&attempt.run, &attempt.task)?;
+        let carried = carried.filter(|_| *site == self.site || permits.contains_key(CHECKPOINT));
+        let carried = carried.map(|artifact| (CHECKPOINT.to_owned(), artifact));
+        for (name, artifact) in prepared
+            .inputs
+            .iter()
+            .chain(carried.iter().map(|(name, artifact)| (name, artifact)))
+        {
             let permit = match permits.get(name) {
                 Some(permit) => self.permit_record(permit)?,
                 None if *site == self.site => {

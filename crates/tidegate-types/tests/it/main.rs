@@ -11,6 +11,7 @@ mod documents;
 mod labels;
 mod quantities;
 mod read;
+mod rules;
 mod samples;
 mod words;
 mod write;

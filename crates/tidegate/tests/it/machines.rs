@@ -400,8 +400,21 @@ fn a_pipeline_trains_at_home_on_a_machine_of_the_sites_own_vcenter() {
     assert_eq!(left.trim(), "['debian-13']", "nothing is left but the template");
 }
 
+/// A second public site, on Vertex AI, with what comes after it in the sites file.
+pub(crate) fn second_site(store: &Peer, platform: &Platform) -> String {
+    format!(
+        "  second:\n    kind: public\n    jurisdiction: US\n    clearance: {{level: internal}}\n    \
+         store: \"{}&role={}\"\n    compute:\n      driver: vertex\n      machine: {{project: st-mary-ml, \
+         region: europe-west4, image: trainer:1, type: n1-standard-8, endpoint: \"{}\"}}\n      cpus: 2\n      \
+         memory: 2 GiB\n      price: 0.30 USD/h\n    egress: {{\"*\": 0.09 USD/GiB}}\n  ward:\n",
+        store_of(store, "second"),
+        Peer::ROLE,
+        platform.endpoint()
+    )
+}
+
 /// Where an image has the program.
-fn programs() -> &'static std::path::Path {
+pub(crate) fn programs() -> &'static std::path::Path {
     std::path::Path::new(env!("CARGO_BIN_EXE_tidegate")).parent().unwrap()
 }
 
@@ -521,16 +534,7 @@ fn training_goes_to_another_cloud_where_the_first_has_no_room() {
     for network in &full.networks {
         full.tell(&format!("full?subnet={network}"));
     }
-    let second = format!(
-        "  second:\n    kind: public\n    jurisdiction: US\n    clearance: {{level: internal}}\n    \
-         store: \"{}&role={}\"\n    compute:\n      driver: vertex\n      machine: {{project: st-mary-ml, \
-         region: europe-west4, image: trainer:1, type: n1-standard-8, endpoint: \"{}\"}}\n      cpus: 2\n      \
-         memory: 2 GiB\n      price: 0.30 USD/h\n    egress: {{\"*\": 0.09 USD/GiB}}\n  ward:\n",
-        store_of(&store, "second"),
-        Peer::ROLE,
-        other.endpoint()
-    );
-    hospital.edit("sites.yaml", "  ward:\n", &second);
+    hospital.edit("sites.yaml", "  ward:\n", &second_site(&store, &other));
     hospital.edit(
         "tidegate.yaml",
         "{infra: cloud}",

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
+use tidegate_contracts::journal::Journal;
+use tidegate_local::SqliteJournal;
 
 use crate::clouds::ADMIN;
 use crate::fixture::{Hospital, files};
-use crate::machines::{Running, hospital_with, trained};
+use crate::machines::{Running, hospital_with, programs, second_site, trained};
+use crate::peers::platform::vertex_with;
 use crate::peers::{Machines, ec2, open_seaweed};
 
 /// How often the machine is taken back.
@@ -52,6 +55,19 @@ fn some(most: u64) -> Duration {
     use std::hash::{BuildHasher, Hasher};
     let random = std::hash::RandomState::new().build_hasher().finish();
     Duration::from_millis(random % most)
+}
+
+/// Whether an attempt of the newest run has unfinished work that its keeper knows of.
+fn has_checkpoint(hospital: &Hospital, attempt: u32) -> bool {
+    let Ok(journal) = SqliteJournal::open(hospital.state().join("sites/hospital/journal.sqlite")) else {
+        return false;
+    };
+    let attempts = journal.scan("attempts", "").unwrap_or_default();
+    let records = attempts
+        .iter()
+        .map(|(_, bytes)| serde_json::from_slice::<Value>(bytes).unwrap());
+    let mut of_it = records.filter(|one| one["attempt"]["attempt"] == attempt);
+    of_it.any(|one| one["checkpoint"].is_object())
 }
 
 fn alive(machines: &Machines) -> Option<String> {
@@ -134,4 +150,63 @@ fn what_a_job_had_done_survives_ten_machines_that_the_cloud_takes_back() {
     }
     let states = trained(&machines);
     assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");
+}
+
+#[test]
+fn what_a_job_had_done_goes_with_it_to_another_cloud() {
+    let (Some(store), Some(machines), Some(other)) = (
+        open_seaweed(),
+        ec2(Ec2Settings::needed_grant()),
+        vertex_with(programs()),
+    ) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    hospital.write("train.sh", TRAIN);
+    let trainer = "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n";
+    let code = "  code: [train.sh]\n  run: sh train.sh\n  envs: {PAUSE: \"0.2\"}\n";
+    hospital.edit("tidegate.yaml", trainer, code);
+    hospital.edit("sites.yaml", "  ward:\n", &second_site(&store, &other));
+    hospital.edit(
+        "tidegate.yaml",
+        "{infra: cloud}",
+        "{any_of: [{infra: cloud}, {infra: second}], use_spot: true}",
+    );
+    let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
+    command.envs(ADMIN).envs([other.service_account()]);
+    let mut run = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(120);
+    // Two machines are taken back: the first once something of it is kept, the second at once.
+    let mut taken: Vec<String> = Vec::new();
+    while taken.len() < 2 {
+        assert!(Instant::now() < until && run.0.try_wait().unwrap().is_none());
+        match alive(&machines).filter(|machine| !taken.contains(machine)) {
+            Some(machine) if !taken.is_empty() || has_checkpoint(&hospital, 1) => {
+                machines.tell(&format!("interrupt?machine={machine}"));
+                taken.push(machine);
+            }
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+    let (mut out, mut err) = (String::new(), String::new());
+    run.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    run.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(run.0.wait().unwrap().success(), "{out}{err}");
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    let log = hospital.succeed(&["logs", summary["run"].as_str().unwrap()]);
+    let third = log.split("--- train-3\n").nth(1).unwrap();
+    assert!(
+        third.contains("it goes on from the checkpoint of an attempt at another site"),
+        "{log}"
+    );
+    assert!(!third.contains("begins after step 0\n"), "{log}");
+    // It came home and went out again, each under a permit, and stands in the account.
+    let crossings = summary["crossings"].as_array().unwrap();
+    for (from, to) in [("cloud", "hospital"), ("hospital", "second")] {
+        let there = crossings.iter().any(|one| {
+            one["from"] == from && one["to"] == to && one["artifact"].as_str().unwrap().starts_with("checkpoint-")
+        });
+        assert!(there, "{from} to {to}: {crossings:?}");
+    }
+    hospital.succeed(&["audit", "verify"]);
 }

@@ -130,7 +130,10 @@ mod tests {
                 |one| one.endpoint = Some("http://ec2.example.org".to_owned()),
                 "must begin with `https:`",
             ),
-            (|one| one.pool = Some("training".to_owned()), "is a pool"),
+            (
+                |one| one.folder = Some("training".to_owned()),
+                "is `folder`, which means nothing to",
+            ),
         ];
         for (change, why) in changes {
             let mut machine = machine();
