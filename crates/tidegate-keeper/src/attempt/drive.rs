@@ -8,6 +8,7 @@ use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 
 use super::checkpoint::Told;
+use super::output::METRICS;
 use super::{LEASE_EVERY, LEASE_SECONDS};
 use crate::admission::{Admitted, Requirements, Worker, admit, second_hello};
 use crate::error::{KeeperError, While, refuse};
@@ -277,7 +278,7 @@ impl Keeper {
                 new.reach("line");
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Metric { sealed }) => {
-                new.metric_bytes = self.keep_log(record, "metrics", record.metric_bytes, &sealed)?;
+                new.metric_bytes = self.keep_log(record, METRICS, record.metric_bytes, &sealed)?;
             }
             (
                 Phase::DataGranted,

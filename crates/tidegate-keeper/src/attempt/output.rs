@@ -22,6 +22,9 @@ use crate::permits::{LOG_BYTES, sealed_bytes};
 use crate::records::{AttemptRecord, OutputRecord, attempt_key};
 use crate::service::Keeper;
 
+/// The kind of log that holds what a command measured.
+pub(super) const METRICS: &str = "metrics";
+
 impl Keeper {
     /// Opens a piece of a log and writes it behind the first `length` bytes of the attempt's file on this
     /// site; gives the new length. Whatever stands there already is a piece of which a keeper that was
@@ -36,7 +39,11 @@ impl Keeper {
         use std::io::{Seek, SeekFrom, Write};
 
         let keeping = "keeping a worker's log";
-        let plain = self.opened(keeping, sealed)?;
+        let mut plain = self.opened(keeping, sealed)?;
+        // Each message holds one measured object, and the file one on each line.
+        if kind == METRICS && !plain.ends_with(b"\n") {
+            plain.push(b'\n');
+        }
         let longer = length.saturating_add(plain.len() as u64);
         if longer > LOG_BYTES {
             return Ok(length);

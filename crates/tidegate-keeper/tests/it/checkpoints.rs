@@ -2,17 +2,27 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::collections::BTreeMap;
 use tidegate_seal::digest::sha256;
 use tidegate_seal::envelope::open;
+
+use tidegate_types::Digest;
+use tidegate_types::keeper::{ReplyBody, RequestBody};
 use tidegate_types::message::WorkerMessage;
 
 use crate::worker::{Output, Worker};
-use crate::world::World;
+use crate::world::{World, attempt, site};
 
 /// Puts unfinished work into the store; gives the message that tells of it.
 async fn unfinished(worker: &Worker, work: &[u8]) -> WorkerMessage {
+    naming(worker, work, Vec::new()).await
+}
+
+/// The same, whose list names objects of others too.
+async fn naming(worker: &Worker, work: &[u8], also: Vec<Digest>) -> WorkerMessage {
     let output = Output {
         shards: vec![work.to_vec()],
+        also,
         ..Output::default()
     };
     let WorkerMessage::Output {
@@ -88,6 +98,100 @@ async fn the_next_worker_is_given_what_the_last_one_had_done_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn what_was_done_elsewhere_comes_home_and_is_given_to_the_next_worker_there() {
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    let mut first = Worker::new(world.ticket(1, &permits).await, world.store("cloud"));
+    first.granted().await;
+    let (old, new) = (
+        unfinished(&first, b"a third").await,
+        unfinished(&first, b"a half").await,
+    );
+    first.tell(old.clone()).await;
+    first.tell(new.clone()).await;
+    gone(&world, &list_of(&old)).await;
+    world.fence(1).await;
+    let fetch = |place: &str| RequestBody::FetchCheckpoint {
+        attempt: attempt(2),
+        site: site(place),
+    };
+    // Where it stands already, nothing has to move.
+    assert_eq!(
+        world.done(fetch("cloud")).await,
+        ReplyBody::Checkpoint { checkpoint: None }
+    );
+    let mut carried = None;
+    for _ in 0..2 {
+        let ReplyBody::Checkpoint { checkpoint } = world.done(fetch("hospital")).await else {
+            panic!("another reply")
+        };
+        let again = checkpoint.unwrap();
+        assert_eq!((again.attempt, again.from.as_str()), (1, "cloud"));
+        assert!(
+            carried.is_none_or(|before| before == again),
+            "asking again changes nothing"
+        );
+        carried = Some(again);
+    }
+    let RequestBody::StartAttempt {
+        attempt,
+        pipeline,
+        worker,
+        ..
+    } = world.start_request(2, &permits)
+    else {
+        panic!("another request")
+    };
+    let start = RequestBody::StartAttempt {
+        attempt,
+        pipeline,
+        site: site("hospital"),
+        worker,
+        permits: BTreeMap::new(),
+    };
+    let ReplyBody::Ticket { ticket } = world.done(start).await else {
+        panic!("no ticket")
+    };
+    let mut second = Worker::new(ticket, world.store("hospital"));
+    second.granted().await;
+    let grant = second.granted.as_ref().unwrap();
+    assert!(grant.checkpoint.is_none(), "it is an input like the others");
+    let given = grant
+        .artifacts
+        .iter()
+        .find(|given| given.input == "checkpoint")
+        .unwrap();
+    assert_eq!(given.artifact, carried.unwrap().artifact.artifact);
+}
+
+#[tokio::test]
+async fn a_worker_that_names_what_is_not_its_own_has_nothing_of_it_removed() {
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    let mut worker = Worker::new(world.ticket(1, &permits).await, world.store("cloud"));
+    worker.granted().await;
+    let sealed: Vec<String> = world
+        .objects("cloud")
+        .into_iter()
+        .filter(|name| name.starts_with("sealed/"))
+        .collect();
+    let digests = sealed
+        .iter()
+        .take(3)
+        .map(|name| name.replace("sealed/", "sha256:").parse().unwrap());
+    let greedy = naming(&worker, b"a third", digests.collect()).await;
+    worker.tell(greedy.clone()).await;
+    let next = unfinished(&worker, b"a half").await;
+    worker.tell(next).await;
+    gone(&world, &list_of(&greedy)).await;
+    worker.output(Output::default()).await;
+    worker.tell(WorkerMessage::Finished { seconds: 1 }).await;
+    world.accepted(1).await;
+    let left = world.objects("cloud");
+    assert!(sealed.iter().all(|name| left.contains(name)), "{left:?}");
+}
+
+#[tokio::test]
 async fn what_a_fenced_worker_does_counts_for_nobody() {
     let mut world = World::new().await;
     let permits = world.cross().await;
@@ -133,6 +237,14 @@ async fn lies_about_unfinished_work_burn_the_attempt() {
             "message-malformed",
         ),
     ];
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    let mut worker = Worker::new(world.ticket(1, &permits).await, world.store("cloud"));
+    worker.granted().await;
+    let many = (0..100_u8).map(|number| sha256(&[number])).collect();
+    let many = naming(&worker, b"work", many).await;
+    worker.tell(many).await;
+    assert_eq!(world.burned(1).await, "output-tampered");
     for (lie, rule) in lies {
         let mut world = World::new().await;
         let permits = world.cross().await;

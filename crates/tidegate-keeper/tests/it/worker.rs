@@ -39,6 +39,8 @@ pub(crate) struct Output {
     pub(crate) label: Label,
     /// Plaintext of one shard each.
     pub(crate) shards: Vec<Vec<u8>>,
+    /// Objects of others that its list names too.
+    pub(crate) also: Vec<Digest>,
     /// Files without a byte, beside the one of the shards.
     pub(crate) empty_files: usize,
     /// What the index says about each shard.
@@ -52,6 +54,7 @@ impl Default for Output {
         Self {
             label: Label::of(Level::Internal),
             shards: vec![b"a model".to_vec()],
+            also: Vec::new(),
             empty_files: 0,
             told: |_| {},
             tampered: |_| {},
@@ -208,6 +211,7 @@ impl Worker {
             self.put_sealed(digest, sealed).await;
             objects.push(SealedObject { digest, bytes });
         }
+        objects.extend(output.also.into_iter().map(|digest| SealedObject { digest, bytes: 0 }));
         let file = |path: String, bytes| FileEntry {
             path,
             bytes,

@@ -126,8 +126,17 @@ fn what_a_job_had_done_survives_ten_machines_that_the_cloud_takes_back() {
             assert!(job["cost"].as_str().unwrap().ends_with("USD"), "{status}");
             log = Some(tidegate(&["logs", "-f", running["id"].as_str().unwrap()]));
         }
-        // Any moment counts: before the worker says hello, while it works, while it sends.
-        std::thread::sleep(some(3500));
+        // Any moment counts: before the worker says hello, while it works, while it sends. Now and then something is to be
+        // kept for certain.
+        let attempt = u32::try_from(taken.len() + 1).unwrap();
+        if attempt % 3 == 0 {
+            while !has_checkpoint(&hospital, attempt) {
+                assert!(Instant::now() < until, "nothing of attempt {attempt} is kept");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        } else {
+            std::thread::sleep(some(3500));
+        }
         machines.tell(&format!("interrupt?machine={machine}"));
         taken.push(machine);
     }
@@ -140,13 +149,17 @@ fn what_a_job_had_done_survives_ten_machines_that_the_cloud_takes_back() {
         model(&hospital, undisturbed["run"].as_str().unwrap())
     );
     let (log, _) = told(log.unwrap());
-    assert!(log.contains("--- train-1\n") || log.contains("--- train-2\n"), "{log}");
+    // The attempts whose work was kept for certain, and those after them.
+    for attempt in [3, 6, 9] {
+        assert!(log.contains(&format!("--- train-{attempt}\n")), "{log}");
+    }
     let went_on = log.matches("it goes on from the checkpoint of attempt").count();
-    assert!(went_on > 0 && log.contains("begins after step 0\n"), "{log}");
+    assert!(went_on > 0, "{log}");
     // No step was done again that an attempt found done, and every one was measured.
     let (metrics, _) = told(tidegate(&["logs", "--metrics", name]));
     for step in 1..=100 {
-        assert!(metrics.contains(&format!("{{\"step\": {step}}}")), "{step}: {metrics}");
+        let line = format!("{{\"step\": {step}}}");
+        assert!(metrics.lines().any(|one| one == line), "{step}: {metrics}");
     }
     let states = trained(&machines);
     assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");
