@@ -85,6 +85,8 @@ impl Engine {
                 return Err(EngineError::failed("placing the training", "no site is left"));
             };
             let (site, key) = (place.site, place.key);
+            // What was begun at a site is ended there, and nowhere else.
+            let open = begun.as_ref().is_some_and(|job| job.ended.is_none());
             // One that was lost before needs nothing any more.
             let lost = begun.and_then(|job| job.ended);
             let lost = lost.is_some_and(|(_, outcome)| !matches!(outcome, AttemptOutcome::Accepted { .. }));
@@ -93,7 +95,7 @@ impl Engine {
                 match self.permits_for(run, task, site, inputs).await {
                     Ok(permits) => place.permits = Some(permits),
                     // Where nothing can be brought to a site, another one may do.
-                    Err(error) if count > 1 => {
+                    Err(error) if count > 1 && !open => {
                         tracing::warn!(run = %run.id, %site, %error, "the training does not go to that site");
                         last = error.to_string();
                         places.remove(turn.at);
@@ -106,7 +108,13 @@ impl Engine {
             }
             let mut permits = place.permits.clone().unwrap_or_default();
             if number > 1 && sites.len() > 1 && !lost {
-                permits.extend(self.carry_checkpoint(run, &attempt, site).await?);
+                match self.carry_checkpoint(run, &attempt, site).await {
+                    Ok(carried) => permits.extend(carried),
+                    // Beginning anew is worse than going on, and better than nothing.
+                    Err(error) => {
+                        tracing::warn!(run = %run.id, %site, %error, "the training begins anew at that site");
+                    }
+                }
             }
             let tried = self.attempt(run, &attempt, site, &permits).await?;
             match tried.outcome {
@@ -143,7 +151,8 @@ impl Engine {
                     self.lost(task, number, &last);
                 }
             }
-            if turn.next(tried.crowded, count) && number <= self.pipeline.train.retries {
+            // Time that was given before a restart has passed.
+            if turn.next(tried.crowded, count) && !lost && number <= self.pipeline.train.retries {
                 self.wait_for_room(run, turn.rounds).await?;
             }
         }

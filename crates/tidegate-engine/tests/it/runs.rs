@@ -1,5 +1,6 @@
 //! Runs that go well, go on after a crash, and use what is there.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_contracts::fakes::FakeCompute;
@@ -304,6 +305,8 @@ fn a_site_without_room_gives_way_to_the_next_one() {
 fn a_site_that_loses_its_attempts_gives_way_to_the_next_one() {
     let anywhere = PIPELINE.replace("infra: cloud", "any_of: [{infra: cloud}, {infra: hospital}]");
     let world = World::new("unlucky");
+    // What they had done cannot be brought along: that is no reason to end the run.
+    world.keeper.fetch_fails.store(true, Ordering::SeqCst);
     world.ends(|attempt| {
         Some(if attempt.attempt < 3 {
             AttemptOutcome::Fenced { why: "lost".to_owned() }

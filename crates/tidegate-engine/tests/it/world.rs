@@ -112,6 +112,8 @@ pub(crate) struct Keeper {
     pub(crate) bytes: AtomicU64,
     /// Whether it refuses to release.
     pub(crate) gate_fails: AtomicBool,
+    /// Whether bringing a checkpoint home goes wrong.
+    pub(crate) fetch_fails: AtomicBool,
     /// Whether fencing goes wrong.
     pub(crate) fence_fails: AtomicBool,
     /// Types of the leaves that stood in the ledger when a permit or a release was asked for.
@@ -286,6 +288,9 @@ impl Keeper {
                 let ended = (self.ends.lock().unwrap())(attempt)?;
                 done(ReplyBody::AttemptEnded { outcome: ended })
             }
+            RequestBody::FetchCheckpoint { .. } if self.fetch_fails.load(Ordering::SeqCst) => {
+                Some(Outcome::Failed("the store does not answer".to_owned()))
+            }
             RequestBody::FetchCheckpoint { .. } => done(ReplyBody::Checkpoint { checkpoint: None }),
             RequestBody::Fence { .. } if self.fence_fails.load(Ordering::SeqCst) => {
                 Some(Outcome::Failed("out of reach".to_owned()))
@@ -370,6 +375,7 @@ impl World {
                 ends: Mutex::new(Box::new(|_| Some(accepted()))),
                 bytes: AtomicU64::new(1000),
                 gate_fails: AtomicBool::new(false),
+                fetch_fails: AtomicBool::new(false),
                 fence_fails: AtomicBool::new(false),
                 intents: Mutex::default(),
             }),
