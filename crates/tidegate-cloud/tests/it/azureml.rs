@@ -5,16 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use serde_json::Value;
 use tidegate_cloud::{AzureMlDriver, AzureMlSettings, Environment};
 use tidegate_contracts::conformance::{self, ComputeSubject};
-use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::{Compute, ComputeError, JobState};
 use tidegate_types::files::sites::Machine;
 
+use crate::jobs::{Part, ends, request, runs, until};
 use crate::peers::platform::{Platform, azureml};
 use crate::peers::{entra, python};
-use crate::platforms::{ends, request, runs, until};
 
 fn driver_as(platform: &Platform, secret: &str, change: impl Fn(&mut Machine)) -> AzureMlDriver {
     let mut machine = Machine {
@@ -37,37 +36,6 @@ fn driver(platform: &Platform, change: impl Fn(&mut Machine)) -> AzureMlDriver {
 /// What the service has of jobs.
 fn jobs(platform: &Platform) -> Vec<Value> {
     platform.tell("jobs").as_array().unwrap().clone()
-}
-
-/// A compute whose jobs are those of its own name alone: the workspace is one for all parts of the suite.
-#[derive(Debug)]
-struct Part(AzureMlDriver, String);
-
-impl Part {
-    fn owner(&self, owner: &str) -> String {
-        format!("{owner} of {}", self.1)
-    }
-}
-
-#[async_trait]
-impl Compute for Part {
-    async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
-        let mut request = request.clone();
-        request.owner = self.owner(&request.owner);
-        self.0.ensure(&request).await
-    }
-
-    async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError> {
-        self.0.observe(handle).await
-    }
-
-    async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {
-        self.0.delete(handle).await
-    }
-
-    async fn sweep(&self, owner: &str, keep: &[String]) -> Result<Vec<String>, ComputeError> {
-        self.0.sweep(&self.owner(owner), keep).await
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

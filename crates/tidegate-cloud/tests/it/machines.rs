@@ -1,17 +1,15 @@
 //! Machines of EC2: moto with what it leaves out (`tests/peers/ec2.py`), whose machines are processes here.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_cloud::{CloudStore, Ec2Driver, Ec2Settings, Environment, ProgramShelf};
 use tidegate_contracts::conformance::{self, ComputeSubject};
-use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::{Compute, ComputeError, JobState};
 use tidegate_types::files::sites::Machine;
-use tidegate_types::message::Attempt;
-use tidegate_types::{RunId, TaskName};
 
+use crate::jobs::{request, until};
 use crate::peers::{Machines, ec2, python};
 
 fn environment(secret: &str) -> Environment {
@@ -37,36 +35,6 @@ fn driver(machines: &Machines, secret: &str, change: impl Fn(&mut Machine)) -> E
     let store = CloudStore::open("s3://nowhere/at-all".parse().unwrap(), &environment("none")).unwrap();
     let shelf = ProgramShelf::new(store, "/no/program".into(), Err("nobody needs it".to_owned()).into());
     Ec2Driver::open(settings(machines, change), shelf, &environment(secret)).unwrap()
-}
-
-fn request(id: &str, script: &str) -> JobRequest {
-    JobRequest {
-        id: id.to_owned(),
-        attempt: Attempt {
-            run: RunId::new("run").unwrap(),
-            task: TaskName::new("train").unwrap(),
-            attempt: 1,
-            rank: 0,
-        },
-        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-        ticket: "{\"secret\":\"c0ffee\"}".to_owned(),
-        environment: BTreeMap::new(),
-        owner: "owner".to_owned(),
-        spot: false,
-    }
-}
-
-async fn until(driver: &Ec2Driver, handle: &Handle, wanted: impl Fn(&JobState) -> bool) -> JobState {
-    let seen = async {
-        loop {
-            match driver.observe(handle).await.unwrap() {
-                state if wanted(&state) => return state,
-                _ => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    let seen = tokio::time::timeout(Duration::from_secs(30), seen).await;
-    seen.unwrap_or_else(|_| panic!("job `{}` is not seen in that state", handle.id))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

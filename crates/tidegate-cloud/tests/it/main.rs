@@ -13,12 +13,12 @@
 
 mod azureml;
 mod conformance;
+mod jobs;
 mod machines;
 mod openstack;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]
 mod peers;
-mod platforms;
 mod stalls;
 mod vertex;
 mod vsphere;

@@ -1,19 +1,16 @@
 //! Machines of OpenStack: its own control plane, whose machines are processes here (`tests/peers/openstack`).
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tidegate_cloud::{CloudStore, Environment, OpenStackDriver, OpenStackSettings, ProgramShelf};
 use tidegate_contracts::conformance::{self, ComputeSubject};
-use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::{Compute, ComputeError, JobState};
 use tidegate_types::files::sites::{ComputeOffer, Machine};
-use tidegate_types::message::Attempt;
 use tidegate_types::quantity::ByteSize;
-use tidegate_types::{RunId, TaskName};
 
+use crate::jobs::{Part, request, until};
 use crate::peers::{OpenStack, openstack};
 
 fn environment(peer: &OpenStack) -> Environment {
@@ -52,67 +49,6 @@ fn driver_as(peer: &OpenStack, environment: &Environment, change: impl Fn(&mut C
 
 fn driver(peer: &OpenStack, change: impl Fn(&mut ComputeOffer)) -> OpenStackDriver {
     driver_as(peer, &environment(peer), change)
-}
-
-/// A compute whose jobs are those of its own name alone: the project is one for all parts of the suite.
-#[derive(Debug)]
-struct Part(OpenStackDriver, String);
-
-impl Part {
-    fn owner(&self, owner: &str) -> String {
-        format!("{owner} of {}", self.1)
-    }
-}
-
-#[async_trait]
-impl Compute for Part {
-    async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
-        let mut request = request.clone();
-        request.owner = self.owner(&request.owner);
-        self.0.ensure(&request).await
-    }
-
-    async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError> {
-        self.0.observe(handle).await
-    }
-
-    async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {
-        self.0.delete(handle).await
-    }
-
-    async fn sweep(&self, owner: &str, keep: &[String]) -> Result<Vec<String>, ComputeError> {
-        self.0.sweep(&self.owner(owner), keep).await
-    }
-}
-
-fn request(id: &str) -> JobRequest {
-    JobRequest {
-        id: id.to_owned(),
-        attempt: Attempt {
-            run: RunId::new("run").unwrap(),
-            task: TaskName::new("train").unwrap(),
-            attempt: 1,
-            rank: 0,
-        },
-        command: ["/bin/sh", "-c", "sleep 1000"].map(str::to_owned).to_vec(),
-        ticket: "{\"secret\":\"c0ffee\"}".to_owned(),
-        environment: BTreeMap::new(),
-        owner: "owner".to_owned(),
-        spot: false,
-    }
-}
-
-async fn until(driver: &OpenStackDriver, handle: &Handle, wanted: impl Fn(&JobState) -> bool) -> JobState {
-    let seen = async {
-        loop {
-            match driver.observe(handle).await.unwrap() {
-                state if wanted(&state) => return state,
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    };
-    let seen = tokio::time::timeout(Duration::from_secs(60), seen).await;
-    seen.unwrap_or_else(|_| panic!("job `{}` is not seen in that state", handle.id))
 }
 
 /// One control plane for all of it: it takes some twenty seconds to start.
@@ -165,14 +101,17 @@ async fn machines_of_openstack_are_a_compute() {
         ),
     ];
     for (change, why) in changes {
-        match driver(&peer, change).ensure(&request("never")).await {
+        match driver(&peer, change).ensure(&request("never", "sleep 1000")).await {
             Err(ComputeError::Invalid { why: told, .. }) => assert!(told.contains(why), "{told}"),
             other => panic!("{why}: {other:?}"),
         }
     }
     let mut stranger = environment(&peer);
     stranger.insert("OS_APPLICATION_CREDENTIAL_SECRET".to_owned(), "SKOTHER".to_owned());
-    match driver_as(&peer, &stranger, |_| {}).ensure(&request("never")).await {
+    match driver_as(&peer, &stranger, |_| {})
+        .ensure(&request("never", "sleep 1000"))
+        .await
+    {
         Err(ComputeError::Invalid { why, .. }) => {
             assert!(why.contains("Unauthorized: its credentials do not allow that"), "{why}");
         }
@@ -180,7 +119,7 @@ async fn machines_of_openstack_are_a_compute() {
     }
 
     match driver_as(&peer, &Environment::new(), |_| {})
-        .ensure(&request("never"))
+        .ensure(&request("never", "sleep 1000"))
         .await
     {
         Err(ComputeError::Invalid { why, .. }) => assert!(why.contains("set OS_APPLICATION_CREDENTIAL_ID"), "{why}"),
@@ -191,14 +130,17 @@ async fn machines_of_openstack_are_a_compute() {
     let huge = driver(&peer, |one| {
         one.machine.as_mut().unwrap().kind = Some("m1.huge".to_owned())
     });
-    match huge.ensure(&request("huge")).await {
+    match huge.ensure(&request("huge", "sleep 1000")).await {
         Err(ComputeError::Capacity { why, .. }) => assert!(why.contains("Quota exceeded"), "{why}"),
         other => panic!("{other:?}"),
     }
 
     // Whoever died after asking finds the machine, with new credentials in the ticket too; what is left is swept.
-    let first = driver(&peer, |_| {}).ensure(&request("once")).await.unwrap();
-    let mut renewed = request("once");
+    let first = driver(&peer, |_| {})
+        .ensure(&request("once", "sleep 1000"))
+        .await
+        .unwrap();
+    let mut renewed = request("once", "sleep 1000");
     renewed.ticket = renewed.ticket.replacen('{', "{\"credentials\":{\"TOKEN\":\"new\"},", 1);
     let again = driver(&peer, |_| {});
     assert_eq!(again.ensure(&renewed).await.unwrap(), first);

@@ -11,9 +11,9 @@ use tidegate_contracts::conformance::{self, ComputeSubject};
 use tidegate_contracts::{Compute, ComputeError, JobState};
 use tidegate_types::files::sites::Machine;
 
+use crate::jobs::{ends, request, runs, until};
 use crate::peers::platform::{Platform, vertex};
 use crate::peers::python;
-use crate::platforms::{ends, request, runs, until};
 
 /// Who asks: the account that may do everything, or one that may do nothing.
 fn environment(platform: &Platform, who: &str) -> Environment {

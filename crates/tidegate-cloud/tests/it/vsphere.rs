@@ -1,20 +1,17 @@
 //! Machines of vSphere: the simulator of govmomi with what it leaves out, whose machines are processes here
 //! (`tests/peers/vsphere`), read back by VMware's own client.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tidegate_cloud::{CloudStore, Environment, ProgramShelf, VsphereDriver, VsphereSettings};
 use tidegate_contracts::conformance::{self, ComputeSubject};
-use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::{Compute, ComputeError, Handle, JobState};
 use tidegate_types::files::sites::{ComputeOffer, Machine};
-use tidegate_types::message::Attempt;
 use tidegate_types::quantity::ByteSize;
-use tidegate_types::{RunId, TaskName};
 
+use crate::jobs::{Part, request, until};
 use crate::peers::vcenter::{Vsphere, vsphere};
 
 fn environment(peer: &Vsphere) -> Environment {
@@ -58,67 +55,6 @@ fn driver_as(peer: &Vsphere, environment: &Environment, change: impl Fn(&mut Mac
 
 fn driver(peer: &Vsphere) -> VsphereDriver {
     driver_as(peer, &environment(peer), |_| {})
-}
-
-/// A compute whose jobs are those of its own name alone: the vCenter is one for all parts of the suite.
-#[derive(Debug)]
-struct Part(VsphereDriver, String);
-
-impl Part {
-    fn owner(&self, owner: &str) -> String {
-        format!("{owner} of {}", self.1)
-    }
-}
-
-#[async_trait]
-impl Compute for Part {
-    async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
-        let mut request = request.clone();
-        request.owner = self.owner(&request.owner);
-        self.0.ensure(&request).await
-    }
-
-    async fn observe(&self, handle: &Handle) -> Result<JobState, ComputeError> {
-        self.0.observe(handle).await
-    }
-
-    async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {
-        self.0.delete(handle).await
-    }
-
-    async fn sweep(&self, owner: &str, keep: &[String]) -> Result<Vec<String>, ComputeError> {
-        self.0.sweep(&self.owner(owner), keep).await
-    }
-}
-
-fn request(id: &str, script: &str) -> JobRequest {
-    JobRequest {
-        id: id.to_owned(),
-        attempt: Attempt {
-            run: RunId::new("run").unwrap(),
-            task: TaskName::new("train").unwrap(),
-            attempt: 1,
-            rank: 0,
-        },
-        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-        ticket: "{\"secret\":\"c0ffee\"}".to_owned(),
-        environment: BTreeMap::new(),
-        owner: "owner".to_owned(),
-        spot: false,
-    }
-}
-
-async fn until(driver: &VsphereDriver, handle: &Handle, wanted: impl Fn(&JobState) -> bool) -> JobState {
-    let seen = async {
-        loop {
-            match driver.observe(handle).await.unwrap() {
-                state if wanted(&state) => return state,
-                _ => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    let seen = tokio::time::timeout(Duration::from_secs(30), seen).await;
-    seen.unwrap_or_else(|_| panic!("job `{}` is not seen in that state", handle.id))
 }
 
 fn machine_of(handle: &Handle) -> &str {
