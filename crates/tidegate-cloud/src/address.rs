@@ -37,11 +37,11 @@ impl Provider {
 ///
 /// ```text
 /// s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME&role=ARN&certificates=FILE]
-/// gs://BUCKET[/PREFIX][?endpoint=URL&certificates=FILE]
+/// gs://BUCKET[/PREFIX][?endpoint=URL&role=ACCOUNT&certificates=FILE]
 /// az://ACCOUNT/CONTAINER[/PREFIX][?endpoint=URL&certificates=FILE]
 /// ```
 /// `endpoint` is for what is not the cloud itself; it is `https:`, except on the same machine.
-/// `role` names the role that a worker is given, narrowed to its own attempt. `certificates` names a file of certificate authorities in PEM that are trusted beside the system's.
+/// `role` names the role, or Google's service account, that a worker is given, narrowed to its own attempt. `certificates` names a file of certificate authorities in PEM that are trusted beside the system's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// Whose protocol it speaks.
@@ -56,7 +56,7 @@ pub struct Address {
     pub endpoint: Option<Url>,
     /// The region of a bucket of S3.
     pub region: Option<String>,
-    /// The role that workers are given, narrowed to their attempts; for S3.
+    /// The role or service account that workers are given, narrowed to their attempts; for S3 and Google.
     pub role: Option<String>,
     /// Certificate authorities in PEM that are trusted beside the system's.
     pub certificates: Option<PathBuf>,
@@ -115,13 +115,29 @@ impl Address {
                      \"Action\": \"s3:ListBucket\", \"Resource\": \"arn:aws:s3:::{bucket}\"}}{assume}\n  ]\n}}"
                 )
             }
-            Provider::Google => format!(
-                "gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=MEMBER --role=roles/storage.objectUser"
-            ),
-            Provider::Azure => format!(
-                "az role assignment create --role \"Storage Blob Data Contributor\" --assignee ASSIGNEE --scope \
-                 \"/subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Storage/storageAccounts/{account}/blobServices/default/containers/{bucket}\""
-            ),
+            Provider::Google => {
+                let bind = format!("gcloud storage buckets add-iam-policy-binding gs://{bucket}");
+                let own = format!("{bind} --member=MEMBER --role=roles/storage.objectUser");
+                let workers = self.role.as_ref().map_or(String::new(), |role| {
+                    format!(
+                        "\n{bind} --member=serviceAccount:{role} --role=roles/storage.objectUser\n\
+                         gcloud iam service-accounts add-iam-policy-binding {role} --member=MEMBER \
+                         --role=roles/iam.serviceAccountTokenCreator"
+                    )
+                });
+                format!("{own}{workers}")
+            }
+            Provider::Azure => {
+                let scope = format!(
+                    "/subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Storage/storageAccounts/{account}"
+                );
+                // The second one is asked for keys that sign what workers may do.
+                format!(
+                    "az role assignment create --role \"Storage Blob Data Contributor\" --assignee ASSIGNEE --scope \
+                     \"{scope}/blobServices/default/containers/{bucket}\"\n\
+                     az role assignment create --role \"Storage Blob Delegator\" --assignee ASSIGNEE --scope \"{scope}\""
+                )
+            }
         }
     }
 
@@ -192,7 +208,7 @@ pub(crate) fn parts(text: &str) -> Result<(Address, String), String> {
         let set = match key.as_ref() {
             "endpoint" => address.endpoint.replace(endpoint(&value)?).is_some(),
             "region" if provider == Provider::S3 => address.region.replace(value.into_owned()).is_some(),
-            "role" if provider == Provider::S3 => address.role.replace(value.into_owned()).is_some(),
+            "role" if provider != Provider::Azure => address.role.replace(value.into_owned()).is_some(),
             "certificates" => address.certificates.replace(PathBuf::from(value.as_ref())).is_some(),
             _ => return Err(format!("the option `{}` is not known here", key.escape_default())),
         };
@@ -281,11 +297,22 @@ mod tests {
         assert_eq!(grant["Statement"][0]["Resource"], "arn:aws:s3:::data/mary/*");
         assert_eq!(grant["Statement"][1]["Action"], "s3:ListBucket");
         assert_eq!(grant["Statement"][2]["Resource"], "arn:aws:iam::1:role/worker");
-        assert!(address("gs://data").needed_grant().contains("gs://data"));
+        let google = address("gs://data").needed_grant();
+        assert!(google.contains("gs://data") && google.lines().count() == 1, "{google}");
+        let google = address("gs://data?role=worker@mary.iam.gserviceaccount.com").needed_grant();
         assert!(
-            address("az://mary/data")
-                .needed_grant()
-                .ends_with("storageAccounts/mary/blobServices/default/containers/data\"")
+            google.contains("service-accounts add-iam-policy-binding worker@mary.iam.gserviceaccount.com"),
+            "{google}"
+        );
+        let azure = address("az://mary/data").needed_grant();
+        let (data, keys) = azure.split_once('\n').unwrap();
+        assert!(
+            data.ends_with("storageAccounts/mary/blobServices/default/containers/data\""),
+            "{data}"
+        );
+        assert!(
+            keys.contains("Delegator") && keys.ends_with("storageAccounts/mary\""),
+            "{keys}"
         );
     }
 

@@ -16,6 +16,7 @@ use object_store::client::{
 };
 
 use crate::pace::Paced;
+use crate::session::azure::{Signed, Signing};
 
 tokio::task_local! {
     /// The last answer within one call of a store.
@@ -92,6 +93,8 @@ fn bounded(body: HttpResponseBody) -> HttpResponseBody {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Watching {
     paced: Option<HttpClient>,
+    /// How requests are signed that the library leaves unsigned.
+    signing: Option<Signing>,
 }
 
 impl Watching {
@@ -99,6 +102,15 @@ impl Watching {
     pub(crate) fn paced(client: Paced) -> Self {
         Self {
             paced: Some(HttpClient::new(client)),
+            signing: None,
+        }
+    }
+
+    /// The same, whose requests are signed.
+    pub(crate) fn signing(self, signing: Signing) -> Self {
+        Self {
+            signing: Some(signing),
+            ..self
         }
     }
 }
@@ -108,6 +120,10 @@ impl HttpConnector for Watching {
         let client = match &self.paced {
             Some(client) => client.clone(),
             None => ReqwestConnector::default().connect(options)?,
+        };
+        let client = match self.signing.clone() {
+            Some(signing) => HttpClient::new(Signed { client, signing }),
+            None => client,
         };
         Ok(HttpClient::new(Watched(client)))
     }

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use object_store::StaticCredentialProvider;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder, GoogleConfigKey};
 
 use crate::client::options;
+use crate::session::azure::Directories;
 use crate::store::OpenError;
 
 /// Variables by name, as a process has them.
@@ -56,6 +59,11 @@ const AZURE: [(&str, AzureConfigKey); 7] = [
     ("AZURE_FEDERATED_TOKEN_FILE", AzureConfigKey::FederatedTokenFile),
 ];
 
+/// A token for Google's services, where somebody else has asked for it; some of Google's tools know it by that name.
+pub(crate) const GOOGLE_TOKEN: &str = "GOOGLE_OAUTH_ACCESS_TOKEN";
+/// Shared access signatures by the directories of a container that they open, as a JSON object.
+pub(crate) const AZURE_DIRECTORIES: &str = "AZURE_STORAGE_SAS_DIRECTORIES";
+
 /// Where requests are signed for that name no region, as Amazon's own tools do.
 pub(crate) const USUAL_REGION: &str = "us-east-1";
 
@@ -79,6 +87,10 @@ pub(crate) fn s3(builder: AmazonS3Builder, environment: &Environment) -> AmazonS
 }
 
 pub(crate) fn google(builder: GoogleCloudStorageBuilder, environment: &Environment) -> GoogleCloudStorageBuilder {
+    if let Some(bearer) = environment.get(GOOGLE_TOKEN).filter(|token| !token.is_empty()) {
+        let bearer = bearer.clone();
+        return builder.with_credentials(Arc::new(StaticCredentialProvider::new(GcpCredential { bearer })));
+    }
     set(&GOOGLE, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
 }
 
@@ -104,4 +116,12 @@ pub(crate) fn google_tokens(
 
 pub(crate) fn azure(builder: MicrosoftAzureBuilder, environment: &Environment) -> MicrosoftAzureBuilder {
     set(&AZURE, environment).fold(builder, |builder, (key, value)| builder.with_config(key, value))
+}
+
+/// What opens directories of Azure's stores, if that is what there is; or why it cannot be read.
+pub(crate) fn azure_directories(environment: &Environment) -> Result<Option<Directories>, String> {
+    let text = environment.get(AZURE_DIRECTORIES).filter(|text| !text.is_empty());
+    let read = text.map(|text| serde_json::from_str(text)).transpose();
+    // The reader's own message may repeat what it read.
+    read.map_err(|_| format!("{AZURE_DIRECTORIES} is no JSON object of texts"))
 }

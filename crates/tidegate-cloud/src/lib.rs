@@ -41,5 +41,6 @@ pub use custody::amazon::{KmsAddress, KmsCustody};
 pub use custody::azure::{KeyVaultAddress, KeyVaultCustody};
 pub use custody::google::{GoogleKmsAddress, GoogleKmsCustody};
 pub use custody::vault::{VaultAddress, VaultCustody};
+pub use session::Session;
 pub use source::{Source, SourceAddress, SourceObject};
 pub use store::{CloudStore, OpenError};

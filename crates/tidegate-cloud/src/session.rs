@@ -1,144 +1,161 @@
-//! Short-lived credentials for one worker, which reach what its attempt needs and nothing else: Amazon's
-//! Security Token Service, action `AssumeRole` with a session policy (API version 2011-06-15).
+//! Short-lived credentials for one worker, which reach what its attempt needs and nothing else.
 
+mod amazon;
+pub(crate) mod azure;
+mod google;
+
+use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
-use object_store::aws::{AmazonS3, AwsAuthorizer};
-use object_store::client::{HttpClient, HttpRequest};
-use serde::Deserialize;
-use serde_json::json;
+use bytes::Bytes;
+use object_store::CredentialProvider;
+use object_store::aws::AwsCredentialProvider;
+use object_store::azure::AzureCredentialProvider;
+use object_store::client::HttpRequest;
+use object_store::gcp::GcpCredentialProvider;
 use tidegate_contracts::StoreError;
 use tidegate_contracts::store::NOT_ALLOWED;
-use url::form_urlencoded;
 
 use crate::address::Address;
 use crate::answer::asked_to_wait;
+use crate::client::{Server, Way};
 use crate::credentials::Environment;
 
 /// The longest answer that is read.
 const ANSWER_BYTES: usize = 64 << 10;
-/// The shortest and the longest session that the service gives.
-const SECONDS: std::ops::RangeInclusive<u64> = 900..=43_200;
 
-/// What a worker may do: read what is sealed and its mailbox, write its side of the mailbox and what it
-/// sends home, and see names below the store's own prefix.
-fn policy(address: &Address, mailbox: &str) -> String {
-    let root = address
-        .prefix
-        .as_ref()
-        .map_or(String::new(), |prefix| format!("{prefix}/"));
-    let bucket = format!("arn:aws:s3:::{}", address.bucket);
-    let objects =
-        |names: &[&str]| -> Vec<String> { names.iter().map(|name| format!("{bucket}/{root}{name}*")).collect() };
-    let out = format!("{mailbox}out/");
-    json!({
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": objects(&["sealed/", "packing/", mailbox])},
-            {"Effect": "Allow", "Action": ["s3:PutObject"], "Resource": objects(&["sealed/", "packing/", &out])},
-            // Without it a store says of an object that is not there yet that it is forbidden.
-            {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [bucket]},
-        ],
-    })
-    .to_string()
+/// Who opens a store, and may ask for less than that for somebody else.
+pub(crate) enum Owner {
+    Amazon(AwsCredentialProvider),
+    Google(GcpCredentialProvider),
+    Azure(AzureCredentialProvider),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Answer {
-    assume_role_result: Granted,
+/// What a worker may do, by how the names of objects begin in the whole bucket.
+struct Reach {
+    /// Below these it reads: what is sealed, and its mailbox.
+    reads: Vec<String>,
+    /// Below these it creates: what it sends home, and its side of the mailbox.
+    creates: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Granted {
-    credentials: Keys,
+impl Reach {
+    fn of(address: &Address, mailbox: &str) -> Self {
+        let root = address
+            .prefix
+            .as_ref()
+            .map_or(String::new(), |prefix| format!("{prefix}/"));
+        let below = |names: [&str; 3]| names.iter().map(|name| format!("{root}{name}")).collect();
+        Self {
+            reads: below(["sealed/", "packing/", mailbox]),
+            creates: below(["sealed/", "packing/", &format!("{mailbox}out/")]),
+        }
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Keys {
-    access_key_id: String,
-    secret_access_key: String,
-    session_token: String,
+/// What a worker opens the store with, and for how long.
+#[derive(Clone)]
+pub struct Session {
+    /// The variables.
+    pub variables: Environment,
+    /// How long the service takes them for good.
+    pub lasts: Duration,
 }
 
-/// Asks for credentials that end after `seconds`, at least a quarter of an hour and at most twelve.
-pub(crate) async fn assume_role(
+/// Without the variables.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("lasts", &self.lasts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One question for credentials.
+struct Asking<'a> {
+    address: &'a Address,
+    server: Server,
+    reach: Reach,
+    seconds: u64,
+}
+
+impl Asking<'_> {
+    fn what(&self) -> String {
+        what(self.address)
+    }
+
+    fn denied(&self) -> StoreError {
+        StoreError::Denied {
+            what: self.what(),
+            why: NOT_ALLOWED.to_owned(),
+        }
+    }
+
+    fn failed(&self, why: impl Into<String>) -> StoreError {
+        failed(self.address, why)
+    }
+
+    /// Whose credentials ask.
+    async fn owner<T>(&self, owner: &dyn CredentialProvider<Credential = T>) -> Result<Arc<T>, StoreError> {
+        self.server.credentials(owner).await.map_err(|_| self.denied())
+    }
+
+    /// The body of a good answer, as somebody reads it.
+    async fn answer<T>(&self, request: HttpRequest, read: impl Fn(&Bytes) -> Option<T>) -> Result<T, StoreError> {
+        let transient = |why: String| StoreError::Transient {
+            what: self.what(),
+            source: io::Error::other(why),
+        };
+        let answered = self.server.answer(request, ANSWER_BYTES).await.map_err(transient)?;
+        match answered.status().as_u16() {
+            // What ended with its connection may have been cut.
+            200..=299 => read(answered.body()).ok_or_else(|| transient("the answer is not a whole one".to_owned())),
+            401 | 403 => Err(self.denied()),
+            429 | 500..=599 => Err(StoreError::Busy {
+                what: self.what(),
+                after: asked_to_wait(answered.headers()),
+            }),
+            // The body may repeat the request, and with it names of keys.
+            status => Err(self.failed(format!("the service answered with status {status}"))),
+        }
+    }
+}
+
+fn what(address: &Address) -> String {
+    format!("asking for credentials of a worker for {address}")
+}
+
+fn failed(address: &Address, why: impl Into<String>) -> StoreError {
+    StoreError::Permanent {
+        what: what(address),
+        source: io::Error::other(why.into()),
+    }
+}
+
+/// Asks for credentials for the worker whose mailbox is below `mailbox`.
+pub(crate) async fn for_worker(
     address: &Address,
-    role: &str,
-    store: &AmazonS3,
-    client: &HttpClient,
+    owner: &Owner,
     region: &str,
     mailbox: &str,
     seconds: u64,
-) -> Result<Environment, StoreError> {
-    let what = || format!("asking for credentials of a worker for {address}");
-    let failed = |why: String| StoreError::Permanent {
-        what: what(),
-        source: io::Error::other(why),
+) -> Result<Session, StoreError> {
+    let server = Server::open(&address.to_string(), address.certificates.as_deref(), Way::Usual);
+    let asking = Asking {
+        address,
+        server: server.map_err(|error| failed(address, error.to_string()))?,
+        reach: Reach::of(address, mailbox),
+        seconds,
     };
-    let owner = store.credentials().get_credential().await;
-    let denied = || StoreError::Denied {
-        what: what(),
-        why: NOT_ALLOWED.to_owned(),
+    let role = || {
+        let role = address.role.as_deref();
+        role.ok_or_else(|| asking.failed("the address names no `role` that could be narrowed to one attempt"))
     };
-    let owner = owner.map_err(|_| denied())?;
-    let endpoint = match &address.endpoint {
-        // What is compatible with S3 offers this service beside it.
-        Some(endpoint) => endpoint.to_string(),
-        None => format!("https://sts.{region}.amazonaws.com/"),
-    };
-    let form = form_urlencoded::Serializer::new(String::new())
-        .append_pair("Action", "AssumeRole")
-        .append_pair("Version", "2011-06-15")
-        .append_pair("RoleArn", role)
-        .append_pair("RoleSessionName", "tidegate-worker")
-        .append_pair(
-            "DurationSeconds",
-            &seconds.clamp(*SECONDS.start(), *SECONDS.end()).to_string(),
-        )
-        .append_pair("Policy", &policy(address, mailbox))
-        .finish();
-    let mut request: HttpRequest = http::Request::post(endpoint)
-        .header(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
-        .body(form.into())
-        .map_err(|error| failed(error.to_string()))?;
-    AwsAuthorizer::new(&owner, "sts", region).authorize(&mut request, None);
-    let response = client.execute(request).await.map_err(|error| StoreError::Transient {
-        what: what(),
-        source: io::Error::other(format!("no answer came ({:?})", error.kind())),
-    })?;
-    let status = response.status();
-    match status.as_u16() {
-        200..=299 => {}
-        401 | 403 => return Err(denied()),
-        429 | 500..=599 => {
-            return Err(StoreError::Busy {
-                what: what(),
-                after: asked_to_wait(response.headers()),
-            });
-        }
-        // The body may repeat the request, and with it names of keys.
-        status => return Err(failed(format!("the service answered with status {status}"))),
+    match owner {
+        Owner::Amazon(owner) => amazon::assume_role(&asking, role()?, &**owner, region).await,
+        Owner::Google(owner) => google::exchange(&asking, role()?, &**owner).await,
+        Owner::Azure(owner) => azure::sign(&asking, &**owner).await,
     }
-    let body = response.into_body().bytes().await;
-    // Also an answer that ends with its connection may have been cut.
-    let broken = || StoreError::Transient {
-        what: what(),
-        source: io::Error::other("the answer is not a whole one of AssumeRole"),
-    };
-    let body = body.map_err(|_| broken())?;
-    let text = std::str::from_utf8(&body)
-        .ok()
-        .filter(|text| text.len() <= ANSWER_BYTES);
-    let answer: Option<Answer> = text.and_then(|text| quick_xml::de::from_str(text).ok());
-    let keys = answer.ok_or_else(broken)?;
-    let keys = keys.assume_role_result.credentials;
-    Ok(Environment::from([
-        ("AWS_ACCESS_KEY_ID".to_owned(), keys.access_key_id),
-        ("AWS_SECRET_ACCESS_KEY".to_owned(), keys.secret_access_key),
-        ("AWS_SESSION_TOKEN".to_owned(), keys.session_token),
-    ]))
 }

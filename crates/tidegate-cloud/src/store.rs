@@ -8,9 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
+use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
@@ -28,7 +27,8 @@ use crate::credentials::{self, Environment};
 use crate::failure::{Failure, stalled};
 use crate::pace::{Pace, SILENCE};
 use crate::profile::with_profile;
-use crate::session;
+use crate::session::azure::Signing;
+use crate::session::{self, Owner, Session};
 
 /// Objects in one page of a listing.
 const PAGE: usize = 1000;
@@ -45,8 +45,10 @@ pub struct CloudStore {
     pub(crate) objects: Arc<dyn ObjectStore>,
     pub(crate) pages: Arc<dyn PaginatedListStore>,
     signer: Arc<dyn Signer>,
-    /// Who asks for credentials of workers, where there is such a service.
-    s3: Option<(Arc<AmazonS3>, HttpClient)>,
+    /// Who asks for credentials of workers.
+    owner: Arc<Owner>,
+    /// Whether these credentials create objects and replace none.
+    creates_only: bool,
     /// The region that requests to S3 are signed for.
     pub(crate) region: Arc<str>,
     pub(crate) pace: Pace,
@@ -111,11 +113,10 @@ impl CloudStore {
             max_retries: 0,
             ..RetryConfig::default()
         };
-        let mut asking = None;
+        let mut creates_only = false;
         let mut region = address.region.clone();
-        let (objects, pages, signer): Sides = match address.provider {
+        let (owner, (objects, pages, signer)): (Owner, Sides) = match address.provider {
             Provider::S3 => {
-                let http = watching.connect(&client).map_err(settings)?;
                 let environment = with_profile(environment).map_err(|why| OpenError::Settings {
                     store: address.to_string(),
                     why,
@@ -135,8 +136,7 @@ impl CloudStore {
                     builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(false);
                 }
                 let store = Arc::new(builder.build().map_err(settings)?);
-                asking = Some((Arc::clone(&store), http));
-                sides(store)
+                (Owner::Amazon(Arc::clone(store.credentials())), sides(store))
             }
             Provider::Google => {
                 let mut builder = credentials::google(GoogleCloudStorageBuilder::new(), environment)
@@ -147,19 +147,31 @@ impl CloudStore {
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_base_url(endpoint);
                 }
-                sides(Arc::new(builder.build().map_err(settings)?))
+                let store = Arc::new(builder.build().map_err(settings)?);
+                (Owner::Google(Arc::clone(store.credentials())), sides(store))
             }
             Provider::Azure => {
+                let directories = credentials::azure_directories(environment).map_err(|why| OpenError::Settings {
+                    store: address.to_string(),
+                    why,
+                })?;
+                creates_only = directories.is_some();
+                let watching = match directories {
+                    Some(directories) => watching.signing(Signing::of(&address, directories)),
+                    None => watching,
+                };
                 let mut builder = credentials::azure(MicrosoftAzureBuilder::new(), environment)
                     .with_account(address.account.clone().unwrap_or_default())
                     .with_container_name(&address.bucket)
                     .with_client_options(client)
                     .with_retry(retry)
-                    .with_http_connector(watching.clone());
+                    .with_skip_signature(creates_only)
+                    .with_http_connector(watching);
                 if let Some(endpoint) = endpoint {
                     builder = builder.with_endpoint(endpoint.to_owned());
                 }
-                sides(Arc::new(builder.build().map_err(settings)?))
+                let store = Arc::new(builder.build().map_err(settings)?);
+                (Owner::Azure(Arc::clone(store.credentials())), sides(store))
             }
         };
         Ok(Self {
@@ -167,32 +179,20 @@ impl CloudStore {
             objects,
             pages,
             signer,
-            s3: asking,
+            owner: Arc::new(owner),
+            creates_only,
             region: region.as_deref().unwrap_or(credentials::USUAL_REGION).into(),
             pace,
         })
     }
 
     /// Credentials for the worker whose mailbox is below `mailbox`, as the variables with which it opens this
-    /// store: they end by themselves and reach nothing but its mailbox and what is sealed.
+    /// store: they end by themselves, after about `seconds`, and reach nothing but its mailbox and what is sealed.
     ///
     /// # Errors
-    /// Where the address names no `role`, or the service refuses: nobody is given more than that.
-    pub async fn for_worker(&self, mailbox: &str, seconds: u64) -> Result<Environment, StoreError> {
-        let (Some((store, client)), Some(role)) = (&self.s3, &self.address.role) else {
-            return Err(StoreError::Permanent {
-                what: format!("asking for credentials of a worker for {}", self.address),
-                source: io::Error::other("the address names no `role` that could be narrowed to one attempt"),
-            });
-        };
-        let asking = session::assume_role(&self.address, role, store, client, &self.region, mailbox, seconds);
-        match tokio::time::timeout(SILENCE, asking).await {
-            Ok(result) => result,
-            Err(_) => Err(stalled(format!(
-                "asking for credentials of a worker for {}",
-                self.address
-            ))),
-        }
+    /// Where the address names no `role` and needs one, or the service refuses: nobody is given more than that.
+    pub async fn for_worker(&self, mailbox: &str, seconds: u64) -> Result<Session, StoreError> {
+        session::for_worker(&self.address, &self.owner, &self.region, mailbox, seconds).await
     }
 
     /// An address that reads one object and nothing else, for as long as `time`, without credentials.
@@ -279,6 +279,10 @@ impl Store for CloudStore {
         match self.call(&what, bytes, put).await {
             Ok(_) => Ok(()),
             Err(Failure::Exists) => Err(StoreError::AlreadyExists(name.clone())),
+            // Whoever may not replace objects may be told that before it is told that one is there.
+            Err(Failure::Other(StoreError::Denied { .. })) if self.creates_only && self.head(name).await.is_ok() => {
+                Err(StoreError::AlreadyExists(name.clone()))
+            }
             Err(failure) => Err(failure.or(&what)),
         }
     }

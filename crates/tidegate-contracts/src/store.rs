@@ -230,6 +230,8 @@ pub struct StoreAccess {
     pub address: String,
     /// Variables with the credentials that open it, and nothing that does not concern the worker's attempt.
     pub credentials: BTreeMap<String, String>,
+    /// For how long they open it; none where they do not end.
+    pub lasts: Option<Duration>,
 }
 
 /// Without the credentials.
@@ -244,7 +246,8 @@ impl fmt::Debug for StoreAccess {
 /// Lets workers into the stores of their sites.
 #[async_trait]
 pub trait WorkerStores: Send + Sync {
-    /// Access to the store of `site` for the worker whose mailbox is below `mailbox`, for `seconds`.
+    /// Access to the store of `site` for the worker whose mailbox is below `mailbox`, for about `seconds`:
+    /// [`StoreAccess::lasts`] says for how long.
     ///
     /// # Errors
     /// When the site has no store here, or nobody gives credentials that are narrow enough: a worker is

@@ -22,6 +22,7 @@
 //! - [`spending`]: what it costs so far, and what runs for it
 
 mod accounts;
+mod attempt;
 mod client;
 mod crossings;
 mod error;

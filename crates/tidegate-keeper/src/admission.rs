@@ -194,6 +194,15 @@ pub fn still_enforced(requirements: &Requirements<'_>, sandbox: &SandboxEvidence
     enforced(requirements, sandbox, "granting data keys")
 }
 
+/// Seals what opens a store to a worker that was admitted there: standard base64 of an age file.
+///
+/// # Errors
+/// When the recipient is malformed.
+pub(crate) fn seal_access(admitted: &Admitted<Worker>, credentials: &[u8]) -> Result<String, KeeperError> {
+    let sealed = seal_to(&admitted.recipient, credentials).while_("sealing credentials")?;
+    Ok(STANDARD.encode(sealed))
+}
+
 /// Seals a data key to somebody admitted: standard base64 of an age file.
 ///
 /// # Errors

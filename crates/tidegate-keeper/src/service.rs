@@ -25,6 +25,7 @@ use tidegate_types::keeper::{
 };
 use tidegate_types::message::Attempt;
 use tidegate_types::to_canonical_json;
+use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
 use crate::keys::SiteKeys;
@@ -98,6 +99,9 @@ pub struct Keeper {
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
+    /// Credentials of stores that workers have not been given yet, in canonical JSON. In memory alone: what is lost here
+    /// is sent again by whoever gave it, before the old ones end.
+    pub(crate) access: Mutex<BTreeMap<Attempt, Zeroizing<Vec<u8>>>>,
     /// An attempt that was followed has ended.
     pub(crate) ended: tokio::sync::Notify,
     /// What is being sent.
@@ -148,6 +152,7 @@ impl Keeper {
             witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
+            access: Mutex::new(BTreeMap::new()),
             ended: tokio::sync::Notify::new(),
             underway: AllUnderway::default(),
             stores: setup.stores,
@@ -359,6 +364,7 @@ impl Keeper {
                 permits,
             } => self.start_attempt(attempt, pipeline, site, *worker, permits).await,
             RequestBody::FetchCheckpoint { attempt, site } => self.fetch_checkpoint(attempt, site).await,
+            RequestBody::RenewAccess { attempt, credentials } => self.renew_access(attempt, credentials),
             RequestBody::AwaitAttempt { attempt } => self.await_attempt(attempt).await,
             RequestBody::Fence { attempt, why } => self.fence(attempt, why),
             RequestBody::Evaluate { run, pipeline, model } => self.judge(run, pipeline, model, false).await,
@@ -484,6 +490,7 @@ fn run_of(body: &RequestBody) -> Option<&RunId> {
         | RequestBody::Deploy { run, .. } => Some(run),
         RequestBody::FetchCheckpoint { attempt, .. }
         | RequestBody::StartAttempt { attempt, .. }
+        | RequestBody::RenewAccess { attempt, .. }
         | RequestBody::AwaitAttempt { attempt }
         | RequestBody::Fence { attempt, .. } => Some(&attempt.run),
         RequestBody::Identify { .. }

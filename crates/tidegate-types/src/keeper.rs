@@ -12,7 +12,7 @@ use crate::artifact::{ArtifactKind, SealedObject};
 use crate::digest::Digest;
 use crate::ids::{ArtifactId, AttemptNumber, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
-use crate::message::{Attempt, Ticket};
+use crate::message::{Attempt, Credentials, Ticket};
 use crate::permit::Envelope;
 use crate::refusal::Refusal;
 use crate::report::{LabelReport, RiskReport};
@@ -143,6 +143,13 @@ pub enum RequestBody {
         worker: Digest,
         /// The permits under which inputs crossed, by what the worker calls them; empty at home.
         permits: BTreeMap<String, PermitId>,
+    },
+    /// Give the attempt's worker these credentials of its store, sealed, once it has said hello.
+    RenewAccess {
+        /// The attempt.
+        attempt: Attempt,
+        /// Variables, as the ticket's.
+        credentials: Credentials,
     },
     /// Tell me when the attempt has ended. Answered only then.
     AwaitAttempt {
@@ -451,6 +458,8 @@ pub enum ReplyBody {
         /// The ticket.
         ticket: Ticket,
     },
+    /// What a worker is given is noted.
+    Renewing,
     /// How the attempt ended.
     AttemptEnded {
         /// How.

@@ -10,7 +10,7 @@
 //!   │ ◀────────── in/000001 CodeGrant │ key of the code, and nothing else
 //!   │ out/000002 SetupDone ───────▶ │ network is closed; policy is asked again
 //!   │ ◀────────── in/000002 DataGrant │ keys of the inputs, recipient of outputs, lease
-//!   │ out/000003… Log, Metric, Checkpoint ▶ │ ◀ in/000003… Lease, Cancel
+//!   │ out/000003… Log, Metric, Checkpoint ▶ │ ◀ in/000003… Lease, Access, Cancel
 //!   │ out/00000n Output ──────────▶ │ one output for a task is accepted
 //!   │ out/00000n+1 Finished ──────▶ │
 //! ```
@@ -86,6 +86,17 @@ impl std::fmt::Debug for Ticket {
             .field("attempt", &self.attempt)
             .field("secret", &"[secret]")
             .finish_non_exhaustive()
+    }
+}
+
+/// Variables that open a store; shown without their values.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Credentials(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
@@ -195,6 +206,11 @@ pub enum KeeperMessage {
     Lease {
         /// Unix time.
         expires: u64,
+    },
+    /// The credentials of the store end: go on with these.
+    Access {
+        /// base64 of an age file to the hello's recipient holding a JSON object of variables, as the ticket's.
+        sealed: String,
     },
     /// Stop now and wipe the keys.
     Cancel {

@@ -19,6 +19,7 @@ use tidegate_types::message::{GrantedArtifact, GrantedCheckpoint, Numbered, Sand
 use tidegate_types::{ArtifactId, Digest, Label};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::access::{Access, Opener};
 use crate::checkpoint::{CHECKPOINT_SLOT, Checkpoints};
 use crate::command::{self, Task};
 use crate::environment::Surroundings;
@@ -55,7 +56,7 @@ pub struct Options {
 /// # Errors
 /// [`WorkerError::Failed`] when the attempt failed and the keeper was told; the others when it did not
 /// come to that: a wrong program, a used ticket, a store that is out of reach.
-pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Result<(), WorkerError> {
+pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(), WorkerError> {
     let mut ticket = ticket;
     let secret = read_secret(&mut ticket)?;
     let owner = VerifyingKey::from_base64(&ticket.owner_key)
@@ -84,7 +85,8 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
     let hello = hello(&ticket, &secret, &identity, &signer, &evidence)?;
     let hello = Outbox::new(ticket.attempt.clone(), Side::Worker).seal(&signer, hello)?;
     let before = scratch.note_hello(&hello.digest)?;
-    let mut mail = Mail::new(store, &ticket.attempt, signer, owner.clone(), ticket.expires);
+    let access = Access::open(opener, &ticket.credentials).map_err(WorkerError::Store)?;
+    let mut mail = Mail::new(access, &ticket, identity, signer, owner.clone());
     if !mail.hello(&hello).await? {
         tell_contest(&ticket, &*mail.store(), &secret, &hello, before.as_ref()).await;
         return Err(WorkerError::TicketUsed);
@@ -95,7 +97,6 @@ pub async fn run(ticket: Ticket, store: Arc<dyn Store>, options: Options) -> Res
         ticket,
         owner,
         hello,
-        identity,
         evidence,
         scratch,
         executable,
@@ -169,7 +170,6 @@ struct Attempt {
     ticket: Ticket,
     owner: VerifyingKey,
     hello: Digest,
-    identity: Identity,
     evidence: SandboxEvidence,
     scratch: Scratch,
     executable: PathBuf,
@@ -317,7 +317,7 @@ impl Attempt {
         let sealed = STANDARD
             .decode(sealed)
             .map_err(|_| failed("its sealed key is not base64"))?;
-        let opened = open(&self.identity, &sealed).map_err(|_| failed("its key is not sealed to this worker"))?;
+        let opened = open(self.mail.identity(), &sealed).map_err(|_| failed("its key is not sealed to this worker"))?;
         let mut bytes = Zeroizing::new([0; 32]);
         if opened.len() != bytes.len() {
             return Err(failed("its key has not 32 bytes"));

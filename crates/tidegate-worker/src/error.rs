@@ -39,6 +39,9 @@ pub enum WorkerError {
     /// The mailbox cannot be used.
     #[error(transparent)]
     Mailbox(#[from] MailboxError),
+    /// The site's store cannot be opened as the ticket says.
+    #[error("the store of the ticket's site cannot be opened: {0}")]
+    Store(String),
     /// Keys cannot be made or used.
     #[error(transparent)]
     Seal(#[from] SealError),

@@ -1,6 +1,6 @@
 //! The process beside the user's command, wherever a driver started it.
 //!
-//! [`run`] works through one attempt with nothing but a ticket and a store:
+//! [`run`] works through one attempt with nothing but a ticket and what opens a store:
 //!
 //! 1. It compares its own program with the ticket, tries what the sandbox enforces here, makes keys
 //!    that live in memory only, and says *hello*.
@@ -21,6 +21,7 @@
 //!
 //! `docs/workers.md` tells users what a command sees and what it may do.
 
+mod access;
 mod attempt;
 mod checkpoint;
 mod command;
@@ -32,5 +33,6 @@ mod outgoing;
 pub mod sandbox;
 mod scratch;
 
+pub use access::Opener;
 pub use attempt::{Options, own_executable, run};
 pub use error::{Stage, WorkerError};

@@ -5,11 +5,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::{Patience, Store};
+use tidegate_seal::envelope::{Identity, open};
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
-use tidegate_types::message::{Attempt, Grant, KeeperMessage, WorkerMessage};
+use tidegate_types::message::{Grant, KeeperMessage, Ticket, WorkerMessage};
 
+use crate::access::Access;
 use crate::error::{Failure, Stage};
 
 /// How often a message is tried to be delivered while the store fails in passing.
@@ -33,9 +37,10 @@ pub(crate) enum Heard {
 
 /// Both directions of the mailbox.
 pub(crate) struct Mail {
-    store: Arc<dyn Store>,
+    access: Arc<Access>,
     outbox: Outbox,
     inbox: Inbox,
+    identity: Identity,
     signer: SigningKey,
     owner: VerifyingKey,
     /// The attempt is over from this second on (Unix time).
@@ -43,22 +48,27 @@ pub(crate) struct Mail {
 }
 
 impl Mail {
-    /// `lease` holds until the first grant brings another one.
+    /// The ticket's time is the lease until the first grant brings another one.
     pub(crate) fn new(
-        store: Arc<dyn Store>,
-        attempt: &Attempt,
+        access: Access,
+        ticket: &Ticket,
+        identity: Identity,
         signer: SigningKey,
         owner: VerifyingKey,
-        lease: u64,
     ) -> Self {
         Self {
-            store,
-            outbox: Outbox::new(attempt.clone(), Side::Worker),
-            inbox: Inbox::new(attempt.clone(), Side::Worker),
+            access: Arc::new(access),
+            outbox: Outbox::new(ticket.attempt.clone(), Side::Worker),
+            inbox: Inbox::new(ticket.attempt.clone(), Side::Worker),
+            identity,
             signer,
             owner,
-            lease,
+            lease: ticket.expires,
         }
+    }
+
+    pub(crate) const fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(crate) const fn signer(&self) -> &SigningKey {
@@ -66,7 +76,7 @@ impl Mail {
     }
 
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::clone(&self.store)
+        Arc::clone(&self.access) as Arc<dyn Store>
     }
 
     /// A lease is never shortened: the keeper cancels for that.
@@ -87,7 +97,7 @@ impl Mail {
 
     /// Delivers the first message; false when another worker was faster.
     pub(crate) async fn hello(&mut self, hello: &Letter) -> Result<bool, MailboxError> {
-        match deliver(&mut self.outbox, &*self.store, hello).await {
+        match deliver(&mut self.outbox, &*self.access, hello).await {
             Err(MailboxError::Taken { .. }) => Ok(false),
             other => other.map(|()| true),
         }
@@ -99,7 +109,7 @@ impl Mail {
         let failed =
             |error: MailboxError| Failure::new(Stage::Output, format!("a message could not be delivered: {error}"));
         let letter = self.outbox.seal(&self.signer, message).map_err(failed)?;
-        let delivery = deliver(&mut self.outbox, &*self.store, &letter);
+        let delivery = deliver(&mut self.outbox, &*self.access, &letter);
         tokio::time::timeout(left, delivery)
             .await
             .map_err(|_| expired())?
@@ -116,7 +126,7 @@ impl Mail {
         let Ok(letter) = self.outbox.seal(&self.signer, message) else {
             return;
         };
-        let delivery = deliver(&mut self.outbox, &*self.store, &letter);
+        let delivery = deliver(&mut self.outbox, &*self.access, &letter);
         match tokio::time::timeout(Duration::from_secs(5), delivery).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the failure could not be told"),
@@ -128,7 +138,7 @@ impl Mail {
     /// believed and the end of the lease are failures.
     pub(crate) async fn look(&mut self) -> Result<Option<Heard>, Failure> {
         let left = self.lease_left()?;
-        let next = self.inbox.next::<KeeperMessage>(&*self.store, &self.owner);
+        let next = self.inbox.next::<KeeperMessage>(&*self.access, &self.owner);
         let opened = match tokio::time::timeout(left, next).await.map_err(|_| expired())? {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(None),
@@ -143,6 +153,15 @@ impl Mail {
                 self.renew(expires);
                 Ok(None)
             }
+            KeeperMessage::Access { sealed } => {
+                self.open_again(&sealed).map_err(|why| {
+                    Failure::new(
+                        Stage::Grant,
+                        format!("credentials of the store that the keeper sent: {why}"),
+                    )
+                })?;
+                Ok(None)
+            }
             KeeperMessage::Cancel { .. } => Err(Failure::new(Stage::Cancelled, "the keeper cancelled the attempt")),
             KeeperMessage::Refused { reason } => {
                 Err(Failure::new(Stage::Grant, format!("the keeper refused: {reason}")))
@@ -150,9 +169,17 @@ impl Mail {
         }
     }
 
+    /// Goes on with other credentials of the store.
+    fn open_again(&self, sealed: &str) -> Result<(), String> {
+        let sealed = STANDARD.decode(sealed).map_err(|_| "they are not base64".to_owned())?;
+        let opened = open(&self.identity, &sealed).map_err(|_| "they are not sealed to this worker".to_owned())?;
+        let credentials = serde_json::from_slice(&opened).map_err(|_| "they are no JSON object of texts".to_owned())?;
+        self.access.renew(&credentials)
+    }
+
     /// Waits for a grant, for as long as the lease holds.
     pub(crate) async fn wait(&mut self) -> Result<Heard, Failure> {
-        let mut patience = Patience::begin(self.store.pace());
+        let mut patience = Patience::begin(self.access.pace());
         loop {
             let before = self.inbox.number();
             if let Some(heard) = self.look().await? {
@@ -161,14 +188,14 @@ impl Mail {
             if self.inbox.number() == before {
                 tokio::time::sleep(patience.pause().min(self.lease_left()?)).await;
             } else {
-                patience = Patience::begin(self.store.pace());
+                patience = Patience::begin(self.access.pace());
             }
         }
     }
 
     /// How long to pause between two looks while nothing is expected there but leases and cancellations.
     pub(crate) fn aside(&self) -> Duration {
-        self.store.pace().most() * 4
+        self.access.pace().most() * 4
     }
 
     /// Looks into the mailbox while nothing is expected there but leases and cancellations.

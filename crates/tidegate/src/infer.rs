@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2};
 use tidegate_bundle::{FeatureSchema, Predictor, inspect};
+use tidegate_cloud::Environment;
 use tidegate_contracts::later::Later;
 use tidegate_types::message::Ticket;
 use tidegate_worker::sandbox::{self, Ended, Policy};
@@ -35,7 +36,9 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         .read_to_string(&mut text)
         .while_(reading)?;
     let ticket: Ticket = serde_json::from_str(&text).while_(reading)?;
-    let store = stores::open(&ticket.store, &ticket.credentials)?;
+    let address = ticket.store.clone();
+    let opener =
+        move |credentials: &Environment| stores::open(&address, credentials).map_err(|error| error.to_string());
     let attempt = &ticket.attempt;
     let own = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
     // Below the folder that the driver gave to the job: it goes with the job, whatever happens to this
@@ -47,7 +50,9 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         executable: std::env::current_exe().while_("finding this program")?,
         digest,
     };
-    tidegate_worker::run(ticket, store, options).await.while_("working")
+    tidegate_worker::run(ticket, Box::new(opener), options)
+        .await
+        .while_("working")
 }
 
 /// `tidegate worker --ticket-from VARIABLE`: takes the place of this process by a worker whose ticket comes on standard

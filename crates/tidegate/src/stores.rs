@@ -160,16 +160,22 @@ impl WorkerStores for SiteStores {
         let address = address
             .ok_or_else(|| failed("the sites file does not have it".to_owned()))?
             .clone();
-        let credentials = if Address::is_meant(&address) {
+        if Address::is_meant(&address) {
             let parsed = address
                 .parse()
                 .map_err(|error: AddressError| failed(error.to_string()))?;
             let store = CloudStore::open(parsed, &self.environment).map_err(|error| failed(error.to_string()))?;
-            patiently(|| store.for_worker(mailbox, seconds)).await?
-        } else {
-            BTreeMap::new()
-        };
-        Ok(StoreAccess { address, credentials })
+            let session = patiently(|| store.for_worker(mailbox, seconds)).await?;
+            return Ok(StoreAccess {
+                address,
+                credentials: session.variables,
+                lasts: Some(session.lasts),
+            });
+        }
+        Ok(StoreAccess {
+            address,
+            ..StoreAccess::default()
+        })
     }
 }
 

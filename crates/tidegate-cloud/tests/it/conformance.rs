@@ -7,21 +7,34 @@ use bytes::Bytes;
 use tidegate_cloud::{CloudStore, Environment, GoogleKmsCustody, KeyVaultCustody, KmsCustody, VaultCustody};
 use tidegate_contracts::{Custody, CustodyError, ObjectName, Store, StoreError, conformance};
 
-use crate::others::{ACCOUNT, ACCOUNT_KEY, azurite};
+use crate::others::azurite;
+use crate::peers::stores::{ACCOUNT, ACCOUNT_KEY, azure_storage, google_storage};
 use crate::peers::{Peer, bao, entra, google_kms, key_vault, make_bucket, moto, python, seaweed};
 
 /// Credentials as the environment would have them.
-fn environment(variables: &[(&str, &str)]) -> Environment {
+pub(crate) fn environment(variables: &[(&str, &str)]) -> Environment {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     variables.iter().map(owned).collect()
 }
 
-fn open(address: &str, environment: &Environment) -> CloudStore {
+pub(crate) fn open(address: &str, environment: &Environment) -> CloudStore {
     CloudStore::open(address.parse().unwrap(), environment).unwrap()
 }
 
-fn admin() -> Environment {
+pub(crate) fn admin() -> Environment {
     environment(&[("AWS_ACCESS_KEY_ID", "AKADMIN"), ("AWS_SECRET_ACCESS_KEY", "SKADMIN")])
+}
+
+/// A keeper's identity, as Entra ID knows it.
+pub(crate) fn identity(peer: &Peer) -> Environment {
+    let known = peer.entra_identity().map(|(name, value)| (name.to_owned(), value));
+    known.into()
+}
+
+/// A service account of the peer, by its file.
+pub(crate) fn service_account(peer: &Peer, name: &str) -> Environment {
+    let file = peer.folder().join(format!("{name}.json"));
+    environment(&[("GOOGLE_SERVICE_ACCOUNT", file.to_str().unwrap())])
 }
 
 #[tokio::test]
@@ -86,6 +99,25 @@ async fn azurite_is_a_store() {
         Arc::new(open(&format!("az://{ACCOUNT}/stores/st-mary/{name}?{options}"), &key))
     };
     conformance::store(&stores).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hierarchical_storage_account_is_a_store() {
+    let Some(peer) = azure_storage(&[]) else { return };
+    let known = identity(&peer);
+    let stores = |name: &str| -> Arc<dyn Store> { Arc::new(open(&peer.azure(&format!("st-mary/{name}")), &known)) };
+    conformance::store(&stores).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn google_cloud_storage_is_a_store() {
+    let Some(peer) = google_storage(&[]) else { return };
+    let known = service_account(&peer, "known");
+    let stores = |name: &str| -> Arc<dyn Store> { Arc::new(open(&peer.google(&format!("st-mary/{name}")), &known)) };
+    conformance::store(&stores).await.unwrap();
+    let stranger = open(&peer.google("st-mary"), &service_account(&peer, "stranger"));
+    let error = stranger.list("", None).await.unwrap_err();
+    assert!(matches!(error, StoreError::Denied { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -401,65 +433,4 @@ async fn what_the_server_forbids_is_denied_and_what_is_missing_is_told_apart() {
     // A bucket that is missing is no empty one.
     let missing = store.list("", None).await.unwrap_err();
     assert!(matches!(missing, StoreError::Permanent { .. }), "{missing}");
-}
-
-#[tokio::test]
-async fn a_worker_reaches_what_its_attempt_needs_and_nothing_else() {
-    let Some(peer) = seaweed() else { return };
-    make_bucket(&peer, "stores");
-    let address = peer.s3("stores", "st-mary/cloud");
-    let owner = open(&format!("{address}&role={}", Peer::ROLE), &admin());
-    let object = |name: &str| ObjectName::new(name).unwrap();
-    let body = Bytes::from_static(b"sealed");
-    for name in [
-        "sealed/aa",
-        "mailbox/run/train/1-0/in/000001.json",
-        "mailbox/run/train/2-0/in/000001.json",
-        "releases/1",
-    ] {
-        owner.put_new(&object(name), body.clone()).await.unwrap();
-    }
-    let credentials = owner.for_worker("mailbox/run/train/1-0/", 900).await.unwrap();
-    let worker = open(&address, &credentials);
-    let mine = "mailbox/run/train/1-0";
-    assert_eq!(worker.get(&object("sealed/aa"), 100).await.unwrap(), body);
-    assert_eq!(
-        worker
-            .get(&object(&format!("{mine}/in/000001.json")), 100)
-            .await
-            .unwrap(),
-        body
-    );
-    worker
-        .put_new(&object(&format!("{mine}/out/000001.json")), body.clone())
-        .await
-        .unwrap();
-    worker.put_new(&object("sealed/bb"), body.clone()).await.unwrap();
-    // A message that is not there yet is missing, and not forbidden.
-    let later = worker
-        .get(&object(&format!("{mine}/in/000002.json")), 100)
-        .await
-        .unwrap_err();
-    assert!(matches!(later, StoreError::NotFound(_)), "{later}");
-    let others = "mailbox/run/train/2-0";
-    for result in [
-        worker
-            .get(&object(&format!("{others}/in/000001.json")), 100)
-            .await
-            .map(drop),
-        worker.get(&object("releases/1"), 100).await.map(drop),
-        worker
-            .put_new(&object(&format!("{mine}/in/000002.json")), body.clone())
-            .await,
-        worker
-            .put_new(&object(&format!("{others}/out/000001.json")), body.clone())
-            .await,
-        worker.put_new(&object("releases/2"), body.clone()).await,
-        worker.delete(&object("sealed/aa")).await,
-    ] {
-        let error = result.unwrap_err();
-        assert!(matches!(error, StoreError::Denied { .. }), "{error}");
-    }
-    // Nobody is given more than that where there is nothing to narrow.
-    assert!(open(&address, &admin()).for_worker(mine, 900).await.is_err());
 }

@@ -15,6 +15,7 @@ mod azureml;
 mod conformance;
 mod jobs;
 mod machines;
+mod narrowed;
 mod openstack;
 mod others;
 #[allow(dead_code, reason = "some of it serves the tests of the program alone")]

@@ -2,12 +2,8 @@
 
 use std::process::Command;
 
+use crate::peers::stores::{ACCOUNT, ACCOUNT_KEY};
 use crate::peers::{Peer, certificates, free_port, packaged, peers, python};
-
-/// The account that Azurite is told to have, and its key.
-pub(crate) const ACCOUNT: &str = "marystore";
-pub(crate) const ACCOUNT_KEY: &str =
-    "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2traw==";
 
 /// Azurite over TLS with its container `stores`; none where it is not installed.
 pub(crate) fn azurite() -> Option<Peer> {

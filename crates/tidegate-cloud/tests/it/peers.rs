@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 // By its path: this file is part of several crates.
 #[path = "peers/platform.rs"]
 pub(crate) mod platform;
+#[path = "peers/stores.rs"]
+pub(crate) mod stores;
 #[path = "peers/vcenter.rs"]
 pub(crate) mod vcenter;
 

@@ -1,5 +1,6 @@
 //! Runs that go well, go on after a crash, and use what is there.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -206,6 +207,43 @@ fn a_job_that_is_gone_is_fenced_before_the_next_attempt() {
     let fenced = world.keeper.fenced.lock().unwrap().clone();
     assert_eq!(fenced.len(), 1);
     assert_eq!((fenced[0].0.attempt, fenced[0].1.as_str()), (1, "lost"));
+}
+
+/// Which credentials workers were given after their tickets, by attempt.
+fn renewed(world: &World) -> Vec<(u32, String)> {
+    let renewed = world.keeper.renewed.lock().unwrap();
+    renewed
+        .iter()
+        .map(|(attempt, credentials)| (attempt.attempt, credentials.0["TOKEN"].clone()))
+        .collect()
+}
+
+/// Lets an attempt end once its worker was given so many other credentials.
+fn end_after(world: &World, times: usize) {
+    let keeper = Arc::clone(&world.keeper);
+    world.ends(move |_| (keeper.renewed.lock().unwrap().len() >= times).then(accepted));
+}
+
+#[test]
+fn a_worker_is_given_other_credentials_before_its_own_end() {
+    let world = World::new("renewed");
+    *world.stores.lasts.lock().unwrap() = Some(Duration::from_millis(300));
+    end_after(&world, 2);
+    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+    assert_eq!(renewed(&world), [(1, "2".to_owned()), (1, "3".to_owned())]);
+    // Its ticket held the first ones, and no others were asked for.
+    assert_eq!(world.stores.given.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_worker_of_before_a_restart_is_given_other_credentials_at_once() {
+    let world = World::new("renewed-again");
+    *world.stores.lasts.lock().unwrap() = Some(Duration::from_secs(3600));
+    interrupt(&world);
+    assert_eq!(renewed(&world), []);
+    end_after(&world, 1);
+    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+    assert_eq!(renewed(&world), [(1, "2".to_owned())]);
 }
 
 #[test]

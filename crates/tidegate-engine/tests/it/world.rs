@@ -27,7 +27,7 @@ use tidegate_types::keeper::{
     Request, RequestBody,
 };
 use tidegate_types::label::{Label, Level};
-use tidegate_types::message::{Attempt, Ticket};
+use tidegate_types::message::{Attempt, Credentials, Ticket};
 use tidegate_types::permit::Envelope;
 use tidegate_types::report::{LabelReport, RiskReport};
 use tidegate_types::{Refusal, to_canonical_json};
@@ -106,6 +106,7 @@ pub(crate) struct Keeper {
     mailbox: MemoryStore,
     /// The kinds of requests that were answered, in order.
     pub(crate) asked: Mutex<Vec<String>>,
+    pub(crate) renewed: Mutex<Vec<(Attempt, Credentials)>>,
     pub(crate) fenced: Mutex<Vec<(Attempt, String)>>,
     pub(crate) ends: Mutex<Ends>,
     /// Bytes of the prepared training rows.
@@ -284,6 +285,13 @@ impl Keeper {
                     expires: now() + 600,
                 },
             }),
+            RequestBody::RenewAccess { attempt, credentials } => {
+                self.renewed
+                    .lock()
+                    .unwrap()
+                    .push((attempt.clone(), credentials.clone()));
+                done(ReplyBody::Renewing)
+            }
             RequestBody::AwaitAttempt { attempt } => {
                 let ended = (self.ends.lock().unwrap())(attempt)?;
                 done(ReplyBody::AttemptEnded { outcome: ended })
@@ -341,21 +349,29 @@ fn kind(body: &RequestBody) -> String {
 pub(crate) struct World {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) compute: FakeCompute,
+    pub(crate) stores: Arc<Stores>,
     pub(crate) journal: MemoryJournal,
     pub(crate) told: Arc<Mutex<Vec<Progress>>>,
     pub(crate) cancelled: Arc<AtomicBool>,
     pub(crate) folder: PathBuf,
 }
 
-/// A folder for every site.
-struct Folders;
+/// A store for every site, whose credentials end when a test says so.
+#[derive(Default)]
+pub(crate) struct Stores {
+    pub(crate) lasts: Mutex<Option<Duration>>,
+    /// How often somebody was let in.
+    pub(crate) given: AtomicU64,
+}
 
 #[async_trait]
-impl WorkerStores for Folders {
+impl WorkerStores for Stores {
     async fn access(&self, site: &str, _: &str, _: u64) -> Result<StoreAccess, StoreError> {
+        let given = self.given.fetch_add(1, Ordering::SeqCst) + 1;
         Ok(StoreAccess {
             address: format!("folder:/{site}"),
-            ..StoreAccess::default()
+            credentials: [("TOKEN".to_owned(), given.to_string())].into(),
+            lasts: *self.lasts.lock().unwrap(),
         })
     }
 }
@@ -372,6 +388,7 @@ impl World {
                 mailbox: MemoryStore::new(),
                 asked: Mutex::default(),
                 fenced: Mutex::default(),
+                renewed: Mutex::default(),
                 ends: Mutex::new(Box::new(|_| Some(accepted()))),
                 bytes: AtomicU64::new(1000),
                 gate_fails: AtomicBool::new(false),
@@ -380,6 +397,7 @@ impl World {
                 intents: Mutex::default(),
             }),
             compute: FakeCompute::new(),
+            stores: Arc::default(),
             journal: MemoryJournal::new(),
             told: Arc::default(),
             cancelled: Arc::default(),
@@ -419,7 +437,7 @@ impl World {
         let drivers = ["hospital", "cloud"].map(|site| (SiteName::new(site).unwrap(), Arc::clone(&driver)));
         Engine::open(Setup {
             catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
-            stores: Arc::new(Folders),
+            stores: Arc::clone(&self.stores) as Arc<dyn WorkerStores>,
             sites,
             pipeline: read_pipeline("tidegate.yaml", pipeline).unwrap(),
             text: PipelineText {

@@ -10,7 +10,7 @@ use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 use super::checkpoint::Told;
 use super::output::METRICS;
 use super::{LEASE_EVERY, LEASE_SECONDS};
-use crate::admission::{Admitted, Requirements, Worker, admit, second_hello};
+use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello};
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{AttemptRecord, Pending, Phase, Position};
 use crate::service::Keeper;
@@ -159,6 +159,18 @@ impl Keeper {
                     record = stepped;
                 }
                 None => tokio::time::sleep(patience.pause()).await,
+            }
+            if let Some(worker) = &admitted
+                && record.outcome.is_none()
+                && let Some(credentials) = self.noted_access(attempt)
+            {
+                self.uncontested(&record, worker, &secret).await?;
+                let sealed = seal_access(worker, &credentials)?;
+                let new = record.clone();
+                match self.step(&record, new, Some(KeeperMessage::Access { sealed })).await? {
+                    Some(stepped) => record = stepped,
+                    None => continue,
+                }
             }
             if let Some(worker) = &admitted
                 && record.outcome.is_none()

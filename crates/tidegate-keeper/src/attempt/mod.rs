@@ -31,7 +31,8 @@ use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
-use tidegate_types::message::{Attempt, Job, Ticket};
+use tidegate_types::message::{Attempt, Credentials, Job, Ticket};
+use tidegate_types::to_canonical_json;
 use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
@@ -252,6 +253,22 @@ impl Keeper {
             seconds: pipeline.deadline.map_or(0, |deadline| deadline.0),
             output_bytes: OUTPUT_BYTES / 4,
         })
+    }
+
+    /// Notes what opens the store for an attempt's worker from now on; the worker hears of it once it has said hello.
+    pub(crate) fn renew_access(&self, attempt: &Attempt, credentials: &Credentials) -> Result<ReplyBody, KeeperError> {
+        let noting = "noting credentials of a store";
+        if self.attempt_record(attempt)?.outcome.is_none() {
+            let text = Zeroizing::new(to_canonical_json(credentials).while_(noting)?);
+            let mut access = self.access.lock().while_(noting)?;
+            access.insert(attempt.clone(), text);
+        }
+        Ok(ReplyBody::Renewing)
+    }
+
+    /// What was noted for an attempt and not given yet.
+    fn noted_access(&self, attempt: &Attempt) -> Option<Zeroizing<Vec<u8>>> {
+        self.access.lock().ok()?.remove(attempt)
     }
 
     /// How the attempt ended, once it has.

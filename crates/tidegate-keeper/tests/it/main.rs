@@ -8,6 +8,7 @@
     missing_docs
 )]
 
+mod access;
 mod attempts;
 mod checkpoints;
 mod custodian;

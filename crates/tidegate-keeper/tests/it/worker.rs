@@ -164,6 +164,10 @@ impl Worker {
     pub(crate) async fn grants(&mut self) {
         self.code_grant().await;
         self.setup_done().await;
+        self.data_grant().await;
+    }
+
+    pub(crate) async fn data_grant(&mut self) {
         let KeeperMessage::DataGrant(grant) = self.hear().await else {
             panic!("no data grant")
         };
@@ -174,9 +178,10 @@ impl Worker {
     pub(crate) async fn turned_away(&mut self) -> String {
         match self.hear().await {
             KeeperMessage::Refused { reason } | KeeperMessage::Cancel { reason } => reason,
-            KeeperMessage::CodeGrant(_) | KeeperMessage::DataGrant(_) | KeeperMessage::Lease { .. } => {
-                panic!("granted")
-            }
+            KeeperMessage::CodeGrant(_)
+            | KeeperMessage::DataGrant(_)
+            | KeeperMessage::Lease { .. }
+            | KeeperMessage::Access { .. } => panic!("granted"),
         }
     }
 

@@ -100,7 +100,7 @@ async fn contested(keeper: &Keeper) -> bool {
 
 async fn start_again(keeper: &Keeper, work: std::path::PathBuf) -> Result<(), WorkerError> {
     let options = crate::options(work);
-    tidegate_worker::run(keeper.ticket.clone(), Arc::clone(&keeper.store), options).await
+    tidegate_worker::run(keeper.ticket.clone(), keeper.opener(), options).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

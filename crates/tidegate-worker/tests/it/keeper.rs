@@ -23,7 +23,7 @@ use tidegate_types::message::{
 };
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
 use tidegate_types::{ArtifactId, ArtifactKind, Digest, Label, Level, RunId, SiteName, TaskName};
-use tidegate_worker::WorkerError;
+use tidegate_worker::{Opener, WorkerError};
 
 pub(crate) const ORGANISATION: &str = "st-mary";
 const DIGEST_KEY: [u8; 32] = [3; 32];
@@ -223,14 +223,29 @@ impl Keeper {
         self.folder.path().join("work")
     }
 
+    /// Opens the store to whoever has the credentials of the ticket, or newer ones.
+    pub(crate) fn opener(&self) -> Opener {
+        let store = Arc::clone(&self.store);
+        Box::new(move |_| Ok(Arc::clone(&store)))
+    }
+
     /// Starts the worker beside this keeper.
     pub(crate) fn start(&self) -> tokio::task::JoinHandle<Result<(), WorkerError>> {
+        self.start_with(self.opener())
+    }
+
+    pub(crate) fn start_with(&self, opener: Opener) -> tokio::task::JoinHandle<Result<(), WorkerError>> {
         let options = crate::options(self.work());
-        tokio::spawn(tidegate_worker::run(
-            self.ticket.clone(),
-            Arc::clone(&self.store),
-            options,
-        ))
+        tokio::spawn(tidegate_worker::run(self.ticket.clone(), opener, options))
+    }
+
+    /// What the worker that was heard alone can open.
+    pub(crate) fn seal_to_worker(&self, text: &[u8]) -> String {
+        let Some(WorkerMessage::Hello { recipient, .. }) = self.worker.as_ref().map(|hello| &hello.numbered().message)
+        else {
+            panic!("no hello yet")
+        };
+        seal(recipient, text)
     }
 
     pub(crate) async fn hello(&mut self) -> SandboxEvidence {
@@ -412,6 +427,10 @@ impl Keeper {
         let received = receive(&expected, &*self.store, &DataKey::from_bytes(key), &destination).await?;
         Ok((received, destination))
     }
+}
+
+pub(crate) fn seal(recipient: &str, text: &[u8]) -> String {
+    STANDARD.encode(seal_to(recipient, text).unwrap())
 }
 
 /// What a worker told.

@@ -21,9 +21,13 @@ async fn worker_process() {
     let (store, work) = (std::env::var(STORE).unwrap(), std::env::var(WORK).unwrap());
     let ticket = serde_json::from_reader(std::io::stdin()).unwrap();
     let options = crate::options(work.into());
-    tidegate_worker::run(ticket, Arc::new(FolderStore::open(store).unwrap()), options)
-        .await
-        .unwrap();
+    tidegate_worker::run(
+        ticket,
+        Box::new(move |_| Ok(Arc::new(FolderStore::open(&store).unwrap()))),
+        options,
+    )
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

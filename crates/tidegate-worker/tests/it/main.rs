@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod access;
 mod attempts;
 mod checkpoints;
 mod examples;

@@ -1,0 +1,339 @@
+//! One attempt: its ticket, its machine, what its worker needs meanwhile, and how it ended.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
+use tidegate_contracts::journal::Batch;
+use tidegate_contracts::store::{StoreAccess, StoreError};
+use tidegate_types::event::EventType;
+use tidegate_types::ids::{PermitId, SiteName};
+use tidegate_types::keeper::{AttemptOutcome, ReplyBody, RequestBody};
+use tidegate_types::message::{Attempt, Credentials, Ticket};
+
+use crate::error::{EngineError, While};
+use crate::jobs::{ensured, explained, job_id};
+use crate::ledger::Fact;
+use crate::progress::Progress;
+use crate::run::Engine;
+use crate::state::{JobRecord, RunRecord, get, put, value};
+
+/// How long a job may be seen gone without the keeper having heard its last word.
+const GONE_FOR: Duration = Duration::from_secs(5);
+/// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
+/// or was started again will read it.
+const ENDED_FOR: Duration = Duration::from_secs(60);
+/// For how many seconds a worker's credentials of its store are asked: as long as every cloud gives them, also to those
+/// who have borrowed their own role.
+const SESSION: u64 = 3600;
+/// Credentials that end sooner are renewed as if they ended then.
+const SHORTEST: Duration = Duration::from_secs(3);
+/// The next try where none were given comes after a third of this.
+const NOT_RENEWED: Duration = Duration::from_secs(90);
+
+impl Engine {
+    /// One attempt, from its ticket to how it ended.
+    pub(crate) async fn attempt(
+        &self,
+        run: &RunRecord,
+        attempt: &Attempt,
+        site: &SiteName,
+        permits: &BTreeMap<String, PermitId>,
+    ) -> Result<Tried, EngineError> {
+        let job = job_id(attempt);
+        let mut there = None;
+        match get::<JobRecord>(&*self.journal, "jobs", &job)? {
+            Some(JobRecord {
+                ended: Some((_, outcome)),
+                crowded,
+                ..
+            }) => return Ok(Tried { outcome, crowded }),
+            Some(record) => there = record.handle,
+            // Before anything is asked for: whoever finds this entry open has something to fence.
+            None => put(
+                &*self.journal,
+                "jobs",
+                &job,
+                &JobRecord {
+                    attempt: attempt.clone(),
+                    site: site.clone(),
+                    began: (self.clock)(),
+                    ended: None,
+                    left: false,
+                    handle: None,
+                    phases: BTreeMap::new(),
+                    price: self.price(site, true),
+                    crowded: false,
+                },
+            )?,
+        }
+        let (begun, mut phases) = (tokio::time::Instant::now(), BTreeMap::new());
+        let compute = self
+            .compute
+            .get(site)
+            .ok_or_else(|| EngineError::failed("starting an attempt", format!("site `{site}` has no driver here")))?;
+        let started = RequestBody::StartAttempt {
+            attempt: attempt.clone(),
+            pipeline: self.text.clone(),
+            site: site.clone(),
+            worker: self.worker_digest()?,
+            permits: permits.clone(),
+        };
+        let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {
+            return Err(self.keeper.wrong_reply());
+        };
+        let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
+            .name("task", attempt.task.as_str())
+            .name("site", site.as_str())
+            .number("attempt", u64::from(attempt.attempt));
+        self.ledger.record(&[fact])?;
+        (self.progress)(&Progress::AttemptStarted {
+            task: attempt.task.clone(),
+            attempt: attempt.attempt,
+            site: site.clone(),
+        });
+        // What a job was given before a restart may end soon.
+        let mut lasts = Some(Duration::ZERO);
+        let handle = match there {
+            Some(handle) => handle,
+            None => {
+                let request;
+                (request, lasts) = self.job_request(&job, attempt, site, ticket).await?;
+                match ensured(&**compute, &request).await {
+                    Ok(handle) => self.started(&job, handle)?,
+                    // Also a request that is wrong: the job of an attempt that ended just before this process was
+                    // killed is removed and never runs again, and the keeper knows how it ended.
+                    Err(error) => {
+                        let outcome = self.fence(attempt, "not-started").await?;
+                        tracing::warn!(run = %run.id, %site, %error, "worker not started");
+                        let outcome = explained(outcome, Some(&error.to_string()));
+                        // Whatever the last try met: an earlier one may have started something.
+                        let crowded = matches!(error, ComputeError::Capacity { .. });
+                        let outcome = self.ended(attempt, outcome, true, phases)?;
+                        if let Some(record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
+                            put(&*self.journal, "jobs", &job, &JobRecord { crowded, ..record })?;
+                        }
+                        return Ok(Tried { outcome, crowded });
+                    }
+                }
+            }
+        };
+        phases.insert("asked".to_owned(), milliseconds_since(begun));
+        let (outcome, running) = tokio::select! {
+            followed = self.follow(attempt, &**compute, &handle) => followed?,
+            () = self.keep_access(attempt, site, lasts) => unreachable!("it goes on for as long as it is asked to"),
+        };
+        phases.extend(running.map(|moment| {
+            (
+                "running".to_owned(),
+                u64::try_from((moment - begun).as_millis()).unwrap_or(u64::MAX),
+            )
+        }));
+        let deleted = compute.delete(&handle).await;
+        if let Err(error) = &deleted {
+            tracing::warn!(run = %run.id, %site, %error, "a job was not removed; the next run tries again");
+        }
+        Ok(Tried::of(self.ended(attempt, outcome, deleted.is_err(), phases)?))
+    }
+
+    /// Notes what was started.
+    fn started(&self, job: &str, handle: Handle) -> Result<Handle, EngineError> {
+        if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", job)? {
+            record.handle = Some(handle.clone());
+            put(&*self.journal, "jobs", job, &record)?;
+        }
+        Ok(handle)
+    }
+
+    /// What is asked of the driver, and how long the worker's credentials in it last.
+    async fn job_request(
+        &self,
+        job: &str,
+        attempt: &Attempt,
+        site: &SiteName,
+        mut ticket: Ticket,
+    ) -> Result<(JobRequest, Option<Duration>), EngineError> {
+        let making = "making a job";
+        let access = self.access(attempt, site).await.while_(making)?;
+        (ticket.store, ticket.credentials) = (access.address, access.credentials);
+        let request = JobRequest {
+            id: job.to_owned(),
+            attempt: attempt.clone(),
+            command: self.worker.command.clone(),
+            ticket: serde_json::to_string(&ticket).while_(making)?,
+            environment: BTreeMap::new(),
+            owner: self.owner.clone(),
+            spot: self.pipeline.train.resources.use_spot,
+        };
+        Ok((request, access.lasts))
+    }
+
+    /// What opens the store to an attempt's worker.
+    async fn access(&self, attempt: &Attempt, site: &SiteName) -> Result<StoreAccess, StoreError> {
+        self.stores.access(site.as_str(), &attempt.mailbox(), SESSION).await
+    }
+
+    /// Gives an attempt's worker new credentials of its store long before the last ones end: one that was not given to it
+    /// is followed by another in time. Never returns.
+    async fn keep_access(&self, attempt: &Attempt, site: &SiteName, mut lasts: Option<Duration>) {
+        loop {
+            match lasts {
+                Some(lasts) => tokio::time::sleep(lasts / 3).await,
+                None => std::future::pending().await,
+            }
+            lasts = match self.renew_access(attempt, site).await {
+                Ok(lasts) => lasts.map(|lasts| lasts.max(SHORTEST)),
+                Err(error) => {
+                    tracing::warn!(run = %attempt.run, %site, %error, "a worker's credentials were not renewed; tried again");
+                    Some(NOT_RENEWED)
+                }
+            };
+        }
+    }
+
+    async fn renew_access(&self, attempt: &Attempt, site: &SiteName) -> Result<Option<Duration>, EngineError> {
+        let access = self.access(attempt, site).await;
+        let access = access.while_("renewing a worker's credentials")?;
+        if access.lasts.is_some() {
+            let body = RequestBody::RenewAccess {
+                attempt: attempt.clone(),
+                credentials: Credentials(access.credentials),
+            };
+            match self.keeper.ask("renew-access", body).await? {
+                ReplyBody::Renewing => {}
+                _ => return Err(self.keeper.wrong_reply()),
+            }
+        }
+        Ok(access.lasts)
+    }
+
+    /// Waits for the keeper's word about an attempt, and watches the machine meanwhile; also when it was first seen to
+    /// run.
+    async fn follow(
+        &self,
+        attempt: &Attempt,
+        compute: &dyn Compute,
+        handle: &Handle,
+    ) -> Result<(AttemptOutcome, Option<tokio::time::Instant>), EngineError> {
+        let asked = self.keeper.ask(
+            "await-an-attempt",
+            RequestBody::AwaitAttempt {
+                attempt: attempt.clone(),
+            },
+        );
+        tokio::pin!(asked);
+        let (mut ended, mut gone) = (None, None);
+        let (mut reason, mut running, mut blind) = (None, None, false);
+        let mut pause = compute.observe_every().min(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                reply = &mut asked => {
+                    let ReplyBody::AttemptEnded { outcome } = reply? else {
+                        return Err(self.keeper.wrong_reply());
+                    };
+                    return Ok((outcome, running));
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+            // The first look comes early, so that it is known how long a machine took.
+            pause = compute.observe_every();
+            let state = compute.observe(handle).await;
+            let now = tokio::time::Instant::now();
+            if matches!(state, Ok(JobState::Running)) {
+                running = running.or(Some(now));
+            }
+            (ended, gone) = match state {
+                Ok(JobState::Ended(code)) => {
+                    reason = code.map(|code| format!("its job ended with exit code {code}"));
+                    (ended.or(Some(now)), None)
+                }
+                Ok(JobState::Lost(why)) => {
+                    reason = Some(why);
+                    (None, gone.or(Some(now)))
+                }
+                Ok(JobState::Gone) => (None, gone.or(Some(now))),
+                Ok(JobState::Pending | JobState::Running) => {
+                    blind = false;
+                    (None, None)
+                }
+                // What was seen last holds, and its time goes on.
+                Err(error) => {
+                    if !std::mem::replace(&mut blind, true) {
+                        tracing::warn!(run = %attempt.run, %error, "a job cannot be seen; the keeper hears its worker");
+                    }
+                    (ended, gone)
+                }
+            };
+            let since = |moment: Option<tokio::time::Instant>| moment.map_or(Duration::ZERO, |moment| now - moment);
+            if since(ended) >= ENDED_FOR || since(gone) >= GONE_FOR {
+                let outcome = self.fence(attempt, "lost").await?;
+                return Ok((explained(outcome, reason.as_deref()), running));
+            }
+        }
+    }
+
+    pub(crate) async fn fence(&self, attempt: &Attempt, why: &str) -> Result<AttemptOutcome, EngineError> {
+        let body = RequestBody::Fence {
+            attempt: attempt.clone(),
+            why: why.to_owned(),
+        };
+        match self.keeper.ask("fence", body).await? {
+            ReplyBody::AttemptEnded { outcome } => Ok(outcome),
+            _ => Err(self.keeper.wrong_reply()),
+        }
+    }
+
+    /// Records how an attempt ended, and whether something of it may be left; also after a restart it ended that way.
+    pub(crate) fn ended(
+        &self,
+        attempt: &Attempt,
+        outcome: AttemptOutcome,
+        left: bool,
+        phases: BTreeMap<String, u64>,
+    ) -> Result<AttemptOutcome, EngineError> {
+        let (word, model) = match &outcome {
+            AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
+            AttemptOutcome::Failed { .. } => ("failed", None),
+            AttemptOutcome::Refused { .. } => ("refused", None),
+            AttemptOutcome::Fenced { .. } => ("fenced", None),
+        };
+        let mut fact = Fact::new(EventType::AttemptEnded, attempt.run.as_str())
+            .name("task", attempt.task.as_str())
+            .name("outcome", word)
+            .number("attempt", u64::from(attempt.attempt));
+        if let Some(model) = model {
+            fact = fact.digest("model", model);
+        }
+        let job = job_id(attempt);
+        let mut batch = Batch::default();
+        if let Some(mut record) = get::<JobRecord>(&*self.journal, "jobs", &job)? {
+            record.ended = Some(((self.clock)(), outcome.clone()));
+            record.left = left;
+            record.phases = phases;
+            batch = batch.set("jobs", &job, value(&record)?);
+        }
+        let (batch, _) = self.ledger.add(batch, &fact)?;
+        self.journal.commit(&batch).while_("recording how an attempt ended")?;
+        Ok(outcome)
+    }
+}
+
+/// What came of an attempt.
+pub(crate) struct Tried {
+    pub(crate) outcome: AttemptOutcome,
+    /// Whether the site had no room for it.
+    pub(crate) crowded: bool,
+}
+
+impl Tried {
+    const fn of(outcome: AttemptOutcome) -> Self {
+        Self {
+            outcome,
+            crowded: false,
+        }
+    }
+}
+
+fn milliseconds_since(moment: tokio::time::Instant) -> u64 {
+    u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

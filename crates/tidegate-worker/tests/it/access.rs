@@ -1,0 +1,127 @@
+//! Credentials of the store that end while an attempt goes on.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tidegate_contracts::fakes::MemoryStore;
+use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
+use tidegate_seal::envelope::Identity;
+use tidegate_types::message::KeeperMessage;
+use tidegate_worker::Opener;
+
+use crate::keeper::Keeper;
+
+/// A store that refuses everything once it is closed.
+#[derive(Debug)]
+struct Closing {
+    inner: Arc<dyn Store>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Closing {
+    fn open(&self) -> Result<&dyn Store, StoreError> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Denied {
+                what: "anything".to_owned(),
+                why: "the credentials have expired".to_owned(),
+            });
+        }
+        Ok(&*self.inner)
+    }
+}
+
+#[async_trait]
+impl Store for Closing {
+    async fn put_new(&self, name: &ObjectName, body: Bytes) -> Result<(), StoreError> {
+        self.open()?.put_new(name, body).await
+    }
+
+    async fn get(&self, name: &ObjectName, limit: u64) -> Result<Bytes, StoreError> {
+        self.open()?.get(name, limit).await
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.open()?.get_range(name, range).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<ObjectInfo, StoreError> {
+        self.open()?.head(name).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&ObjectName>) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.open()?.list(prefix, after).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.open()?.delete(name).await
+    }
+}
+
+/// A store that is open to the ticket's credentials until others are used.
+fn opener(keeper: &Keeper) -> Opener {
+    let inner = Arc::clone(&keeper.store);
+    let closed = Arc::new(AtomicBool::new(false));
+    Box::new(move |credentials| match credentials.get("TOKEN").map(String::as_str) {
+        Some("old") => Ok(Arc::new(Closing {
+            inner: Arc::clone(&inner),
+            closed: Arc::clone(&closed),
+        })),
+        Some("new") => {
+            closed.store(true, Ordering::SeqCst);
+            Ok(Arc::clone(&inner))
+        }
+        _ => Err("nobody knows these credentials".to_owned()),
+    })
+}
+
+async fn keeper() -> Keeper {
+    let mut keeper = Keeper::new(Arc::new(MemoryStore::default()), "sh train.sh").await;
+    keeper.ticket.credentials = [("TOKEN".to_owned(), "old".to_owned())].into();
+    keeper
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_goes_on_with_the_credentials_that_the_keeper_sends() {
+    let mut keeper = keeper().await;
+    let worker = keeper.start_with(opener(&keeper));
+    keeper.hello().await;
+    let sealed = keeper.seal_to_worker(br#"{"TOKEN":"new"}"#);
+    keeper.grant_code().await;
+    keeper.send(KeeperMessage::Access { sealed }).await;
+    keeper.until_setup_is_done().await.unwrap();
+    keeper.grant_data().await;
+    let ending = keeper.ending().await;
+    assert_eq!(ending.failed, None, "{}", ending.text());
+    worker.await.unwrap().unwrap();
+    keeper.receive(&ending).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_cannot_be_used_end_the_attempt_and_are_not_repeated() {
+    let stranger = Identity::generate();
+    for (secret, sealed) in [("SECRET", None), ("SECRET", Some(stranger.recipient()))] {
+        let mut keeper = keeper().await;
+        let worker = keeper.start_with(opener(&keeper));
+        keeper.hello().await;
+        let text = format!("{{\"TOKEN\":\"{secret}\"}}");
+        let sealed = match sealed {
+            None => keeper.seal_to_worker(text.as_bytes()),
+            Some(recipient) => crate::keeper::seal(&recipient, text.as_bytes()),
+        };
+        keeper.grant_code().await;
+        keeper.send(KeeperMessage::Access { sealed }).await;
+        keeper.until_setup_is_done().await.unwrap();
+        let ending = keeper.ending().await;
+        let (stage, reason, _) = ending.failed.unwrap();
+        assert_eq!(stage, "grant");
+        assert!(
+            reason.contains("credentials of the store") && !reason.contains(secret),
+            "{reason}"
+        );
+        let error = worker.await.unwrap().unwrap_err().to_string();
+        assert!(!error.contains(secret), "{error}");
+    }
+}
