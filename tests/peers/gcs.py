@@ -2,10 +2,11 @@
 the checks of who may do what that the emulator leaves out, and the two services that give out tokens, over Google's own
 discovery documents (`google_discovery.py`).
 
-    python gcs.py PORT BUCKET[,BUCKET…] ACCOUNT [--extended] [--uses N]
+    python gcs.py PORT BUCKET[,BUCKET…] ACCOUNT [--extended] [--uses N] [--lives SECONDS]
 
 - `known.json` may act as ACCOUNT (generateAccessToken); `--extended` lets those tokens live for twelve hours.
-- Such a token can be exchanged for one with a Credential Access Boundary, which works `--uses` times at the most.
+- Such a token can be exchanged for one with a Credential Access Boundary, which works `--uses` times and for `--lives`
+  seconds at the most.
 """
 
 import argparse
@@ -69,6 +70,7 @@ parser.add_argument("buckets", type=lambda names: names.split(","))
 parser.add_argument("account")
 parser.add_argument("--extended", action="store_true")
 parser.add_argument("--uses", type=int)
+parser.add_argument("--lives", type=int, default=43200)
 ARGUMENTS = parser.parse_args()
 IAM = Document("iamcredentials.v1", "iamcredentials.projects.serviceAccounts.generateAccessToken")
 STS = Document("sts.v1", "sts.token")
@@ -285,7 +287,8 @@ def exchanged(headers, text):
             left = int(subject.expires - time.time()) if subject else 0
             if left <= 0 or subject.rules is not None or CLOUD not in subject.scopes:
                 return 400, {"error": "invalid_grant", "error_description": "The subject token is not good for this."}
-            token = Token(subject.scopes, subject.expires, rules).given("ya29.dr.")
+            left = min(left, ARGUMENTS.lives)
+            token = Token(subject.scopes, time.time() + left, rules).given("ya29.dr.")
     except (Refused, ValueError, KeyError, TypeError, AttributeError) as error:
         return 400, {"error": "invalid_request", "error_description": str(error) or repr(error)}
     answer = {"access_token": token, "issued_token_type": TOKEN_TYPE, "token_type": "Bearer", "expires_in": left}

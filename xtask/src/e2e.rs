@@ -1,7 +1,7 @@
 //! `cargo xtask e2e`: the hospital pipeline with training on each kind of machine that a cloud starts.
 //!
-//! Every kind runs in folders of its own, against software that is started for it and ended after it: SeaweedFS as the
-//! site's store, and whatever starts the machines. `docs/clouds.md` says what each of them is.
+//! Every kind runs in folders of its own, against software that is started for it and ended after it: the site's store
+//! (SeaweedFS, or what the cloud has itself), and whatever starts the machines. `docs/clouds.md` says what each of them is.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +13,7 @@ use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
 
 use crate::peers::platform::{Platform, azureml_with, vertex_with};
+use crate::peers::stores::{WORKER_ACCOUNT, azure_storage, google_storage_for};
 use crate::peers::vcenter::vsphere;
 use crate::peers::{Machines, Peer, ec2, entra, make_open_bucket, open_seaweed, openstack};
 
@@ -127,10 +128,25 @@ impl EndToEnd {
 fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
     let store = open_seaweed().context("TIDEGATE_PEERS must name the environment with the peers")?;
     make_open_bucket(&store, "tidegate");
+    let s3 = |machine: String| {
+        let at = format!(
+            "s3://tidegate/cloud?endpoint=http://127.0.0.1:{}&region=us-east-1",
+            store.port()
+        );
+        (machine, format!("{at}&role={}", Peer::ROLE))
+    };
+    let google = |cloud: &Platform| {
+        let store = google_storage_for(&cloud.peer.folder().join("known.json"), &[]);
+        store.context("the peers have no Google Cloud Storage")
+    };
+    let on_google = |cloud: &Platform, store: &Peer| {
+        let at = format!("{}&role={WORKER_ACCOUNT}", store.google("cloud"));
+        (on_vertex(cloud), at)
+    };
     match kind {
         Kind::Ec2 => {
             let cloud = ec2(Ec2Settings::needed_grant()).context("the peers have no moto")?;
-            run(kind, root, &store, &[on_ec2(&cloud)], &[])
+            run(kind, root, &[s3(on_ec2(&cloud))], &[])
         }
         Kind::Openstack => {
             let cloud = openstack().context("TIDEGATE_OPENSTACK must name the environment with OpenStack")?;
@@ -138,16 +154,17 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 "driver: openstack, machine: {{region: RegionOne, image: debian-13, networks: [inside], endpoint: \"{}\"}}",
                 cloud.keystone
             );
-            run(kind, root, &store, &[machine], &cloud.login())
+            run(kind, root, &[s3(machine)], &cloud.login())
         }
         Kind::Vsphere => {
             let cloud = vsphere().context("TIDEGATE_VSPHERE must name the environment with `vcenter`")?;
             let machine = format!("driver: vsphere, machine: {}", cloud.machine());
-            run(kind, root, &store, &[machine], &cloud.login())
+            run(kind, root, &[s3(machine)], &cloud.login())
         }
         Kind::Vertex => {
             let cloud = vertex_with(&programs()?).context("the peers have no discovery document")?;
-            run(kind, root, &store, &[on_vertex(&cloud)], &[cloud.service_account()])
+            let store = google(&cloud)?;
+            run(kind, root, &[on_google(&cloud, &store)], &[cloud.service_account()])
         }
         Kind::Multi => {
             let full = ec2(Ec2Settings::needed_grant()).context("the peers have no moto")?;
@@ -155,8 +172,9 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 full.tell(&format!("full?subnet={network}"));
             }
             let other = vertex_with(&programs()?).context("the peers have no discovery document")?;
-            let machines = [on_ec2(&full), on_vertex(&other)];
-            run(kind, root, &store, &machines, &[other.service_account()])
+            let store = google(&other)?;
+            let places = [s3(on_ec2(&full)), on_google(&other, &store)];
+            run(kind, root, &places, &[other.service_account()])
         }
         Kind::Azureml => {
             let cloud = azureml_with(&programs()?).context("the peers have no models of Azure Machine Learning")?;
@@ -166,7 +184,13 @@ fn pipeline(kind: Kind, root: &Path) -> anyhow::Result<Report> {
                 Platform::WORKSPACE,
                 cloud.endpoint()
             );
-            run(kind, root, &store, &[machine], &entra(&cloud.peer, "SKEEPER"))
+            let store = azure_storage(&[]).context("the peers have no Azurite")?;
+            run(
+                kind,
+                root,
+                &[(machine, store.azure("cloud"))],
+                &entra(&cloud.peer, "SKEEPER"),
+            )
         }
     }
 }
@@ -194,9 +218,9 @@ fn programs() -> anyhow::Result<PathBuf> {
     Ok(own.parent().context("this program is in no folder")?.to_owned())
 }
 
-/// The run where the example's cloud has the first of some machines; each other one is at a dearer site of its own, and the
-/// training may be at any of them.
-fn run(kind: Kind, root: &Path, store: &Peer, machines: &[String], login: &[(&str, String)]) -> anyhow::Result<Report> {
+/// The run where the example's cloud has the first of some machines with their stores; each other one is at a dearer site of
+/// its own, and the training may be at any of them.
+fn run(kind: Kind, root: &Path, places: &[(String, String)], login: &[(&str, String)]) -> anyhow::Result<Report> {
     let folder = tempfile::tempdir()?;
     for entry in std::fs::read_dir(root.join("examples/hospital"))? {
         let entry = entry?;
@@ -208,17 +232,12 @@ fn run(kind: Kind, root: &Path, store: &Peer, machines: &[String], login: &[(&st
         Ok(std::fs::write(folder.path().join(file), text.replacen(from, to, 1))?)
     };
     let mut names = vec!["cloud".to_owned()];
-    for (number, machine) in machines.iter().enumerate() {
+    for (number, (machine, at)) in places.iter().enumerate() {
         let name = if number == 0 {
             "cloud".to_owned()
         } else {
             format!("cloud-{number}")
         };
-        let at = format!(
-            "s3://tidegate/{name}?endpoint=http://127.0.0.1:{}&region=us-east-1&role={}",
-            store.port(),
-            Peer::ROLE
-        );
         let price = number + 1;
         let offer = format!(
             "store: \"{at}\"\n    compute: {{{machine}, cpus: 2, memory: 2 GiB, price: 0.{price}0 USD/h, \

@@ -20,7 +20,7 @@ use object_store::{
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use url::Url;
 
-use crate::address::{Address, Provider};
+use crate::address::{Address, Provider, secure};
 use crate::answer::watched;
 use crate::client::{options, watching};
 use crate::credentials::{self, Environment};
@@ -101,7 +101,10 @@ impl CloudStore {
     pub fn open_paced(address: Address, environment: &Environment, per_second: Option<u64>) -> Result<Self, OpenError> {
         let pace = Pace::of(per_second);
         let watching = watching(&address, &pace)?;
-        let plain = address.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
+        let here = |url: &Url| url.scheme() == "http" && secure(url).is_ok();
+        let authority = environment.get("AZURE_AUTHORITY_HOST").and_then(|url| url.parse().ok());
+        let plain = address.endpoint.as_ref().is_some_and(here)
+            || (address.provider == Provider::Azure && authority.as_ref().is_some_and(here));
         let client = options(&address.to_string(), plain, address.certificates.as_deref())?;
         let settings = |error: object_store::Error| OpenError::Settings {
             store: address.to_string(),

@@ -21,8 +21,12 @@ pub(crate) fn hospital_over(peer: &Peer) -> Hospital {
 }
 
 pub(crate) fn hospital_at(cloud: &str, ward: &str) -> Hospital {
+    hospital_in(&format!("{cloud}&role={}", Peer::ROLE), ward)
+}
+
+/// A hospital whose public and edge sites have their stores at these addresses.
+pub(crate) fn hospital_in(cloud: &str, ward: &str) -> Hospital {
     let hospital = Hospital::new();
-    let cloud = format!("{cloud}&role={}", Peer::ROLE);
     let sites = std::fs::read_to_string(hospital.path("sites.yaml")).unwrap();
     let parts: Vec<&str> = sites.split("store: \"folder:\"").collect();
     let [home, before_cloud, before_ward, rest] = parts.as_slice() else {

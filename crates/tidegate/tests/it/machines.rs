@@ -1,7 +1,8 @@
 //! The same pipeline where training runs on machines that a cloud starts for it and that are ended after it: EC2 (moto with
 //! what it leaves out), OpenStack (its own control plane) and vSphere (the simulator of govmomi with what it leaves out), or in
 //! containers of Vertex AI and Azure Machine Learning (servers made from what the vendors publish). Machines and containers are
-//! processes here. SeaweedFS is the store.
+//! processes here. SeaweedFS is the store of machines; containers have the store of their own cloud: fake-gcs-server and
+//! Azurite, with what they leave out.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -11,9 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tidegate_cloud::Ec2Settings;
 
-use crate::clouds::{ADMIN, hospital_at};
+use crate::clouds::{ADMIN, hospital_at, hospital_in};
 use crate::fixture::{Hospital, files};
 use crate::peers::platform::{Platform, azureml_with, vertex_with};
+use crate::peers::stores::{WORKER_ACCOUNT, azure_storage, google_storage_for};
 use crate::peers::vcenter::{Vsphere, vsphere};
 use crate::peers::{Machines, OpenStack, Peer, ec2, entra, make_open_bucket, open_seaweed, openstack};
 
@@ -400,15 +402,15 @@ fn a_pipeline_trains_at_home_on_a_machine_of_the_sites_own_vcenter() {
     assert_eq!(left.trim(), "['debian-13']", "nothing is left but the template");
 }
 
-/// A second public site, on Vertex AI, with what comes after it in the sites file.
+/// A second public site, on Vertex AI and in Google's store, with what comes after it in the sites file.
 pub(crate) fn second_site(store: &Peer, platform: &Platform) -> String {
     format!(
         "  second:\n    kind: public\n    jurisdiction: US\n    clearance: {{level: internal}}\n    \
          store: \"{}&role={}\"\n    compute:\n      driver: vertex\n      machine: {{project: st-mary-ml, \
          region: europe-west4, image: trainer:1, type: n1-standard-8, endpoint: \"{}\"}}\n      cpus: 2\n      \
          memory: 2 GiB\n      price: 0.30 USD/h\n    egress: {{\"*\": 0.09 USD/GiB}}\n  ward:\n",
-        store_of(store, "second"),
-        Peer::ROLE,
+        store.google("st-mary/second"),
+        WORKER_ACCOUNT,
         platform.endpoint()
     )
 }
@@ -418,11 +420,16 @@ pub(crate) fn programs() -> &'static std::path::Path {
     std::path::Path::new(env!("CARGO_BIN_EXE_tidegate")).parent().unwrap()
 }
 
-/// Trains in a container of `platform`, with `login`; gives what the platform was asked to run.
-fn trained_in_a_container(platform: &Platform, machine: &str, login: &[(&str, String)]) -> Option<Value> {
-    let store = open_seaweed()?;
-    make_open_bucket(&store, "tidegate");
-    let hospital = hospital_at(&store_of(&store, "cloud"), &store_of(&store, "ward"));
+/// Trains for so many seconds at least in a container of `platform`, with `login` and the stores of the cloud and the ward;
+/// gives what the platform was asked to run.
+fn trained_in_a_container(
+    platform: &Platform,
+    machine: &str,
+    login: &[(&str, String)],
+    [cloud, ward]: [String; 2],
+    seconds: u32,
+) -> Value {
+    let hospital = hospital_in(&cloud, &ward);
     let compute = format!(
         "compute:\n      {machine}\n      cpus: 2\n      memory: 2 GiB\n      price: 0.10 USD/h\n      \
          spot_price: 0.04 USD/h"
@@ -436,21 +443,27 @@ fn trained_in_a_container(platform: &Platform, machine: &str, login: &[(&str, St
     );
     hospital.write(
         "train.sh",
-        "if env | grep -q TIDEGATE_TICKET; then exit 9; fi\n\
+        &format!(
+            "if env | grep -q TIDEGATE_TICKET; then exit 9; fi\n\
          if cat /proc/[0-9]*/environ 2>/dev/null | grep -aq TIDEGATE_TICKET; then exit 8; fi\n\
-         echo '{\"model\":\"logistic\",\"epochs\":12,\"batch_size\":32,\"seed\":1}' >trainer.json\n\
-         exec \"$TIDEGATE_TRAINER\" trainer\n",
+         echo '{{\"model\":\"logistic\",\"epochs\":12,\"batch_size\":32,\"seed\":1}}' >trainer.json\n\
+         sleep {seconds}\n\
+         exec \"$TIDEGATE_TRAINER\" trainer\n"
+        ),
     );
     let log = std::cell::RefCell::new(String::new());
     let tidegate = |arguments: &[&str]| {
         let mut command = hospital.command(arguments);
-        command
-            .envs(ADMIN)
-            .envs(login.iter().cloned())
-            .env("TIDEGATE_LOG", "trace");
+        command.envs(login.iter().cloned()).env("TIDEGATE_LOG", "trace");
         let output = command.output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{told}");
+        let consoles = || -> String {
+            let made = platform.tell("made");
+            let logs = made.as_array().unwrap().iter().map(|one| one["log"].as_str().unwrap());
+            logs.map(|log| std::fs::read_to_string(log).unwrap_or_default())
+                .collect()
+        };
+        assert!(output.status.success(), "{told}{}", consoles());
         log.borrow_mut().push_str(&told);
         String::from_utf8(output.stdout).unwrap()
     };
@@ -480,18 +493,21 @@ fn trained_in_a_container(platform: &Platform, machine: &str, login: &[(&str, St
     );
     let ticket: Value = serde_json::from_str(environment["TIDEGATE_TICKET"].as_str().unwrap()).unwrap();
     let console = std::fs::read_to_string(made[0]["log"].as_str().unwrap()).unwrap();
-    for secret in [
-        &ticket["secret"],
-        &ticket["credentials"]["AWS_SECRET_ACCESS_KEY"],
-        &ticket["credentials"]["AWS_SESSION_TOKEN"],
-    ] {
+    let credentials = ticket["credentials"].as_object().unwrap();
+    assert!(!credentials.is_empty());
+    for secret in credentials.values().chain([&ticket["secret"]]) {
         let secret = secret.as_str().unwrap();
         assert!(secret.len() > 20 && !log.borrow().contains(secret) && !console.contains(secret));
     }
     for (_, secret) in login.iter().filter(|(name, _)| name.contains("SECRET")) {
         assert!(!log.borrow().contains(secret));
     }
-    Some(made[0].clone())
+    made[0].clone()
+}
+
+/// Google's store for whoever may do everything on a platform of Google's.
+pub(crate) fn google_beside(platform: &Platform, more: &[&str]) -> Option<Peer> {
+    google_storage_for(&platform.peer.folder().join("known.json"), more)
 }
 
 #[test]
@@ -499,12 +515,18 @@ fn a_pipeline_trains_in_a_container_of_vertex() {
     let Some(platform) = vertex_with(programs()) else {
         return;
     };
+    // The command takes longer than the first credentials of its worker.
+    let store = google_beside(&platform, &["--lives", "9"]).unwrap();
     let machine = format!(
         "driver: vertex\n      machine: {{project: st-mary-ml, region: europe-west4, image: trainer:1, \
          type: n1-standard-8, endpoint: \"{}\"}}",
         platform.endpoint()
     );
-    trained_in_a_container(&platform, &machine, &[platform.service_account()]);
+    let cloud = format!("{}&role={WORKER_ACCOUNT}", store.google("st-mary/cloud"));
+    let stores = [cloud, store.google("st-mary/ward")];
+    let made = trained_in_a_container(&platform, &machine, &[platform.service_account()], stores, 11);
+    let ticket = made["environment"]["TIDEGATE_TICKET"].as_str().unwrap();
+    assert!(ticket.contains("\"GOOGLE_OAUTH_ACCESS_TOKEN\""), "{ticket}");
 }
 
 #[test]
@@ -518,7 +540,11 @@ fn a_pipeline_trains_in_a_container_of_azure() {
         Platform::WORKSPACE,
         platform.endpoint()
     );
-    trained_in_a_container(&platform, &machine, &entra(&platform.peer, "SKEEPER"));
+    let store = azure_storage(&[]).unwrap();
+    let stores = [store.azure("st-mary/cloud"), store.azure("st-mary/ward")];
+    let made = trained_in_a_container(&platform, &machine, &entra(&platform.peer, "SKEEPER"), stores, 0);
+    let ticket = made["environment"]["TIDEGATE_TICKET"].as_str().unwrap();
+    assert!(ticket.contains("\"AZURE_STORAGE_SAS_DIRECTORIES\""), "{ticket}");
 }
 
 #[test]
@@ -534,7 +560,8 @@ fn training_goes_to_another_cloud_where_the_first_has_no_room() {
     for network in &full.networks {
         full.tell(&format!("full?subnet={network}"));
     }
-    hospital.edit("sites.yaml", "  ward:\n", &second_site(&store, &other));
+    let google = google_beside(&other, &[]).unwrap();
+    hospital.edit("sites.yaml", "  ward:\n", &second_site(&google, &other));
     hospital.edit(
         "tidegate.yaml",
         "{infra: cloud}",

@@ -12,7 +12,7 @@ use tidegate_local::SqliteJournal;
 
 use crate::clouds::ADMIN;
 use crate::fixture::{Hospital, files};
-use crate::machines::{Running, hospital_with, programs, second_site, trained};
+use crate::machines::{Running, google_beside, hospital_with, programs, second_site, trained};
 use crate::peers::platform::vertex_with;
 use crate::peers::{Machines, ec2, open_seaweed};
 
@@ -179,7 +179,8 @@ fn what_a_job_had_done_goes_with_it_to_another_cloud() {
     let trainer = "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n";
     let code = "  code: [train.sh]\n  run: sh train.sh\n  envs: {PAUSE: \"0.2\"}\n";
     hospital.edit("tidegate.yaml", trainer, code);
-    hospital.edit("sites.yaml", "  ward:\n", &second_site(&store, &other));
+    let google = google_beside(&other, &[]).unwrap();
+    hospital.edit("sites.yaml", "  ward:\n", &second_site(&google, &other));
     hospital.edit(
         "tidegate.yaml",
         "{infra: cloud}",

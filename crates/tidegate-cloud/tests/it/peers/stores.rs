@@ -1,5 +1,7 @@
 //! Stores of Google and Azure, with what narrows credentials for them.
 
+use std::path::Path;
+
 use super::{Peer, certificates, entra, peers, published, service_accounts};
 
 /// The storage account that the tests have, and its key.
@@ -25,8 +27,20 @@ pub(crate) fn azure_storage(more: &[&str]) -> Option<Peer> {
 /// Google Cloud Storage with its bucket `stores`, and who gives tokens for it. None where it is not installed.
 pub(crate) fn google_storage(more: &[&str]) -> Option<Peer> {
     peers()?;
+    google_storage_in(service_accounts(), more)
+}
+
+/// The same, for whoever has this file of a service account.
+pub(crate) fn google_storage_for(known: &Path, more: &[&str]) -> Option<Peer> {
+    peers()?;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(known, folder.path().join("known.json")).unwrap();
+    google_storage_in(folder, more)
+}
+
+fn google_storage_in(folder: tempfile::TempDir, more: &[&str]) -> Option<Peer> {
     let arguments = [&["stores", WORKER_ACCOUNT][..], more].concat();
-    published("gcs.py", service_accounts(), &arguments)
+    published("gcs.py", folder, &arguments)
 }
 
 /// Addresses of these stores.
