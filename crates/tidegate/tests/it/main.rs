@@ -19,6 +19,7 @@ mod journey;
 mod keys;
 mod kills;
 mod machines;
+mod network;
 #[path = "../../../tidegate-cloud/tests/it/peers.rs"]
 #[allow(dead_code, reason = "some of it serves the tests of stores alone")]
 mod peers;
