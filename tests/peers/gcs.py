@@ -2,11 +2,11 @@
 the checks of who may do what that the emulator leaves out, and the two services that give out tokens, over Google's own
 discovery documents (`google_discovery.py`).
 
-    python gcs.py PORT BUCKET[,BUCKET…] ACCOUNT [--extended] [--uses N] [--lives SECONDS]
+    python gcs.py PORT BUCKET[,BUCKET…] ACCOUNT [--extended] [--uses N] [--lives SECONDS] [--unsaid]
 
 - `known.json` may act as ACCOUNT (generateAccessToken); `--extended` lets those tokens live for twelve hours.
 - Such a token can be exchanged for one with a Credential Access Boundary, which works `--uses` times and for `--lives`
-  seconds at the most.
+  seconds at the most; `--unsaid` leaves out of the answer how long that is, as the service may.
 """
 
 import argparse
@@ -70,6 +70,7 @@ parser.add_argument("buckets", type=lambda names: names.split(","))
 parser.add_argument("account")
 parser.add_argument("--extended", action="store_true")
 parser.add_argument("--uses", type=int)
+parser.add_argument("--unsaid", action="store_true")
 parser.add_argument("--lives", type=int, default=43200)
 ARGUMENTS = parser.parse_args()
 IAM = Document("iamcredentials.v1", "iamcredentials.projects.serviceAccounts.generateAccessToken")
@@ -292,6 +293,8 @@ def exchanged(headers, text):
     except (Refused, ValueError, KeyError, TypeError, AttributeError) as error:
         return 400, {"error": "invalid_request", "error_description": str(error) or repr(error)}
     answer = {"access_token": token, "issued_token_type": TOKEN_TYPE, "token_type": "Bearer", "expires_in": left}
+    if ARGUMENTS.unsaid:
+        del answer["expires_in"]
     STS.check({"$ref": "GoogleIdentityStsV1ExchangeTokenResponse"}, answer, "answer", False)
     return 200, answer
 

@@ -120,7 +120,8 @@ impl Address {
                 let own = format!("{bind} --member=MEMBER --role=roles/storage.objectUser");
                 let workers = self.role.as_ref().map_or(String::new(), |role| {
                     format!(
-                        "\n{bind} --member=serviceAccount:{role} --role=roles/storage.objectUser\n\
+                        "\ngcloud services enable iamcredentials.googleapis.com sts.googleapis.com\n\
+                         {bind} --member=serviceAccount:{role} --role=roles/storage.objectUser\n\
                          gcloud iam service-accounts add-iam-policy-binding {role} --member=MEMBER \
                          --role=roles/iam.serviceAccountTokenCreator"
                     )

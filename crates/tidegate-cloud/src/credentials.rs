@@ -59,8 +59,8 @@ const AZURE: [(&str, AzureConfigKey); 7] = [
     ("AZURE_FEDERATED_TOKEN_FILE", AzureConfigKey::FederatedTokenFile),
 ];
 
-/// A token for Google's services, where somebody else has asked for it; some of Google's tools know it by that name.
-pub(crate) const GOOGLE_TOKEN: &str = "GOOGLE_OAUTH_ACCESS_TOKEN";
+/// A token for Google's services, where somebody else has asked for it. No other tool has that name for one.
+pub(crate) const GOOGLE_TOKEN: &str = "GOOGLE_STORAGE_ACCESS_TOKEN";
 /// Shared access signatures by the directories of a container that they open, as a JSON object.
 pub(crate) const AZURE_DIRECTORIES: &str = "AZURE_STORAGE_SAS_DIRECTORIES";
 

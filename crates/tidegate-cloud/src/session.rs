@@ -35,9 +35,9 @@ pub(crate) enum Owner {
 
 /// What a worker may do, by how the names of objects begin in the whole bucket.
 struct Reach {
-    /// Below these it reads: what is sealed, and its mailbox.
+    /// Below these it reads: what is sealed, the packing lists of its run, and its mailbox.
     reads: Vec<String>,
-    /// Below these it creates: what it sends home, and its side of the mailbox.
+    /// Below these it creates: what it sends home with its packing lists, and its side of the mailbox.
     creates: Vec<String>,
 }
 
@@ -48,9 +48,12 @@ impl Reach {
             .as_ref()
             .map_or(String::new(), |prefix| format!("{prefix}/"));
         let below = |names: [&str; 3]| names.iter().map(|name| format!("{root}{name}")).collect();
+        // `mailbox/RUN/…`
+        let run = mailbox.split('/').nth(1).unwrap_or_default();
+        let lists = format!("packing/{run}/");
         Self {
-            reads: below(["sealed/", "packing/", mailbox]),
-            creates: below(["sealed/", "packing/", &format!("{mailbox}out/")]),
+            reads: below(["sealed/", &lists, mailbox]),
+            creates: below(["sealed/", &lists, &format!("{mailbox}out/")]),
         }
     }
 }

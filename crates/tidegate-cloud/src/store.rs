@@ -21,11 +21,11 @@ use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use url::Url;
 
 use crate::address::{Address, Provider, secure};
-use crate::answer::watched;
-use crate::client::{options, watching};
+use crate::answer::{Watching, watched};
+use crate::client::{Way, direct, options, watching};
 use crate::credentials::{self, Environment};
 use crate::failure::{Failure, stalled};
-use crate::pace::{Pace, SILENCE};
+use crate::pace::{Pace, Paced, SILENCE};
 use crate::profile::with_profile;
 use crate::session::azure::Signing;
 use crate::session::{self, Owner, Session};
@@ -160,7 +160,15 @@ impl CloudStore {
                 })?;
                 creates_only = directories.is_some();
                 let watching = match directories {
-                    Some(directories) => watching.signing(Signing::of(&address, directories)),
+                    Some(directories) => {
+                        // Whoever follows a redirection tells where it came from, and that address is signed.
+                        let client = direct(&address.to_string(), address.certificates.as_deref(), Way::Usual)?;
+                        let paced = Watching::paced(Paced {
+                            client,
+                            pace: pace.clone(),
+                        });
+                        paced.signing(Signing::of(&address, directories))
+                    }
                     None => watching,
                 };
                 let mut builder = credentials::azure(MicrosoftAzureBuilder::new(), environment)
@@ -283,8 +291,12 @@ impl Store for CloudStore {
             Ok(_) => Ok(()),
             Err(Failure::Exists) => Err(StoreError::AlreadyExists(name.clone())),
             // Whoever may not replace objects may be told that before it is told that one is there.
-            Err(Failure::Other(StoreError::Denied { .. })) if self.creates_only && self.head(name).await.is_ok() => {
-                Err(StoreError::AlreadyExists(name.clone()))
+            Err(Failure::Other(denied @ StoreError::Denied { .. })) if self.creates_only => {
+                Err(match self.head(name).await {
+                    Ok(_) => StoreError::AlreadyExists(name.clone()),
+                    Err(error) if error.is_transient() => error,
+                    Err(_) => denied,
+                })
             }
             Err(failure) => Err(failure.or(&what)),
         }

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
 use tidegate_contracts::store::{StoreAccess, StoreError};
+use tidegate_seal::envelope::seal_to;
 use tidegate_types::event::EventType;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{AttemptOutcome, ReplyBody, RequestBody};
-use tidegate_types::message::{Attempt, Credentials, Ticket};
+use tidegate_types::message::{Attempt, Ticket};
+use tidegate_types::to_canonical_json;
+use zeroize::Zeroizing;
 
 use crate::error::{EngineError, While};
 use crate::jobs::{ensured, explained, job_id};
@@ -28,8 +33,17 @@ const ENDED_FOR: Duration = Duration::from_secs(60);
 const SESSION: u64 = 3600;
 /// Credentials that end sooner are renewed as if they ended then.
 const SHORTEST: Duration = Duration::from_secs(3);
-/// The next try where none were given comes after a third of this.
-const NOT_RENEWED: Duration = Duration::from_secs(90);
+/// Where nobody knows whether a worker has good ones, the next ones come after a third of this.
+const UNSURE: Duration = Duration::from_secs(90);
+
+/// What a worker was given to open its store.
+struct Access {
+    /// The keeper's, for what it is to pass on.
+    recipient: String,
+    given: tokio::time::Instant,
+    /// None where it does not end.
+    lasts: Option<Duration>,
+}
 
 impl Engine {
     /// One attempt, from its ticket to how it ended.
@@ -41,14 +55,14 @@ impl Engine {
         permits: &BTreeMap<String, PermitId>,
     ) -> Result<Tried, EngineError> {
         let job = job_id(attempt);
-        let mut there = None;
+        let (mut there, mut known) = (None, false);
         match get::<JobRecord>(&*self.journal, "jobs", &job)? {
             Some(JobRecord {
                 ended: Some((_, outcome)),
                 crowded,
                 ..
             }) => return Ok(Tried { outcome, crowded }),
-            Some(record) => there = record.handle,
+            Some(record) => (there, known) = (record.handle, true),
             // Before anything is asked for: whoever finds this entry open has something to fence.
             None => put(
                 &*self.journal,
@@ -79,7 +93,7 @@ impl Engine {
             worker: self.worker_digest()?,
             permits: permits.clone(),
         };
-        let ReplyBody::Ticket { ticket } = self.keeper.ask("start-an-attempt", started).await? else {
+        let ReplyBody::Ticket { ticket, recipient } = self.keeper.ask("start-an-attempt", started).await? else {
             return Err(self.keeper.wrong_reply());
         };
         let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
@@ -92,13 +106,19 @@ impl Engine {
             attempt: attempt.attempt,
             site: site.clone(),
         });
-        // What a job was given before a restart may end soon.
-        let mut lasts = Some(Duration::ZERO);
+        let mut access = Access {
+            recipient,
+            given: tokio::time::Instant::now(),
+            // What a job was given before a restart may end soon, also where it was asked for and not heard of.
+            lasts: Some(Duration::ZERO),
+        };
         let handle = match there {
             Some(handle) => handle,
             None => {
-                let request;
-                (request, lasts) = self.job_request(&job, attempt, site, ticket).await?;
+                let (request, lasts) = self.job_request(&job, attempt, site, ticket).await?;
+                if !known {
+                    access.lasts = lasts;
+                }
                 match ensured(&**compute, &request).await {
                     Ok(handle) => self.started(&job, handle)?,
                     // Also a request that is wrong: the job of an attempt that ended just before this process was
@@ -121,7 +141,7 @@ impl Engine {
         phases.insert("asked".to_owned(), milliseconds_since(begun));
         let (outcome, running) = tokio::select! {
             followed = self.follow(attempt, &**compute, &handle) => followed?,
-            () = self.keep_access(attempt, site, lasts) => unreachable!("it goes on for as long as it is asked to"),
+            () = self.keep_access(attempt, site, access) => unreachable!("it goes on for as long as it is asked to"),
         };
         phases.extend(running.map(|moment| {
             (
@@ -175,29 +195,41 @@ impl Engine {
 
     /// Gives an attempt's worker new credentials of its store long before the last ones end: one that was not given to it
     /// is followed by another in time. Never returns.
-    async fn keep_access(&self, attempt: &Attempt, site: &SiteName, mut lasts: Option<Duration>) {
+    async fn keep_access(&self, attempt: &Attempt, site: &SiteName, mut access: Access) {
+        let mut unsure = access.lasts == Some(Duration::ZERO);
         loop {
-            match lasts {
-                Some(lasts) => tokio::time::sleep(lasts / 3).await,
+            match access.lasts {
+                Some(lasts) => tokio::time::sleep_until(access.given + lasts / 3).await,
                 None => std::future::pending().await,
             }
-            lasts = match self.renew_access(attempt, site).await {
+            access.given = tokio::time::Instant::now();
+            access.lasts = match self.renew_access(attempt, site, &access.recipient).await {
+                // The first ones after a restart have nothing that they could follow in time.
+                Ok(Some(lasts)) if std::mem::take(&mut unsure) => Some(lasts.clamp(SHORTEST, UNSURE)),
                 Ok(lasts) => lasts.map(|lasts| lasts.max(SHORTEST)),
                 Err(error) => {
                     tracing::warn!(run = %attempt.run, %site, %error, "a worker's credentials were not renewed; tried again");
-                    Some(NOT_RENEWED)
+                    Some(UNSURE)
                 }
             };
         }
     }
 
-    async fn renew_access(&self, attempt: &Attempt, site: &SiteName) -> Result<Option<Duration>, EngineError> {
-        let access = self.access(attempt, site).await;
-        let access = access.while_("renewing a worker's credentials")?;
+    async fn renew_access(
+        &self,
+        attempt: &Attempt,
+        site: &SiteName,
+        recipient: &str,
+    ) -> Result<Option<Duration>, EngineError> {
+        let renewing = "renewing a worker's credentials";
+        let access = self.access(attempt, site).await.while_(renewing)?;
         if access.lasts.is_some() {
+            let text = Zeroizing::new(to_canonical_json(&access.credentials).while_(renewing)?);
+            // The mailbox to the keeper may be anywhere.
+            let sealed = seal_to(recipient, &text).while_(renewing)?;
             let body = RequestBody::RenewAccess {
                 attempt: attempt.clone(),
-                credentials: Credentials(access.credentials),
+                sealed: STANDARD.encode(sealed),
             };
             match self.keeper.ask("renew-access", body).await? {
                 ReplyBody::Renewing => {}

@@ -99,8 +99,8 @@ pub struct Keeper {
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
-    /// Credentials of stores that workers have not been given yet, in canonical JSON. In memory alone: what is lost here
-    /// is sent again by whoever gave it, before the old ones end.
+    /// Credentials of stores that workers have not been given yet, as a JSON object. In memory alone: whoever gave them
+    /// gives others long before the worker's own end.
     pub(crate) access: Mutex<BTreeMap<Attempt, Zeroizing<Vec<u8>>>>,
     /// An attempt that was followed has ended.
     pub(crate) ended: tokio::sync::Notify,
@@ -364,7 +364,7 @@ impl Keeper {
                 permits,
             } => self.start_attempt(attempt, pipeline, site, *worker, permits).await,
             RequestBody::FetchCheckpoint { attempt, site } => self.fetch_checkpoint(attempt, site).await,
-            RequestBody::RenewAccess { attempt, credentials } => self.renew_access(attempt, credentials),
+            RequestBody::RenewAccess { attempt, sealed } => self.renew_access(attempt, sealed),
             RequestBody::AwaitAttempt { attempt } => self.await_attempt(attempt).await,
             RequestBody::Fence { attempt, why } => self.fence(attempt, why),
             RequestBody::Evaluate { run, pipeline, model } => self.judge(run, pipeline, model, false).await,

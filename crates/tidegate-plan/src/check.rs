@@ -195,6 +195,18 @@ impl Checker<'_> {
             });
             let memory = resources.memory.is_none_or(|memory| memory.0 <= offer.memory.0);
             self.expect(memory, || format!("`{name}` has too little memory"));
+            let accelerators = resources.accelerators.as_ref().is_none_or(|asked| {
+                // Read apart from how the planner does.
+                let counted = |text: &str| {
+                    let (kind, count) = text.split_once(':').unwrap_or((text, "1"));
+                    Some((kind.to_lowercase(), count.parse::<u32>().ok()?))
+                };
+                match (counted(asked), offer.accelerators.as_deref().and_then(counted)) {
+                    (Some((kind, count)), Some((there, most))) => kind == there && count <= most,
+                    _ => false,
+                }
+            });
+            self.expect(accelerators, || format!("`{name}` lacks the accelerators"));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which sites could train, and which one should.
 
 use tidegate_types::files::pipeline::Resources;
-use tidegate_types::files::rules::CpuRequest;
+use tidegate_types::files::rules::{CpuRequest, read_accelerators};
 use tidegate_types::files::sites::{NetworkRule, Site};
 use tidegate_types::ids::SiteName;
 use tidegate_types::label::Label;
@@ -88,6 +88,23 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
             why,
             "ask for less, or add a larger site",
         ));
+    }
+    if let Some(asked) = &resources.accelerators {
+        let read = |text: &str| read_accelerators(text).ok();
+        let enough = match (read(asked), offer.accelerators.as_deref().and_then(read)) {
+            (Some((kind, count)), Some((there, most))) => kind == there && count <= most,
+            _ => false,
+        };
+        if !enough {
+            let offered = offer.accelerators.as_deref().unwrap_or("none");
+            let why = format!("accelerators `{asked}` are asked for, and the site offers {offered}");
+            return Err(refusal(
+                "capacity",
+                training(),
+                why,
+                "ask for what a site has, or write `compute: {accelerators: …}` of one that has them",
+            ));
+        }
     }
     // A setup may do without the network, but only its writer knows: naming the site says so.
     if train.setup.is_some() && site.network.setup == NetworkRule::Deny && !resources.name_sites() {

@@ -12,7 +12,7 @@ use crate::artifact::{ArtifactKind, SealedObject};
 use crate::digest::Digest;
 use crate::ids::{ArtifactId, AttemptNumber, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
-use crate::message::{Attempt, Credentials, Ticket};
+use crate::message::{Attempt, Ticket};
 use crate::permit::Envelope;
 use crate::refusal::Refusal;
 use crate::report::{LabelReport, RiskReport};
@@ -144,12 +144,12 @@ pub enum RequestBody {
         /// The permits under which inputs crossed, by what the worker calls them; empty at home.
         permits: BTreeMap<String, PermitId>,
     },
-    /// Give the attempt's worker these credentials of its store, sealed, once it has said hello.
+    /// Give the attempt's worker these credentials of its store, once it has said hello.
     RenewAccess {
         /// The attempt.
         attempt: Attempt,
-        /// Variables, as the ticket's.
-        credentials: Credentials,
+        /// base64 of an age file to the keeper's recipient holding a JSON object of variables, as the ticket's.
+        sealed: String,
     },
     /// Tell me when the attempt has ended. Answered only then.
     AwaitAttempt {
@@ -457,6 +457,8 @@ pub enum ReplyBody {
     Ticket {
         /// The ticket.
         ticket: Ticket,
+        /// Recipient (`age1pq1…`, or `age1…`) that what the worker is to be given is sealed to on its way to the keeper.
+        recipient: String,
     },
     /// What a worker is given is noted.
     Renewing,

@@ -89,17 +89,6 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-/// Variables that open a store; shown without their values.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Credentials(pub BTreeMap<String, String>);
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
 /// A message with its place in its sender's sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -312,4 +301,11 @@ pub struct Job {
     pub seconds: u64,
     /// The most bytes of output.
     pub output_bytes: u64,
+    /// How many accelerators the command needs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub accelerators: u32,
+}
+
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

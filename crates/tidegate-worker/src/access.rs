@@ -30,8 +30,20 @@ impl Access {
         Ok(Self { opener, newest })
     }
 
-    pub(crate) fn renew(&self, credentials: &BTreeMap<String, String>) -> Result<(), String> {
+    /// Goes on with other credentials, if they open what is `known` to be there.
+    pub(crate) async fn renew(
+        &self,
+        credentials: &BTreeMap<String, String>,
+        known: Option<&ObjectName>,
+    ) -> Result<(), String> {
         let opened = (self.opener)(credentials)?;
+        if let Some(known) = known
+            && let Err(error) = opened.head(known).await
+            // One that may pass says nothing about the credentials.
+            && !error.is_transient()
+        {
+            return Err(error.to_string());
+        }
         *self.newest.write().unwrap_or_else(PoisonError::into_inner) = opened;
         Ok(())
     }

@@ -19,6 +19,7 @@ use tidegate_types::message::{GrantedArtifact, GrantedCheckpoint, Numbered, Sand
 use tidegate_types::{ArtifactId, Digest, Label};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::accelerators::Accelerators;
 use crate::access::{Access, Opener};
 use crate::checkpoint::{CHECKPOINT_SLOT, Checkpoints};
 use crate::command::{self, Task};
@@ -47,6 +48,8 @@ pub struct Options {
     pub executable: PathBuf,
     /// SHA-256 of the worker program's file, or why it cannot be read: it is compared with the ticket.
     pub digest: Later<Result<Digest, String>>,
+    /// Where the machine's `dev`, `proc` and `sys` are: `/`.
+    pub machine: PathBuf,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -100,6 +103,7 @@ pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(),
         evidence,
         scratch,
         executable,
+        accelerators: Accelerators::find(&options.machine),
         mail,
     };
     let result = attempt.work().await;
@@ -173,6 +177,7 @@ struct Attempt {
     evidence: SandboxEvidence,
     scratch: Scratch,
     executable: PathBuf,
+    accelerators: Accelerators,
     mail: Mail,
 }
 
@@ -207,7 +212,7 @@ impl Attempt {
         let (folder, state) = (self.scratch.checkpoint(), self.scratch.state());
         let checkpoints = Checkpoints::new(&outgoing, folder, state, limit).await?;
         let took = {
-            let around = Surroundings::new(job, &self.scratch, &self.executable);
+            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators);
             let task = Task {
                 stage: Stage::Command,
                 executable: &self.executable,
@@ -221,7 +226,10 @@ impl Attempt {
                     (self.scratch.output(), limit),
                     (self.scratch.checkpoint(), limit.saturating_mul(CHECKPOINTS)),
                 ],
-                note,
+                notes: [self.accelerators.note(job.accelerators), note]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
             };
             command::run(&task, &mut self.mail, checkpoints).await?
         };
@@ -266,8 +274,17 @@ impl Attempt {
             }
         };
         let job = &granted.grant.job;
+        let (asked, found) = (job.accelerators, self.accelerators.count());
+        if found < usize::try_from(asked).unwrap_or(usize::MAX) {
+            return Err(Failure::new(
+                Stage::Sandbox,
+                format!(
+                    "the job asks for {asked} accelerators, and the machine shows {found}; are their drivers there?"
+                ),
+            ));
+        }
         if !job.setup.trim().is_empty() {
-            let around = Surroundings::new(job, &self.scratch, &self.executable);
+            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators);
             let task = Task {
                 stage: Stage::Setup,
                 executable: &self.executable,
@@ -278,7 +295,7 @@ impl Attempt {
                 recipient: &granted.grant.output_recipient,
                 metrics: None,
                 limits: Vec::new(),
-                note: None,
+                notes: Vec::new(),
             };
             command::run(&task, &mut self.mail, None).await?;
         }

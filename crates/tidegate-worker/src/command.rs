@@ -50,7 +50,7 @@ pub(crate) struct Task<'a> {
     /// Folders whose files together may have at most so many bytes each.
     pub(crate) limits: Vec<(PathBuf, u64)>,
     /// What its log begins with.
-    pub(crate) note: Option<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// Runs the command to its end. When this returns, also with an error, nothing that the command
@@ -195,7 +195,7 @@ impl<'a> Report<'a> {
             metrics_told: 0,
             looked: Instant::now(),
         };
-        if let Some(note) = &task.note {
+        for note in &task.notes {
             report.note(note);
         }
         report

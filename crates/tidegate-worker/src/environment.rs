@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tidegate_types::message::Job;
 
+use crate::accelerators::Accelerators;
 use crate::sandbox::Policy;
 use crate::scratch::Scratch;
 
@@ -24,17 +25,24 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) job: &'a Job,
     pub(crate) scratch: &'a Scratch,
     pub(crate) executable: &'a Path,
+    pub(crate) accelerators: &'a Accelerators,
     /// The worker's own `PATH`.
     pub(crate) path: String,
 }
 
 impl<'a> Surroundings<'a> {
-    pub(crate) fn new(job: &'a Job, scratch: &'a Scratch, executable: &'a Path) -> Self {
+    pub(crate) fn new(
+        job: &'a Job,
+        scratch: &'a Scratch,
+        executable: &'a Path,
+        accelerators: &'a Accelerators,
+    ) -> Self {
         let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
         Self {
             job,
             scratch,
             executable,
+            accelerators,
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
         }
     }
@@ -87,6 +95,7 @@ impl<'a> Surroundings<'a> {
         Policy {
             read,
             write: vec![scratch.code(), scratch.home(), scratch.temporary()],
+            devices: Vec::new(),
             network: false,
             memory_bytes: self.job.memory_bytes,
             seconds: self.job.seconds,
@@ -109,6 +118,11 @@ impl<'a> Surroundings<'a> {
         };
         let scratch = self.scratch;
         policy.read.push(scratch.inputs());
+        if self.job.accelerators > 0 {
+            let (devices, shown) = self.accelerators.open();
+            policy.devices = devices;
+            policy.read.extend(shown);
+        }
         policy
             .write
             .extend([scratch.output(), scratch.checkpoint(), scratch.metrics_folder()]);
@@ -221,7 +235,9 @@ mod tests {
                 .into(),
             ..Job::default()
         };
-        let seen = Surroundings::new(&job, &scratch, Path::new("/x/tidegate")).environment(&["train".to_owned()]);
+        let none = Accelerators::default();
+        let seen = Surroundings::new(&job, &scratch, Path::new("/x/tidegate"), &none);
+        let seen = seen.environment(&["train".to_owned()]);
         let path = |folder: PathBuf| folder.to_str().unwrap().to_owned();
         for (name, value) in [
             ("EPOCHS", "3".to_owned()),

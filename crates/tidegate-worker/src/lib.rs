@@ -21,6 +21,7 @@
 //!
 //! `docs/workers.md` tells users what a command sees and what it may do.
 
+mod accelerators;
 mod access;
 mod attempt;
 mod checkpoint;

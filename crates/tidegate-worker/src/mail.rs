@@ -1,5 +1,6 @@
 //! The worker's end of the mailbox, with the lease that the keeper renews through it.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tidegate_contracts::{Patience, Store};
+use tidegate_contracts::{ObjectName, Patience, Store};
 use tidegate_seal::envelope::{Identity, open};
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side};
@@ -38,6 +39,8 @@ pub(crate) enum Heard {
 /// Both directions of the mailbox.
 pub(crate) struct Mail {
     access: Arc<Access>,
+    /// Where this worker's hello stands.
+    first: Option<ObjectName>,
     outbox: Outbox,
     inbox: Inbox,
     identity: Identity,
@@ -58,6 +61,7 @@ impl Mail {
     ) -> Self {
         Self {
             access: Arc::new(access),
+            first: None,
             outbox: Outbox::new(ticket.attempt.clone(), Side::Worker),
             inbox: Inbox::new(ticket.attempt.clone(), Side::Worker),
             identity,
@@ -99,7 +103,10 @@ impl Mail {
     pub(crate) async fn hello(&mut self, hello: &Letter) -> Result<bool, MailboxError> {
         match deliver(&mut self.outbox, &*self.access, hello).await {
             Err(MailboxError::Taken { .. }) => Ok(false),
-            other => other.map(|()| true),
+            other => other.map(|()| {
+                self.first = Some(hello.object.clone());
+                true
+            }),
         }
     }
 
@@ -154,12 +161,16 @@ impl Mail {
                 Ok(None)
             }
             KeeperMessage::Access { sealed } => {
-                self.open_again(&sealed).map_err(|why| {
+                let credentials = self.credentials(&sealed).map_err(|why| {
                     Failure::new(
                         Stage::Grant,
                         format!("credentials of the store that the keeper sent: {why}"),
                     )
                 })?;
+                // The old ones are good for a while yet, and others will follow.
+                if let Err(why) = self.access.renew(&credentials, self.first.as_ref()).await {
+                    tracing::warn!(%why, "new credentials do not open the store; the worker goes on with the old ones");
+                }
                 Ok(None)
             }
             KeeperMessage::Cancel { .. } => Err(Failure::new(Stage::Cancelled, "the keeper cancelled the attempt")),
@@ -169,12 +180,11 @@ impl Mail {
         }
     }
 
-    /// Goes on with other credentials of the store.
-    fn open_again(&self, sealed: &str) -> Result<(), String> {
+    /// Variables that were sealed to this worker.
+    fn credentials(&self, sealed: &str) -> Result<BTreeMap<String, String>, String> {
         let sealed = STANDARD.decode(sealed).map_err(|_| "they are not base64".to_owned())?;
         let opened = open(&self.identity, &sealed).map_err(|_| "they are not sealed to this worker".to_owned())?;
-        let credentials = serde_json::from_slice(&opened).map_err(|_| "they are no JSON object of texts".to_owned())?;
-        self.access.renew(&credentials)
+        serde_json::from_slice(&opened).map_err(|_| "they are no JSON object of texts".to_owned())
     }
 
     /// Waits for a grant, for as long as the lease holds.

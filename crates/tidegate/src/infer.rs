@@ -49,6 +49,7 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         work,
         executable: std::env::current_exe().while_("finding this program")?,
         digest,
+        machine: PathBuf::from("/"),
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await
@@ -137,6 +138,7 @@ pub(crate) fn predict_in_sandbox(
     let policy = Policy {
         read: vec![executable.to_path_buf(), folder.to_path_buf()],
         write: vec![scratch.to_path_buf()],
+        devices: Vec::new(),
         network: false,
         memory_bytes: INFER_MEMORY,
         seconds: INFER_SECONDS,

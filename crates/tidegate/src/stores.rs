@@ -208,7 +208,7 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<Trial>, Failure> {
             None
         };
         if site.compute.is_some() && faults.is_empty() {
-            faults.extend(try_worker(&workers, name.as_str()).await?);
+            faults.extend(try_worker(&workers, name.as_str(), &*open(&address, &environment)?).await?);
         }
         trials.push(Trial {
             site: name.to_string(),
@@ -302,19 +302,31 @@ async fn try_out(store: &dyn Store) -> Result<Vec<String>, Failure> {
 }
 
 /// Whether a worker gets into the store of its site.
-async fn try_worker(stores: &SiteStores, site: &str) -> Result<Option<String>, Failure> {
+async fn try_worker(stores: &SiteStores, site: &str, owner: &dyn Store) -> Result<Vec<String>, Failure> {
     let trying = "naming an object to try with";
     let mailbox = "mailbox/check/check/1-0/";
     let access = match stores.access(site, mailbox, 900).await {
         Ok(access) => access,
-        Err(error) => return Ok(Some(format!("letting a worker in: {error}"))),
+        Err(error) => return Ok(vec![format!("letting a worker in: {error}")]),
     };
     let store = open(&access.address, &access.credentials)?;
     let name = ObjectName::new(format!("{mailbox}in/000001.json")).while_(trying)?;
+    let mut faults = Vec::new();
     match store.get(&name, 100).await {
-        Ok(_) | Err(StoreError::NotFound(_)) => Ok(None),
-        Err(error) => Ok(Some(format!("letting a worker in: {error}"))),
+        Ok(_) | Err(StoreError::NotFound(_)) => {}
+        Err(error) => faults.push(format!("letting a worker read: {error}")),
     }
+    let random = u64::from_be_bytes(random_bytes().while_(trying)?);
+    let name = ObjectName::new(format!("{mailbox}out/{random:016x}")).while_(trying)?;
+    match store.put_new(&name, Bytes::from_static(b"tidegate check")).await {
+        Ok(()) => {
+            if let Err(error) = owner.delete(&name).await {
+                faults.push(format!("removing what a worker created: {error}"));
+            }
+        }
+        Err(error) => faults.push(format!("letting a worker create: {error}")),
+    }
+    Ok(faults)
 }
 
 /// What is wrong with the addresses of clouds' stores and of key services, at its place.

@@ -16,15 +16,20 @@ use crate::credentials::Environment;
 /// The shortest and the longest session that the service gives.
 const SECONDS: std::ops::RangeInclusive<u64> = 900..=43_200;
 
-/// What a worker may do, and that it sees names in the bucket.
-fn policy(bucket: &str, reach: &Reach) -> String {
+/// What a worker may do, and that it sees names in the bucket. Where the service is Amazon's own, it creates objects and
+/// replaces none: others may not know what that condition says.
+fn policy(bucket: &str, reach: &Reach, amazons: bool) -> String {
     let bucket = format!("arn:aws:s3:::{bucket}");
     let objects = |names: &[String]| -> Vec<String> { names.iter().map(|name| format!("{bucket}/{name}*")).collect() };
+    let mut creates = json!({"Effect": "Allow", "Action": ["s3:PutObject"], "Resource": objects(&reach.creates)});
+    if amazons {
+        creates["Condition"] = json!({"Null": {"s3:if-none-match": "false"}});
+    }
     json!({
         "Version": "2012-10-17",
         "Statement": [
             {"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": objects(&reach.reads)},
-            {"Effect": "Allow", "Action": ["s3:PutObject"], "Resource": objects(&reach.creates)},
+            creates,
             // Without it a store says of an object that is not there yet that it is forbidden.
             {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [bucket]},
         ],
@@ -79,7 +84,10 @@ pub(super) async fn assume_role(
         .append_pair("RoleArn", role)
         .append_pair("RoleSessionName", "tidegate-worker")
         .append_pair("DurationSeconds", &seconds.to_string())
-        .append_pair("Policy", &policy(&asking.address.bucket, &asking.reach))
+        .append_pair(
+            "Policy",
+            &policy(&asking.address.bucket, &asking.reach, asking.address.endpoint.is_none()),
+        )
         .finish();
     let mut request: HttpRequest = http::Request::post(endpoint)
         .header(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
@@ -96,4 +104,41 @@ pub(super) async fn assume_role(
         ]),
         lasts: left.try_into().unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_names_one_attempt_and_lets_nothing_be_replaced_where_that_can_be_said() {
+        let address = "s3://data/mary".parse().unwrap();
+        let reach = Reach::of(&address, "mailbox/r1/train/1-0/");
+        let read = |amazons| -> serde_json::Value { serde_json::from_str(&policy("data", &reach, amazons)).unwrap() };
+        let statements = read(true)["Statement"].clone();
+        let expected = json!([
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetObject"],
+                "Resource": [
+                    "arn:aws:s3:::data/mary/sealed/*",
+                    "arn:aws:s3:::data/mary/packing/r1/*",
+                    "arn:aws:s3:::data/mary/mailbox/r1/train/1-0/*",
+                ],
+            },
+            {
+                "Effect": "Allow",
+                "Action": ["s3:PutObject"],
+                "Resource": [
+                    "arn:aws:s3:::data/mary/sealed/*",
+                    "arn:aws:s3:::data/mary/packing/r1/*",
+                    "arn:aws:s3:::data/mary/mailbox/r1/train/1-0/out/*",
+                ],
+                "Condition": {"Null": {"s3:if-none-match": "false"}},
+            },
+            {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": ["arn:aws:s3:::data"]},
+        ]);
+        assert_eq!(statements, expected);
+        assert!(read(false)["Statement"][1].get("Condition").is_none());
+    }
 }

@@ -89,8 +89,8 @@ pub(super) async fn exchange(
         "{}/v1/projects/-/serviceAccounts/{account}:generateAccessToken",
         server("iamcredentials")
     );
-    let lifetime = format!("{}s", asking.seconds.clamp(1, MOST_SECONDS));
-    let wanted = json!({"scope": [SCOPE], "lifetime": lifetime});
+    let seconds = asking.seconds.clamp(1, MOST_SECONDS);
+    let wanted = json!({"scope": [SCOPE], "lifetime": format!("{seconds}s")});
     let request = bearing(Method::POST, &url, &owner.bearer, Some(&wanted)).map_err(failed)?;
     let whole = asking.answer(request, |body| token(&json(body), "accessToken")).await?;
 
@@ -110,7 +110,9 @@ pub(super) async fn exchange(
         .map_err(|error| failed(error.to_string()))?;
     let read = |body: &Bytes| {
         let answer = json(body);
-        Some((token(&answer, "access_token")?, answer["expires_in"].as_u64()?))
+        // It need not say how long what it gives lasts: as long as what it was made from.
+        let lasts = answer["expires_in"].as_u64().unwrap_or(seconds);
+        Some((token(&answer, "access_token")?, lasts))
     };
     let (narrowed, lasts) = asking.answer(request, read).await?;
     Ok(Session {

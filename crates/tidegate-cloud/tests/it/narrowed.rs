@@ -25,6 +25,8 @@ async fn narrowed(owner: &CloudStore, worker: impl Fn(&Environment) -> CloudStor
         "mailbox/run/train/2-0/in/000001.json",
         "mailbox/run/train/1-01/in/000001.json",
         "sealed-not/aa",
+        "packing/another/aa",
+        "packing/run-not/aa",
         "releases/1",
     ] {
         owner.put_new(&object(name), body.clone()).await.unwrap();
@@ -36,7 +38,7 @@ async fn narrowed(owner: &CloudStore, worker: impl Fn(&Environment) -> CloudStor
     for name in ["sealed/aa", "mailbox/run/train/1-0/in/000001.json"] {
         assert_eq!(worker.get(&object(name), 100).await.unwrap(), body, "{name}");
     }
-    for name in ["mailbox/run/train/1-0/out/000001.json", "sealed/bb", "packing/cc"] {
+    for name in ["mailbox/run/train/1-0/out/000001.json", "sealed/bb", "packing/run/cc"] {
         worker.put_new(&object(name), body.clone()).await.unwrap();
         assert_eq!(owner.get(&object(name), 100).await.unwrap(), body, "{name}");
         // What was put before is found to be there: whoever lost the answer asks again.
@@ -58,11 +60,14 @@ async fn narrowed(owner: &CloudStore, worker: impl Fn(&Environment) -> CloudStor
         get("mailbox/run/train/2-0/in/000001.json").await,
         get("mailbox/run/train/1-01/in/000001.json").await,
         get("sealed-not/aa").await,
+        get("packing/another/aa").await,
+        get("packing/run-not/aa").await,
         get("releases/1").await,
         put("mailbox/run/train/1-0/in/000002.json").await,
         put("mailbox/run/train/2-0/out/000001.json").await,
         put("mailbox/run/train/1-01/out/000001.json").await,
         put("sealed-not/bb").await,
+        put("packing/another/bb").await,
         put("releases/2").await,
         worker.delete(&object("sealed/aa")).await,
     ] {
@@ -122,6 +127,12 @@ async fn a_worker_reaches_what_its_attempt_needs_in_google_cloud_storage() {
     // A token lasts no longer than the service allows.
     let session = open(&address, &known).for_worker(MAILBOX, 43_200).await.unwrap();
     assert!(session.lasts <= Duration::from_secs(3600), "{session:?}");
+    // It need not say how long that is.
+    let peer = google_storage(&["--unsaid"]).unwrap();
+    let address = format!("{}&role={WORKER_ACCOUNT}", peer.google("st-mary/cloud"));
+    let owner = open(&address, &service_account(&peer, "known"));
+    let session = owner.for_worker(MAILBOX, 900).await.unwrap();
+    assert_eq!(session.lasts, Duration::from_secs(900));
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ fn offer(peer: &OpenStack, change: impl Fn(&mut ComputeOffer)) -> ComputeOffer {
         machine: Some(machine),
         cpus: 1,
         memory: ByteSize(256 << 20),
+        accelerators: None,
         price: None,
         spot_price: None,
     };

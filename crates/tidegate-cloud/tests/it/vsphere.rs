@@ -38,6 +38,7 @@ fn offer(peer: &Vsphere, change: impl Fn(&mut ComputeOffer)) -> ComputeOffer {
         machine: Some(machine),
         cpus: 3,
         memory: ByteSize(900 << 20),
+        accelerators: None,
         price: None,
         spot_price: None,
     };

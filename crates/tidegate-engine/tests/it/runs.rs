@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_contracts::fakes::FakeCompute;
+use tidegate_contracts::journal::Batch;
 use tidegate_contracts::{ComputeError, JobState, Journal};
 use tidegate_engine::{EngineError, Progress, RunRecord, RunStatus};
 use tidegate_types::Refusal;
@@ -214,7 +215,7 @@ fn renewed(world: &World) -> Vec<(u32, String)> {
     let renewed = world.keeper.renewed.lock().unwrap();
     renewed
         .iter()
-        .map(|(attempt, credentials)| (attempt.attempt, credentials.0["TOKEN"].clone()))
+        .map(|(attempt, credentials)| (attempt.attempt, credentials["TOKEN"].clone()))
         .collect()
 }
 
@@ -237,13 +238,33 @@ fn a_worker_is_given_other_credentials_before_its_own_end() {
 
 #[test]
 fn a_worker_of_before_a_restart_is_given_other_credentials_at_once() {
-    let world = World::new("renewed-again");
-    *world.stores.lasts.lock().unwrap() = Some(Duration::from_secs(3600));
-    interrupt(&world);
-    assert_eq!(renewed(&world), []);
-    end_after(&world, 1);
-    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
-    assert_eq!(renewed(&world), [(1, "2".to_owned())]);
+    for heard in [true, false] {
+        let world = World::new(&format!("renewed-again-{heard}"));
+        *world.stores.lasts.lock().unwrap() = Some(Duration::from_secs(3600));
+        interrupt(&world);
+        assert_eq!(renewed(&world), []);
+        if !heard {
+            forget_handles(&world);
+        }
+        end_after(&world, 1);
+        assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+        // Where nobody had heard of its start, the job is asked for once more, with credentials that it never sees.
+        let given = if heard { "2" } else { "3" };
+        assert_eq!(renewed(&world), [(1, given.to_owned())]);
+    }
+}
+
+/// As if the process had been killed between the start of a job and the note of it.
+fn forget_handles(world: &World) {
+    let jobs = world.journal.scan("jobs", "").unwrap();
+    assert_eq!(jobs.len(), 1);
+    for (key, text) in jobs {
+        let mut job: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert!(!job["handle"].is_null());
+        job["handle"] = serde_json::Value::Null;
+        let batch = Batch::default().set("jobs", &key, serde_json::to_vec(&job).unwrap());
+        world.journal.commit(&batch).unwrap();
+    }
 }
 
 #[test]

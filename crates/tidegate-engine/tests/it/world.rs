@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tidegate_contracts::compute::Compute;
 use tidegate_contracts::fakes::{FakeCompute, MemoryJournal, MemoryStore};
@@ -17,6 +19,7 @@ use tidegate_engine::{ControlKey, Engine, EngineError, Planned, Progress, Setup,
 use tidegate_policy::PolicySet;
 use tidegate_seal::digest::sha256;
 use tidegate_seal::dsse;
+use tidegate_seal::envelope::{Identity, open};
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::event::Event;
@@ -27,7 +30,7 @@ use tidegate_types::keeper::{
     Request, RequestBody,
 };
 use tidegate_types::label::{Label, Level};
-use tidegate_types::message::{Attempt, Credentials, Ticket};
+use tidegate_types::message::{Attempt, Ticket};
 use tidegate_types::permit::Envelope;
 use tidegate_types::report::{LabelReport, RiskReport};
 use tidegate_types::{Refusal, to_canonical_json};
@@ -106,7 +109,8 @@ pub(crate) struct Keeper {
     mailbox: MemoryStore,
     /// The kinds of requests that were answered, in order.
     pub(crate) asked: Mutex<Vec<String>>,
-    pub(crate) renewed: Mutex<Vec<(Attempt, Credentials)>>,
+    pub(crate) identity: Identity,
+    pub(crate) renewed: Mutex<Vec<(Attempt, BTreeMap<String, String>)>>,
     pub(crate) fenced: Mutex<Vec<(Attempt, String)>>,
     pub(crate) ends: Mutex<Ends>,
     /// Bytes of the prepared training rows.
@@ -284,12 +288,12 @@ impl Keeper {
                     owner_key: self.key.public().to_base64(),
                     expires: now() + 600,
                 },
+                recipient: self.identity.recipient(),
             }),
-            RequestBody::RenewAccess { attempt, credentials } => {
-                self.renewed
-                    .lock()
-                    .unwrap()
-                    .push((attempt.clone(), credentials.clone()));
+            RequestBody::RenewAccess { attempt, sealed } => {
+                let opened = open(&self.identity, &STANDARD.decode(sealed).unwrap()).unwrap();
+                let credentials: BTreeMap<String, String> = serde_json::from_slice(&opened).unwrap();
+                self.renewed.lock().unwrap().push((attempt.clone(), credentials));
                 done(ReplyBody::Renewing)
             }
             RequestBody::AwaitAttempt { attempt } => {
@@ -388,6 +392,7 @@ impl World {
                 mailbox: MemoryStore::new(),
                 asked: Mutex::default(),
                 fenced: Mutex::default(),
+                identity: Identity::generate(),
                 renewed: Mutex::default(),
                 ends: Mutex::new(Box::new(|_| Some(accepted()))),
                 bytes: AtomicU64::new(1000),

@@ -167,7 +167,9 @@ impl Keeper {
                 self.uncontested(&record, worker, &secret).await?;
                 let sealed = seal_access(worker, &credentials)?;
                 let new = record.clone();
-                match self.step(&record, new, Some(KeeperMessage::Access { sealed })).await? {
+                let stepped = self.step(&record, new, Some(KeeperMessage::Access { sealed })).await?;
+                self.forget_access(attempt, Some(&credentials));
+                match stepped {
                     Some(stepped) => record = stepped,
                     None => continue,
                 }

@@ -21,18 +21,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::journal::Batch;
 use tidegate_contracts::store::{Pace, Patience};
+use tidegate_seal::envelope::open;
 use tidegate_seal::random::random_bytes;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::files::Pipeline;
+use tidegate_types::files::rules::read_accelerators;
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
-use tidegate_types::message::{Attempt, Credentials, Job, Ticket};
-use tidegate_types::to_canonical_json;
+use tidegate_types::message::{Attempt, Job, Ticket};
 use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
@@ -80,6 +83,7 @@ impl Keeper {
                 owner_key: self.keys.signing.public().to_base64(),
                 expires: record.expires,
             },
+            recipient: self.keys.identity.recipient(),
         })
     }
 
@@ -242,6 +246,8 @@ impl Keeper {
             (None, Some(run)) => run.clone(),
             (None, None) => return Err(KeeperError::failed("making the job", "the pipeline trains nothing")),
         };
+        let asked = pipeline.train.resources.accelerators.as_deref();
+        let accelerators = asked.map(read_accelerators).transpose().while_("making the job")?;
         Ok(Job {
             setup: pipeline.train.setup.clone().unwrap_or_default(),
             run,
@@ -252,23 +258,40 @@ impl Keeper {
             memory_bytes: definition.compute.as_ref().map_or(0, |compute| compute.memory.0),
             seconds: pipeline.deadline.map_or(0, |deadline| deadline.0),
             output_bytes: OUTPUT_BYTES / 4,
+            accelerators: accelerators.map_or(0, |(_, count)| count),
         })
     }
 
     /// Notes what opens the store for an attempt's worker from now on; the worker hears of it once it has said hello.
-    pub(crate) fn renew_access(&self, attempt: &Attempt, credentials: &Credentials) -> Result<ReplyBody, KeeperError> {
+    pub(crate) fn renew_access(&self, attempt: &Attempt, sealed: &str) -> Result<ReplyBody, KeeperError> {
         let noting = "noting credentials of a store";
-        if self.attempt_record(attempt)?.outcome.is_none() {
-            let text = Zeroizing::new(to_canonical_json(credentials).while_(noting)?);
-            let mut access = self.access.lock().while_(noting)?;
-            access.insert(attempt.clone(), text);
+        let sealed = STANDARD.decode(sealed).while_(noting)?;
+        let opened = open(&self.keys.identity, &sealed).while_(noting)?;
+        let mut access = self
+            .access
+            .lock()
+            .map_err(|_| KeeperError::failed(noting, "a part of it failed before"))?;
+        access.insert(attempt.clone(), opened);
+        drop(access);
+        // Looked at afterwards: whoever ends it takes them away later, or has ended it already.
+        if self.attempt_record(attempt)?.outcome.is_some() {
+            self.forget_access(attempt, None);
         }
         Ok(ReplyBody::Renewing)
     }
 
     /// What was noted for an attempt and not given yet.
     fn noted_access(&self, attempt: &Attempt) -> Option<Zeroizing<Vec<u8>>> {
-        self.access.lock().ok()?.remove(attempt)
+        self.access.lock().ok()?.get(attempt).cloned()
+    }
+
+    /// What was `given`, or whatever there is, need not be given again.
+    fn forget_access(&self, attempt: &Attempt, given: Option<&[u8]>) {
+        if let Ok(mut access) = self.access.lock()
+            && given.is_none_or(|given| access.get(attempt).is_some_and(|noted| noted.as_slice() == given))
+        {
+            access.remove(attempt);
+        }
     }
 
     /// How the attempt ended, once it has.
@@ -369,6 +392,7 @@ impl Keeper {
         if let Ok(mut watched) = self.watched.lock() {
             watched.remove(attempt);
         }
+        self.forget_access(attempt, None);
         self.ended.notify_waiters();
     }
 }

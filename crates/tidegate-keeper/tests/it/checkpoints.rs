@@ -149,7 +149,7 @@ async fn what_was_done_elsewhere_comes_home_and_is_given_to_the_next_worker_ther
         worker,
         permits: BTreeMap::new(),
     };
-    let ReplyBody::Ticket { ticket } = world.done(start).await else {
+    let ReplyBody::Ticket { ticket, .. } = world.done(start).await else {
         panic!("no ticket")
     };
     let mut second = Worker::new(ticket, world.store("hospital"));

@@ -157,6 +157,8 @@ pub(crate) struct World {
     mailbox: MemoryStore,
     ledger: Ledger,
     asked: u64,
+    /// The keeper's, which came with the last ticket.
+    pub(crate) recipient: String,
     keeper: tokio::task::JoinHandle<()>,
 }
 
@@ -187,6 +189,7 @@ impl World {
                 seen: 0,
             },
             asked: 0,
+            recipient: String::new(),
             keeper: tokio::spawn(async {}),
         };
         world.restart().await;
@@ -427,9 +430,10 @@ impl World {
 
     pub(crate) async fn ticket(&mut self, number: u32, permits: &BTreeMap<String, PermitId>) -> Ticket {
         let body = self.start_request(number, permits);
-        let ReplyBody::Ticket { ticket } = self.done(body).await else {
+        let ReplyBody::Ticket { ticket, recipient } = self.done(body).await else {
             panic!("no ticket")
         };
+        self.recipient = recipient;
         ticket
     }
 

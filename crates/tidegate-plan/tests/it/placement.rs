@@ -8,7 +8,7 @@ use crate::world::World;
 
 #[test]
 fn the_cheapest_site_that_can_and_may_trains() {
-    let table: [(&[(&str, &str)], &str); 15] = [
+    let table: [(&[(&str, &str)], &str); 18] = [
         // Abroad is cheaper by far, and the data may not be there.
         (&[], "cloud"),
         (&[("use_spot: true", "use_spot: false")], "hospital"),
@@ -21,6 +21,27 @@ fn the_cheapest_site_that_can_and_may_trains() {
         (&[("cpus: 2+", "cpus: 4+")], "cloud"),
         (&[("cpus: 2+", "cpus: 64")], "refused by capacity"),
         (&[("cpus: 2+", "memory: 8 GiB")], "cloud"),
+        (&[("cpus: 2+", "accelerators: T4")], "refused by capacity"),
+        (
+            &[
+                ("cpus: 2+", "accelerators: \"t4:2\""),
+                (
+                    "memory: 2 GiB, price: 0.08",
+                    "memory: 2 GiB, accelerators: \"T4:4\", price: 0.08",
+                ),
+            ],
+            "hospital",
+        ),
+        (
+            &[
+                ("cpus: 2+", "accelerators: \"T4:2\""),
+                (
+                    "memory: 2 GiB, price: 0.08",
+                    "memory: 2 GiB, accelerators: T4, price: 0.08",
+                ),
+            ],
+            "refused by capacity",
+        ),
         // Without a price it is not free.
         (&[(", price: 0.10 USD/h, spot_price: 0.04 USD/h", "")], "hospital"),
         (&[("    egress: {\"*\": 0.02 USD/GiB}\n", "")], "hospital"),

@@ -29,6 +29,12 @@ fn money(most: u64) -> impl Strategy<Value = Money> {
     (0..most).prop_map(|micro_usd| Money { micro_usd })
 }
 
+/// What a site offers, or a job asks for; mostly nothing.
+fn accelerators() -> impl Strategy<Value = Option<String>> {
+    proptest::sample::select(vec![None, None, None, Some("T4"), Some("t4:2"), Some("A100:1")])
+        .prop_map(|text| text.map(str::to_owned))
+}
+
 fn site() -> impl Strategy<Value = Site> {
     let offer = (
         1..9_u32,
@@ -36,7 +42,8 @@ fn site() -> impl Strategy<Value = Site> {
         proptest::option::of(money(500_000)),
         proptest::option::of(money(500_000)),
     );
-    let offer = offer.prop_map(|(cpus, gib, price, spot)| ComputeOffer {
+    let offer = (offer, accelerators());
+    let offer = offer.prop_map(|((cpus, gib, price, spot), accelerators)| ComputeOffer {
         driver: "process".to_owned(),
         hosts: Vec::new(),
         ssh_config: None,
@@ -44,6 +51,7 @@ fn site() -> impl Strategy<Value = Site> {
         machine: None,
         cpus,
         memory: ByteSize(gib << 30),
+        accelerators,
         price: price.map(HourPrice),
         spot_price: spot.map(HourPrice),
     });
@@ -72,7 +80,6 @@ fn site() -> impl Strategy<Value = Site> {
                 .map(|price| ("*".to_owned(), BytePrice(price)))
                 .collect(),
             network,
-            features: BTreeSet::new(),
             transfer: None,
         }
     })
@@ -86,7 +93,7 @@ fn world() -> impl Strategy<Value = World> {
         some(&TAGS),
         proptest::option::of(some(&PLACES)),
         proptest::option::of(0..4_usize),
-        any::<(bool, bool, u32)>(),
+        (any::<(bool, bool, u32)>(), accelerators()),
         proptest::option::of(money(1_000_000)),
         proptest::option::of(1..100_000_u64),
         proptest::sample::select(vec![
@@ -98,7 +105,7 @@ fn world() -> impl Strategy<Value = World> {
         ]),
     );
     (sites, choice).prop_map(
-        |(sites, (to, model, tags, places, infra, (spot, deploy, bytes), cost, deadline, until))| {
+        |(sites, (to, model, tags, places, infra, ((spot, deploy, bytes), asked), cost, deadline, until))| {
             let mut world = World::with(&[]);
             let home = world.sites.sites.remove(&"hospital".parse().unwrap()).unwrap();
             world.sites.sites = [("hospital".parse().unwrap(), home)].into();
@@ -127,6 +134,7 @@ fn world() -> impl Strategy<Value = World> {
                 .for_each(|dataset| dataset.residency = residency.clone());
             world.pipeline.train.resources.infra = infra.map(|number| format!("site-{number}").parse().unwrap());
             world.pipeline.train.resources.use_spot = spot;
+            world.pipeline.train.resources.accelerators = asked;
             world.pipeline.budget.cost = cost;
             world.pipeline.deadline = deadline.map(Seconds);
             world.source_bytes = u64::from(bytes);

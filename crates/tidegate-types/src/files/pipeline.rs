@@ -241,6 +241,9 @@ pub struct Resources {
     /// Memory at least.
     #[serde(default)]
     pub memory: Option<ByteSize>,
+    /// What it needs to compute with besides: `T4` for one, `T4:2` for two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerators: Option<String>,
     /// Whether the machine may be taken away for a lower price.
     #[serde(default)]
     pub use_spot: bool,

@@ -89,6 +89,25 @@ impl fmt::Display for CpuRequest {
     }
 }
 
+/// The kind, in small letters, and the number of accelerators: `T4` is one, `T4:2` two. What they are called is for people
+/// to agree on.
+///
+/// # Errors
+/// When the text says neither.
+pub fn read_accelerators(text: &str) -> Result<(String, u32), InvalidQuantity> {
+    let (kind, digits) = text.split_once(':').unwrap_or((text, "1"));
+    let named =
+        (1..=40).contains(&kind.len()) && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let count = digits.parse().ok().filter(|count| (1..=64).contains(count));
+    let count = count.filter(|_| named && digits.bytes().all(|b| b.is_ascii_digit()));
+    count
+        .map(|count| (kind.to_ascii_lowercase(), count))
+        .ok_or_else(|| InvalidQuantity {
+            text: text.chars().take(80).collect(),
+            expected: "accelerators such as `T4` or `T4:2`",
+        })
+}
+
 /// The figures that a gate may be about. All but the last two are measured on the test part; those come
 /// from the leak test: how well training rows can be told from test rows.
 pub const GATE_METRICS: [&str; 9] = [
@@ -173,7 +192,8 @@ fn column_name(text: &str) -> Option<String> {
 }
 
 /// Why a text may not name an environment variable of a job; `None` when it may.
-pub(super) fn environment_name_fault(name: &str) -> Option<&'static str> {
+#[must_use]
+pub fn environment_name_fault(name: &str) -> Option<&'static str> {
     let shape = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.len() <= 128
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -188,27 +208,5 @@ pub(super) fn environment_name_fault(name: &str) -> Option<&'static str> {
         Some("the worker sets it; choose another name")
     } else {
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_cannot_take_the_names_that_the_worker_sets() {
-        assert_eq!(environment_name_fault("OMP_NUM_THREADS"), None);
-        for bad in [
-            "",
-            "1A",
-            "A-B",
-            "A=B",
-            "TIDEGATE_TARGET",
-            "LD_PRELOAD",
-            "PATH",
-            "SM_MODEL_DIR",
-        ] {
-            assert!(environment_name_fault(bad).is_some(), "{bad}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! `sites.yaml`: the platform's statement about places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,6 @@ pub struct Site {
     /// Where jobs may use the network.
     #[serde(default)]
     pub network: NetworkRules,
-    /// Accelerators and other things that a job may ask for.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub features: BTreeSet<String>,
     /// How fast, and when, bytes are sent to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferRules>,
@@ -122,6 +119,9 @@ pub struct ComputeOffer {
     pub cpus: u32,
     /// Memory of a job at the most.
     pub memory: ByteSize,
+    /// What a job has to compute with besides: `T4` for one, `T4:2` for two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerators: Option<String>,
     /// What an hour costs; absent means unpriced, never free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<HourPrice>,

@@ -58,6 +58,14 @@ fn what_does_not_fit_is_named_with_its_place() {
             "cpus: 2, memory: 2 GiB, price: 0.08",
             "cpus: 0, memory: 1 MiB, price: 0.08",
         ),
+        (
+            "cpus: 2, memory: 2 GiB, price: 0.08",
+            "cpus: 2, memory: 2 GiB, accelerators: \"T4:0\", price: 0.08",
+        ),
+        (
+            "driver: process",
+            "driver: vertex, accelerators: T4, machine: {project: mary, region: europe-west4, image: a/b:1, type: n1-standard-8}",
+        ),
         ("\"*\": 0.09", "wards: 0.09"),
         ("jurisdiction: US", "jurisdiction: \"\""),
         // The pipeline.
@@ -81,6 +89,7 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("infra: cloud", "infra: clout"),
         ("infra: cloud", "infra: ward"),
         ("cpus: 2+", "cpus: two"),
+        ("cpus: 2+", "accelerators: two T4"),
         ("trainer: {", "run: python train.py\n  trainer: {"),
         (
             "  trainer: {model: mlp, hidden: [128], epochs: 10, batch_size: 32}\n",

@@ -1,4 +1,7 @@
-use tidegate_types::files::rules::{CpuRequest, GateCondition, subgroup_column};
+use tidegate_types::files::rules::{
+    CpuRequest, GateCondition, environment_name_fault, read_accelerators, subgroup_column,
+};
+use tidegate_types::glob;
 
 #[test]
 fn processors() {
@@ -59,5 +62,48 @@ fn subgroups_read_one_column() {
         "CASE WHEN name = 'A' THEN 1 END",
     ] {
         assert_eq!(subgroup_column(text), None, "{text}");
+    }
+}
+
+#[test]
+fn accelerators() {
+    let read = |text| read_accelerators(text).unwrap();
+    assert_eq!(read("T4"), ("t4".to_owned(), 1));
+    assert_eq!(read("A100-80GB:8"), ("a100-80gb".to_owned(), 8));
+    for bad in ["", ":", "T4:", ":1", "T4:0", "T4:65", "T4:+1", "T4:1:1", "T 4", "T4: 1"] {
+        assert!(read_accelerators(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn globs() {
+    for (pattern, name, fits) in [
+        ("*.csv", "a.csv", true),
+        ("*.csv", ".csv", true),
+        ("a*b*c", "aXXbYYc", true),
+        ("a?c", "abc", true),
+        ("a?c", "ac", false),
+        ("a*", "ba", false),
+        ("**", "anything", true),
+        ("é?", "éé", true),
+    ] {
+        assert_eq!(glob::matches(pattern, name), fits, "{pattern} {name}");
+    }
+}
+
+#[test]
+fn a_job_cannot_take_the_names_that_the_worker_sets() {
+    assert_eq!(environment_name_fault("OMP_NUM_THREADS"), None);
+    for bad in [
+        "",
+        "1A",
+        "A-B",
+        "A=B",
+        "TIDEGATE_TARGET",
+        "LD_PRELOAD",
+        "PATH",
+        "SM_MODEL_DIR",
+    ] {
+        assert!(environment_name_fault(bad).is_some(), "{bad}");
     }
 }

@@ -271,6 +271,7 @@ fn close_files(policy: &Policy) -> Result<i32, String> {
         .and_then(|rules| rules.add_rules(path_beneath_rules(readable, read)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(&policy.write, write)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(DEVICES, device)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(&policy.devices, device | AccessFs::IoctlDev)))
         .and_then(landlock::RulesetCreated::restrict_self)
         .map_err(failed)?;
     match (status.ruleset, status.landlock) {

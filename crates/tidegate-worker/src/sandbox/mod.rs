@@ -50,6 +50,8 @@ pub struct Policy {
     pub read: Vec<PathBuf>,
     /// Files and folders that may be read, executed and changed.
     pub write: Vec<PathBuf>,
+    /// Devices, and folders of devices, that may be used.
+    pub devices: Vec<PathBuf>,
     /// Whether internet sockets may be made.
     pub network: bool,
     /// The most memory of all its processes together, in bytes.

@@ -73,6 +73,10 @@ fn opener(keeper: &Keeper) -> Opener {
             closed.store(true, Ordering::SeqCst);
             Ok(Arc::clone(&inner))
         }
+        Some("forbidden") => Ok(Arc::new(Closing {
+            inner: Arc::clone(&inner),
+            closed: Arc::new(AtomicBool::new(true)),
+        })),
         _ => Err("nobody knows these credentials".to_owned()),
     })
 }
@@ -100,28 +104,40 @@ async fn an_attempt_goes_on_with_the_credentials_that_the_keeper_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_cannot_be_used_end_the_attempt_and_are_not_repeated() {
-    let stranger = Identity::generate();
-    for (secret, sealed) in [("SECRET", None), ("SECRET", Some(stranger.recipient()))] {
+async fn credentials_that_open_nothing_leave_an_attempt_with_its_old_ones() {
+    // Nobody knows the first; the second open a store, and nothing in it.
+    for token in ["unknown", "forbidden"] {
         let mut keeper = keeper().await;
         let worker = keeper.start_with(opener(&keeper));
         keeper.hello().await;
-        let text = format!("{{\"TOKEN\":\"{secret}\"}}");
-        let sealed = match sealed {
-            None => keeper.seal_to_worker(text.as_bytes()),
-            Some(recipient) => crate::keeper::seal(&recipient, text.as_bytes()),
-        };
+        let sealed = keeper.seal_to_worker(format!("{{\"TOKEN\":\"{token}\"}}").as_bytes());
         keeper.grant_code().await;
         keeper.send(KeeperMessage::Access { sealed }).await;
         keeper.until_setup_is_done().await.unwrap();
+        keeper.grant_data().await;
         let ending = keeper.ending().await;
-        let (stage, reason, _) = ending.failed.unwrap();
-        assert_eq!(stage, "grant");
-        assert!(
-            reason.contains("credentials of the store") && !reason.contains(secret),
-            "{reason}"
-        );
-        let error = worker.await.unwrap().unwrap_err().to_string();
-        assert!(!error.contains(secret), "{error}");
+        assert_eq!(ending.failed, None, "{}", ending.text());
+        worker.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_for_somebody_else_end_the_attempt_and_are_not_repeated() {
+    let mut keeper = keeper().await;
+    let worker = keeper.start_with(opener(&keeper));
+    keeper.hello().await;
+    let stranger = Identity::generate().recipient();
+    let sealed = crate::keeper::seal(&stranger, br#"{"TOKEN":"SECRET"}"#);
+    keeper.grant_code().await;
+    keeper.send(KeeperMessage::Access { sealed }).await;
+    keeper.until_setup_is_done().await.unwrap();
+    let ending = keeper.ending().await;
+    let (stage, reason, _) = ending.failed.unwrap();
+    assert_eq!(stage, "grant");
+    assert!(
+        reason.contains("credentials of the store") && !reason.contains("SECRET"),
+        "{reason}"
+    );
+    let error = worker.await.unwrap().unwrap_err().to_string();
+    assert!(!error.contains("SECRET"), "{error}");
 }

@@ -73,6 +73,7 @@ fn trains(example: &str, variable: &str, settings: &[(&str, &str)]) {
     let policy = Policy {
         read,
         write: ["output", "home", "tmp", "metrics"].map(at).into(),
+        devices: Vec::new(),
         network: false,
         memory_bytes: 2 << 30,
         seconds: 600,

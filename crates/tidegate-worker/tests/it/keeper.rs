@@ -57,6 +57,8 @@ pub(crate) struct Keeper {
     pub(crate) ticket: Ticket,
     pub(crate) code: Crossed,
     pub(crate) train: Crossed,
+    /// Where the worker looks for accelerators.
+    pub(crate) machine: PathBuf,
     pub(crate) job: Job,
     outbox: Outbox,
     inbox: Inbox,
@@ -178,6 +180,7 @@ impl Keeper {
             outbox: Outbox::new(attempt.clone(), Side::Keeper),
             inbox: Inbox::new(attempt, Side::Keeper),
             worker: None,
+            machine: "/".into(),
             checkpoint: None,
             folder,
         }
@@ -235,7 +238,8 @@ impl Keeper {
     }
 
     pub(crate) fn start_with(&self, opener: Opener) -> tokio::task::JoinHandle<Result<(), WorkerError>> {
-        let options = crate::options(self.work());
+        let mut options = crate::options(self.work());
+        options.machine.clone_from(&self.machine);
         tokio::spawn(tidegate_worker::run(self.ticket.clone(), opener, options))
     }
 

@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod accelerators;
 mod access;
 mod attempts;
 mod checkpoints;
@@ -28,5 +29,6 @@ fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
         work,
         executable: executable().to_owned(),
         digest: digest.into(),
+        machine: "/".into(),
     }
 }

@@ -526,7 +526,7 @@ fn a_pipeline_trains_in_a_container_of_vertex() {
     let stores = [cloud, store.google("st-mary/ward")];
     let made = trained_in_a_container(&platform, &machine, &[platform.service_account()], stores, 11);
     let ticket = made["environment"]["TIDEGATE_TICKET"].as_str().unwrap();
-    assert!(ticket.contains("\"GOOGLE_OAUTH_ACCESS_TOKEN\""), "{ticket}");
+    assert!(ticket.contains("\"GOOGLE_STORAGE_ACCESS_TOKEN\""), "{ticket}");
 }
 
 #[test]

@@ -175,6 +175,7 @@ mod tests {
             machine: Some(machine),
             cpus: 2,
             memory: ByteSize((1 << 30) + 1),
+            accelerators: None,
             price: None,
             spot_price: None,
         }

@@ -53,7 +53,6 @@ pub(super) fn site(name: &str, kind: SiteKind, level: Level, tags: &[&str]) -> (
         compute: None,
         egress: Default::default(),
         network: NetworkRules::default(),
-        features: BTreeSet::new(),
         transfer: None,
     };
     (SiteName::new(name).unwrap(), site)

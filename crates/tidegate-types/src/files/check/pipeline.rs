@@ -4,7 +4,9 @@ use super::Findings;
 use crate::column::Role;
 use crate::files::catalog::Dataset;
 use crate::files::pipeline::{Prepare, Train, Trainer};
-use crate::files::rules::{CpuRequest, GATE_METRICS, GateCondition, environment_name_fault, trainer_faults};
+use crate::files::rules::{
+    CpuRequest, GATE_METRICS, GateCondition, environment_name_fault, read_accelerators, trainer_faults,
+};
 use crate::files::source::suggest;
 use crate::files::{Catalog, Pipeline, Sites};
 use crate::ids::SiteName;
@@ -273,6 +275,9 @@ fn check_train(train: &Train, sites: &Sites, findings: &mut Findings<'_>) {
     }
     if let Some(Err(error)) = resources.cpus.as_ref().map(|cpus| cpus.parse::<CpuRequest>()) {
         findings.value(&["train", "resources", "cpus"], error.to_string(), "");
+    }
+    if let Some(Err(error)) = resources.accelerators.as_deref().map(read_accelerators) {
+        findings.value(&["train", "resources", "accelerators"], error.to_string(), "");
     }
 }
 

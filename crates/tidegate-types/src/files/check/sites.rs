@@ -3,6 +3,7 @@
 use super::Findings;
 use super::catalog::is_word;
 use crate::files::Sites;
+use crate::files::rules::read_accelerators;
 use crate::files::sites::{Site, SiteKind};
 use crate::files::source::suggest;
 
@@ -130,6 +131,22 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
         }
         if compute.cpus == 0 {
             findings.value(&at("cpus"), "a job needs at least one processor", "");
+        }
+        if let Some(Err(error)) = compute.accelerators.as_deref().map(read_accelerators) {
+            findings.value(&at("accelerators"), error.to_string(), "");
+        }
+        let added = compute
+            .machine
+            .as_ref()
+            .is_some_and(|machine| machine.accelerator.is_some());
+        if compute.driver == "vertex" && compute.accelerators.is_some() != added {
+            let help =
+                "write `accelerators:` for whoever asks, and `machine: {accelerator: …}` for what Google calls it";
+            findings.value(
+                &at("driver"),
+                "what is offered and what is added to the machine go together",
+                help,
+            );
         }
         if compute.memory.0 < 64 << 20 {
             findings.value(&at("memory"), "a job needs at least 64 MiB of memory", "");
