@@ -64,7 +64,7 @@ impl Engine {
         let body = |intent: LedgerProof| RequestBody::SignPermit {
             run: run.id.clone(),
             task: wanted.task.clone(),
-            pipeline: run.text.clone(),
+            pipeline: self.text.clone(),
             artifact: *wanted.artifact,
             to: wanted.to.clone(),
             worker: wanted.worker,

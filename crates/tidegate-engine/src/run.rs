@@ -315,7 +315,6 @@ impl Engine {
             id: self.new_run_id(started)?,
             key: planned.key,
             pipeline: self.pipeline.name.to_string(),
-            text: self.text.clone(),
             started,
             status: RunStatus::Running,
             why: String::new(),

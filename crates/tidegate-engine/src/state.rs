@@ -8,7 +8,7 @@ use tidegate_contracts::Handle;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
-use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, GateResult, PipelineText, QualitySummary};
+use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, GateResult, QualitySummary};
 use tidegate_types::message::Attempt;
 use tidegate_types::quantity::{HourPrice, Money};
 use tidegate_types::report::{LabelReport, RiskReport};
@@ -93,8 +93,6 @@ pub struct RunRecord {
     pub key: Digest,
     /// The pipeline's name.
     pub pipeline: String,
-    /// The pipeline's texts.
-    pub text: PipelineText,
     /// When it started (Unix time).
     pub started: u64,
     /// Where it is.

@@ -235,7 +235,12 @@ impl Keeper {
             name: format!("{}/code", pipeline.name),
             organisation: self.sites.organisation.clone(),
             owner: self.site.clone(),
-            label: Label::of(Level::Internal),
+            label: Label::of(
+                pipeline
+                    .train
+                    .code_level
+                    .map_or(Level::Internal, |level| level.max(Level::Internal)),
+            ),
             lowered_from: None,
             columns: Vec::new(),
             lineage: BTreeSet::new(),

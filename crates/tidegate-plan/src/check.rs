@@ -7,7 +7,7 @@ use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::files::catalog::Dataset;
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::ids::{SiteName, TaskName};
-use tidegate_types::label::{Label, Residency};
+use tidegate_types::label::{Label, Level, Residency};
 use tidegate_types::quantity::Money;
 
 use crate::model::{Plan, PlanInput, PlannedCrossing, Step};
@@ -295,9 +295,17 @@ impl Checker<'_> {
         }
         let pipeline = self.input.pipeline;
         let release = &self.input.labels.release;
+        let code = pipeline
+            .train
+            .code_level
+            .unwrap_or(Level::Internal)
+            .max(Level::Internal);
+        let data = release.level.max(pipeline.prepare.disclosure.to);
         let least = match kind {
-            ArtifactKind::Dataset | ArtifactKind::Model => release.level.max(pipeline.prepare.disclosure.to),
-            ArtifactKind::Bundle => pipeline.release_model.to.max(release.level),
+            ArtifactKind::Dataset => data,
+            ArtifactKind::Code => code,
+            ArtifactKind::Model => data.max(code),
+            ArtifactKind::Bundle => pipeline.release_model.to.max(release.level).max(code),
             _ => label.level,
         };
         self.expect(label.level >= least, || {

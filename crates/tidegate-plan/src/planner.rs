@@ -51,8 +51,11 @@ const MOST_ELSEWHERE: usize = 3;
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     home: &'a SiteName,
-    /// The label of the rows that leave, and so of the model that learns them.
+    /// The label of the rows that leave.
     data: Label,
+    code: Label,
+    /// The label of what is made of both.
+    model: Label,
     bundle: Label,
 }
 
@@ -76,14 +79,19 @@ impl<'a> Planner<'a> {
         let pipeline = input.pipeline;
         let mut data = stays(&input.labels.release);
         data.level = data.level.max(pipeline.prepare.disclosure.to);
+        let level = pipeline.train.code_level;
+        let code = Label::of(level.map_or(Level::Internal, |level| level.max(Level::Internal)));
+        let model = data.join(&code);
         let bundle = Label {
-            level: pipeline.release_model.to.max(data.level),
-            ..data.clone()
+            level: pipeline.release_model.to.max(model.level),
+            ..model.clone()
         };
         Ok(Self {
             input,
             home: &dataset.site,
             data,
+            code,
+            model,
             bundle,
         })
     }
@@ -378,12 +386,11 @@ impl Draft<'_> {
         let (train, validation) = cost::part_bytes(pipeline.prepare.split, planner.input.source_bytes);
         let there = (planner.home, site);
         // Code crosses first: it is set up before any data is on the machine.
-        let code = Label::of(Level::Internal);
         self.cross(
             task,
             ("code", ArtifactKind::Code),
             there,
-            &code,
+            &planner.code,
             cost::code_bytes(pipeline),
         );
         self.cross(task, ("train", ArtifactKind::Dataset), there, &planner.data, train);
@@ -401,7 +408,7 @@ impl Draft<'_> {
             task,
             ("model", ArtifactKind::Model),
             back,
-            &planner.data,
+            &planner.model,
             cost::MODEL_BYTES,
         );
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::task::TaskArguments;
+
 /// Hybrid-cloud machine learning: no permit, no bytes.
 ///
 /// Prepare private data where it lives, train in the cloud on what may leave, evaluate at home, and
@@ -91,6 +93,8 @@ pub(crate) enum Command {
     Check {
         #[command(flatten)]
         pipeline: PipelineArgument,
+        #[command(flatten)]
+        task: TaskArguments,
         /// The keeper runs elsewhere, where the source is: leave the source alone.
         #[arg(long)]
         no_keeper: bool,
@@ -103,6 +107,8 @@ pub(crate) enum Command {
     Plan {
         #[command(flatten)]
         pipeline: PipelineArgument,
+        #[command(flatten)]
+        task: TaskArguments,
         /// Print the SQL that prepares what leaves, and nothing else.
         #[arg(long)]
         sql: bool,
@@ -113,10 +119,13 @@ pub(crate) enum Command {
     /// Run a pipeline; interrupted, the same command goes on.
     #[command(after_help = "Examples:
   tidegate run examples/hospital/tidegate.yaml --yes
-  tidegate run --until prepare --sample 1000")]
+  tidegate run --until prepare --sample 1000
+  tidegate run --task task.yaml --input ~/data=admissions")]
     Run {
         #[command(flatten)]
         pipeline: PipelineArgument,
+        #[command(flatten)]
+        task: TaskArguments,
         /// Do not ask before starting. Never skips an approval.
         #[arg(long)]
         yes: bool,

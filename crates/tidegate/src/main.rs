@@ -28,6 +28,7 @@ mod show;
 mod sources;
 mod stages;
 mod stores;
+mod task;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -148,12 +149,21 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let format = cli.format;
     match cli.command {
         Command::Init { from, site, out } => runtime()?.block_on(files::init(&from, &site, &out, format)),
-        Command::Check { pipeline, no_keeper } => {
-            let project = Project::open(&pipeline.pipeline, None)?;
+        Command::Check {
+            pipeline,
+            task,
+            no_keeper,
+        } => {
+            let project = Project::open_with(&pipeline.pipeline, None, &task)?;
             runtime()?.block_on(files::check(&project, !no_keeper, format))
         }
         Command::Scan(at) => runtime()?.block_on(files::scan(&Project::open(&at.pipeline, None)?, format)),
-        Command::Plan { pipeline, sql, until } => {
+        Command::Plan {
+            pipeline,
+            task,
+            sql,
+            until,
+        } => {
             let options = Options {
                 yes: false,
                 until,
@@ -161,10 +171,15 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 embedded_keeper: true,
                 format,
             };
-            runtime()?.block_on(run::plan(&Project::open(&pipeline.pipeline, None)?, sql, &options))
+            runtime()?.block_on(run::plan(
+                &Project::open_with(&pipeline.pipeline, None, &task)?,
+                sql,
+                &options,
+            ))
         }
         Command::Run {
             pipeline,
+            task,
             yes,
             until,
             sample,
@@ -177,7 +192,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 embedded_keeper: !no_keeper,
                 format,
             };
-            runtime()?.block_on(run::run(&Project::open(&pipeline.pipeline, sample)?, &options))
+            runtime()?.block_on(run::run(
+                &Project::open_with(&pipeline.pipeline, sample, &task)?,
+                &options,
+            ))
         }
         Command::Status(at) => status::status(&State::of(&at.pipeline)?, format),
         Command::Logs(arguments) => logs::logs(&State::of(&arguments.pipeline)?, &arguments, format),

@@ -17,6 +17,7 @@ use crate::drivers;
 use crate::failure::{Failure, While};
 use crate::layout::Layout;
 use crate::stores;
+use crate::task::{self, TaskArguments};
 
 /// The largest code file or query that is read.
 const TEXT_BYTES: u64 = 8 << 20;
@@ -71,9 +72,14 @@ fn folder_of(file: &Path) -> PathBuf {
 impl Project {
     /// Reads and checks everything; nothing is written.
     pub(crate) fn open(file: &Path, sample: Option<u64>) -> Result<Self, Failure> {
+        Self::open_with(file, sample, &TaskArguments::default())
+    }
+
+    /// As [`Self::open`], with a task file in place of the pipeline's `train:`, if there is one.
+    pub(crate) fn open_with(file: &Path, sample: Option<u64>, task: &TaskArguments) -> Result<Self, Failure> {
         let name = file.display().to_string();
         let source = read_text(file)?;
-        let pipeline = read_pipeline(&name, &source).map_err(|error| Failure::File(vec![error]))?;
+        let mut pipeline = read_pipeline(&name, &source).map_err(|error| Failure::File(vec![error]))?;
         let folder = folder_of(file);
         let catalog_file = folder.join(&pipeline.catalog);
         let catalog_source = read_text(&catalog_file)?;
@@ -83,6 +89,13 @@ impl Project {
         let sites_source = read_text(&sites_file)?;
         let sites_name = sites_file.display().to_string();
         let sites = read_sites(&sites_name, &sites_source).map_err(|error| Failure::File(vec![error]))?;
+        let mut taken = None;
+        if let Some(task_file) = &task.task {
+            let (train, from) = (&pipeline.train, &pipeline.prepare.from);
+            let task = task::take(task_file, task, train, from, &catalog, &sites)?;
+            pipeline.train = task.train;
+            taken = Some(task.code);
+        }
         check(
             &catalog,
             &sites,
@@ -134,14 +147,24 @@ impl Project {
             Some(path) => Some(read_text(&folder.join(path))?),
             None => None,
         };
-        let mut code = BTreeMap::new();
-        for path in &pipeline.train.code {
-            let bytes = read_bytes(&folder.join(path))?;
-            code.insert(path.clone(), STANDARD.encode(bytes));
-        }
+        let (code, whole) = match taken {
+            // Keepers read a pipeline, whatever it was put together from; what JSON says YAML says too.
+            Some(code) => (
+                code,
+                serde_json::to_string(&pipeline).while_("writing the pipeline down")?,
+            ),
+            None => {
+                let mut code = BTreeMap::new();
+                for path in &pipeline.train.code {
+                    let bytes = read_bytes(&folder.join(path))?;
+                    code.insert(path.clone(), STANDARD.encode(bytes));
+                }
+                (code, source)
+            }
+        };
         let text = PipelineText {
             file: name,
-            text: source,
+            text: whole,
             sql,
             code,
             sample,
@@ -212,7 +235,7 @@ fn policies(folder: &Path) -> Result<PolicySet, Failure> {
     PolicySet::load(&files).map_err(|error| Failure::Usage(error.to_string()))
 }
 
-fn read_bytes(file: &Path) -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_bytes(file: &Path) -> Result<Vec<u8>, Failure> {
     let missing = |error: std::io::Error| Failure::Usage(format!("{}: {error}", file.display()));
     let length = std::fs::metadata(file).map_err(missing)?.len();
     if length > TEXT_BYTES {
@@ -224,7 +247,7 @@ fn read_bytes(file: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(file).map_err(missing)
 }
 
-fn read_text(file: &Path) -> Result<String, Failure> {
+pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
     String::from_utf8(read_bytes(file)?).map_err(|_| Failure::Usage(format!("{}: is not UTF-8 text", file.display())))
 }
 

@@ -329,6 +329,7 @@ pub async fn first_catalog(path: &Path, name: DatasetName) -> Result<(Catalog, S
         columns,
     };
     let catalog = Catalog {
+        task_files: None,
         datasets: [(name, dataset)].into(),
     };
     Ok((catalog, report))

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::column::{IdentifierKind, Role};
 use crate::ids::{DatasetName, Purpose, SiteName};
-use crate::label::Residency;
+use crate::label::{Level, Residency};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +16,9 @@ use crate::label::Residency;
 pub struct Catalog {
     /// Datasets by name.
     pub datasets: BTreeMap<DatasetName, Dataset>,
+    /// What files that a task file brings along may be taken for; without it `restricted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_files: Option<Level>,
 }
 
 /// One dataset: where it is, whose rows it holds, and what its columns are.

@@ -184,6 +184,9 @@ pub struct Train {
     /// Files of the command, relative to this file; an explicit list, for code crosses too.
     #[serde(default)]
     pub code: Vec<String>,
+    /// What the files are taken for, where that is more than `internal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_level: Option<Level>,
     /// A shell command that prepares the environment before any data is there.
     #[serde(default)]
     pub setup: Option<String>,

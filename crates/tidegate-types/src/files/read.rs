@@ -33,7 +33,11 @@ pub fn read_pipeline(file: &str, text: &str) -> Result<Pipeline, FileError> {
     read(&SourceText { file, text })
 }
 
-fn read<T: DeserializeOwned>(source: &SourceText<'_>) -> Result<T, FileError> {
+/// Reads another file as strictly.
+///
+/// # Errors
+/// The first thing that is wrong, with its place.
+pub fn read<T: DeserializeOwned>(source: &SourceText<'_>) -> Result<T, FileError> {
     let outline = Outline::read(source)?;
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,

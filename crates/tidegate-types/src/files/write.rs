@@ -16,6 +16,9 @@ use crate::label::Residency;
 pub fn write_catalog(catalog: &Catalog, comments: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     comment(&mut out, 0, comments.get(""));
+    if let Some(level) = catalog.task_files {
+        line(&mut out, 0, "task_files", &level.to_string());
+    }
     if catalog.datasets.is_empty() {
         out.push_str("datasets: {}\n");
         return out;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use tidegate_types::Level;
 use tidegate_types::column::{IdentifierKind, Role};
 use tidegate_types::files::catalog::{Column, CsvOptions, Dataset, ValueType};
 use tidegate_types::files::{Catalog, read_catalog, write_catalog};
@@ -69,7 +70,9 @@ fn catalog() -> impl Strategy<Value = Catalog> {
         any::<(u32, u32, bool, char)>(),
         proptest::collection::btree_map(columns, column(), 0..5),
     );
-    proptest::collection::btree_map(names, facts, 0..3).prop_map(|datasets| Catalog {
+    let level = proptest::option::of(proptest::sample::select(vec![Level::Public, Level::Restricted]));
+    (proptest::collection::btree_map(names, facts, 0..3), level).prop_map(|(datasets, task_files)| Catalog {
+        task_files,
         datasets: datasets
             .into_iter()
             .map(

@@ -30,5 +30,6 @@ mod sending;
 mod serving;
 mod spot;
 mod tampering;
+mod tasks;
 mod terminal;
 mod transfers;

@@ -1,0 +1,255 @@
+//! Task files of SkyPilot, unchanged, in place of a pipeline's training.
+
+use serde_json::Value;
+
+use crate::fixture::{Hospital, files};
+
+const TASK: &str = "\
+name: readmission
+workdir: .
+num_nodes: 1
+resources: {infra: cloud, cpus: 2+, memory: 1+, disk_size: 100}
+envs: {EPOCHS: 12, SEED: null}
+file_mounts:
+  ~/settings/extra.txt: ../extra.txt
+  ~/data: s3://anywhere/admissions
+  ~/rest: {source: s3://anywhere/rest, mode: COPY}
+setup: |
+  test -f train.sh
+  echo ready >~/ready
+run: |
+  set -e
+  test -f ~/ready
+  test \"$(cat ~/settings/extra.txt)\" = extra
+  test -f ~/sky_workdir/train.sh
+  test -f ~/data/part-00000.csv
+  test -f ~/rest/part-00000.csv
+  test \"$SKYPILOT_NUM_NODES $SKYPILOT_NODE_RANK $SEED\" = \"1 0 7\"
+  sh train.sh
+";
+const TRAIN: &str = "echo \"{\\\"model\\\":\\\"logistic\\\",\\\"epochs\\\":$EPOCHS,\\\"batch_size\\\":32,\\\"seed\\\":$SEED}\" >trainer.json
+exec \"$TIDEGATE_TRAINER\" trainer
+";
+const TAKE: [&str; 8] = [
+    "--task",
+    "job/task.yaml",
+    "--input",
+    "~/data=admissions",
+    "--input",
+    "~/rest=admissions:validation",
+    "--env",
+    "SEED=7",
+];
+
+/// A hospital whose owner lets files of tasks be taken for internal ones.
+fn hospital() -> Hospital {
+    let hospital = Hospital::new();
+    hospital.edit("catalog.yaml", "datasets:\n", "task_files: internal\ndatasets:\n");
+    hospital.write("job/task.yaml", TASK);
+    hospital.write("job/train.sh", TRAIN);
+    hospital.write("job/data/big.bin", "left out");
+    hospital.write("job/.skyignore", "data\n.sky*\n");
+    hospital.write("job/.git/config", "left out");
+    hospital.write("extra.txt", "extra");
+    hospital
+}
+
+fn words<'a>(first: &[&'a str]) -> Vec<&'a str> {
+    first.iter().chain(&TAKE).copied().collect()
+}
+
+/// The last error of a command with a wrong file or wrong words, with its exit code 2.
+fn wrong(hospital: &Hospital, arguments: &[&str]) -> String {
+    let output = hospital.tidegate(arguments);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    told
+}
+
+#[test]
+fn a_task_file_trains_as_it_stands() {
+    let hospital = hospital();
+    let run = || -> Value {
+        let told = hospital.succeed(&words(&["run", "--yes", "--format", "json"]));
+        serde_json::from_str(&told).unwrap()
+    };
+    hospital.succeed(&words(&["check"]));
+    let summary = run();
+    assert_eq!(summary["status"], "done");
+    assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
+    let crossings = summary["crossings"].as_array().unwrap();
+    let code = crossings.iter().find(|one| one["artifact"] == "code").unwrap();
+    assert_eq!(
+        (code["from"].as_str(), code["to"].as_str()),
+        (Some("hospital"), Some("cloud"))
+    );
+    assert_eq!(
+        run()["reused"].as_array().unwrap().len(),
+        7,
+        "the same task needs nothing again"
+    );
+    // What crossed is what was not left out.
+    let home = hospital.state().join("sites/hospital/code");
+    let mut sent: Vec<String> = files(&home)
+        .iter()
+        .map(|file| {
+            file.strip_prefix(&home)
+                .unwrap()
+                .components()
+                .skip(1)
+                .collect::<std::path::PathBuf>()
+        })
+        .map(|file| file.display().to_string())
+        .collect();
+    sent.sort();
+    assert_eq!(sent, [".home/settings/extra.txt", "task.yaml", "train.sh"]);
+}
+
+#[test]
+fn what_a_task_brings_along_is_restricted_unless_the_catalog_says_otherwise() {
+    let hospital = hospital();
+    hospital.edit("catalog.yaml", "task_files: internal\n", "");
+    let (rule, message) = hospital.refuses(&words(&["plan"]));
+    assert_eq!(rule, "label-above-clearance", "{message}");
+    assert!(message.contains("code"), "{message}");
+    // Nor does the model that it makes, wherever it is made.
+    hospital.edit("job/task.yaml", "infra: cloud", "infra: hospital");
+    let (rule, message) = hospital.refuses(&words(&["plan"]));
+    assert_eq!(rule, "label-above-clearance", "{message}");
+    assert!(message.contains("bundle"), "{message}");
+    // At home nothing crosses.
+    hospital.edit("tidegate.yaml", "deploy: [hospital, ward]", "deploy: [hospital]");
+    let summary = hospital.succeed(&words(&["run", "--yes", "--format", "json"]));
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["status"], "done");
+    // A task without files has nothing to hide: its commands cross with each grant anyway.
+    hospital.write("job/bare.yaml", "resources: {infra: cloud}\nrun: exit 0\n");
+    let plan = hospital.succeed(&["plan", "--task", "job/bare.yaml", "--format", "json"]);
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let crossings = plan["plan"]["crossings"].as_array().unwrap();
+    let code = crossings.iter().find(|one| one["artifact"] == "code").unwrap();
+    assert_eq!(code["label"]["level"], "internal");
+}
+
+#[test]
+fn secrets_reach_the_command_and_nothing_else() {
+    const SECRET: &str = "s3cr3t-'quoted'-$HOME";
+    let hospital = hospital();
+    hospital.edit("job/task.yaml", "infra: cloud", "infra: hospital");
+    hospital.edit("job/task.yaml", "envs:", "secrets: {TOKEN: null}\nenvs:");
+    hospital.edit(
+        "job/task.yaml",
+        "  sh train.sh\n",
+        "  test \"$TOKEN\" = \"$(cat wanted)\"\n  sh train.sh\n",
+    );
+    hospital.write("job/wanted", SECRET);
+    let told = wrong(&hospital, &words(&["run", "--yes"]));
+    assert!(
+        told.contains("secrets: TOKEN") && told.contains("set the variable TOKEN"),
+        "{told}"
+    );
+    std::fs::remove_file(hospital.path("job/wanted")).unwrap();
+    hospital.edit("job/task.yaml", "$(cat wanted)", "s3cr3t-'quoted'-\\$HOME");
+    let output = hospital
+        .command(&words(&["run", "--yes", "--format", "json"]))
+        .env("TOKEN", SECRET)
+        .env("TIDEGATE_LOG", "trace")
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{log}");
+    // Outside of the private site's folder it is nowhere, in no spelling.
+    let escaped = SECRET.replace('\'', "'\\''");
+    let line = format!("export TOKEN='{escaped}'\n");
+    let encoded = {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(line)
+    };
+    let holds = |text: &[u8]| {
+        [SECRET, &escaped, &encoded]
+            .iter()
+            .any(|secret| text.windows(secret.len()).any(|window| window == secret.as_bytes()))
+    };
+    assert!(!holds(log.as_bytes()) && !holds(&output.stdout));
+    let private = hospital.state().join("sites/hospital");
+    for file in files(&hospital.state()) {
+        let known = file.starts_with(&private) || !holds(&std::fs::read(&file).unwrap());
+        assert!(known, "{} holds the secret", file.display());
+    }
+}
+
+#[test]
+fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
+    let hospital = hospital();
+    for (from, to, told) in [
+        ("num_nodes: 1", "num_nodes: 2", "one node is all"),
+        ("num_nodes: 1", "num_node: 1", "unknown key `num_node`"),
+        ("disk_size: 100", "ports: 8080", "unknown key `ports`"),
+        (
+            "infra: cloud",
+            "infra: azure/westeurope",
+            "neither a site nor a cloud of one",
+        ),
+        ("~/settings/extra.txt", "/etc/extra.txt", "write `~/NAME`"),
+        ("../extra.txt", "../missing.txt", "missing.txt"),
+        ("run: |", "other: |", "unknown key `other`"),
+        ("memory: 1+", "memory: lots", "whole number of GB"),
+    ] {
+        hospital.write("job/task.yaml", &TASK.replace(from, to));
+        let shown = wrong(&hospital, &words(&["plan"]));
+        assert!(shown.contains(told), "{to}: {shown}");
+    }
+    hospital.write("job/task.yaml", TASK);
+    for (from, to, told) in [
+        ("~/data=admissions", "~/data=others", "prepares `admissions`"),
+        ("~/data=admissions", "~/data=admissions:test", "stay at home"),
+        ("~/data=admissions", "~/elsewhere=admissions", "--input ~/data=DATASET"),
+        ("SEED=7", "OTHER=7", "--env SEED=VALUE"),
+        ("SEED=7", "SEED", "write `NAME=VALUE`"),
+    ] {
+        let arguments = words(&["plan"]);
+        let arguments: Vec<&str> = arguments
+            .iter()
+            .map(|word| if *word == from { to } else { *word })
+            .collect();
+        let shown = wrong(&hospital, &arguments);
+        assert!(shown.contains(told), "{to}: {shown}");
+    }
+    // Without a task there is nothing that these could be of.
+    let shown = wrong(&hospital, &["plan", "--env", "A=B"]);
+    assert!(shown.contains("--task"), "{shown}");
+}
+
+#[test]
+fn clouds_of_a_task_are_sites_with_their_drivers() {
+    let hospital = hospital();
+    hospital.edit(
+        "sites.yaml",
+        "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}",
+        "compute: {driver: ec2, cpus: 2, memory: 2 GiB, accelerators: \"T4:2\", price: 0.10 USD/h, machine: {region: us-east-1, \
+         image: ami-1, type: g4dn.xlarge}}",
+    );
+    let sites = std::fs::read_to_string(hospital.path("sites.yaml")).unwrap();
+    let (before, after) = sites.split_once("  cloud:").unwrap();
+    let after = after.replacen(
+        "store: \"folder:\"",
+        "store: \"s3://mary/cloud?role=arn:aws:iam::1:role/worker\"",
+        1,
+    );
+    hospital.write("sites.yaml", &format!("{before}  cloud:{after}"));
+    for infra in ["aws", "aws/us-east-1", "AWS"] {
+        let task = TASK.replace("infra: cloud", &format!("infra: {infra}, accelerators: \"T4:1\""));
+        hospital.write("job/task.yaml", &task);
+        let plan = hospital.succeed(&words(&["plan", "--format", "json"]));
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        let tasks = plan["plan"]["tasks"].as_array().unwrap();
+        let training = tasks.iter().find(|one| one["kind"] == "train").unwrap();
+        assert_eq!(training["site"], "cloud", "{infra}");
+    }
+    hospital.write(
+        "job/task.yaml",
+        &TASK.replace("infra: cloud", "infra: aws/eu-central-1"),
+    );
+    let shown = wrong(&hospital, &words(&["plan"]));
+    assert!(shown.contains("neither a site nor a cloud of one"), "{shown}");
+}
