@@ -33,6 +33,8 @@ pub(crate) struct Accelerators {
     names: Vec<String>,
     /// What a command opens to use them.
     devices: Vec<PathBuf>,
+    /// What is not there and should be.
+    missing: Option<&'static str>,
 }
 
 impl Accelerators {
@@ -64,6 +66,9 @@ impl Accelerators {
             let model = own.and_then(|text| value(text, "Model")).and_then(plain);
             self.names.push(model.unwrap_or_else(|| "NVIDIA".to_owned()));
             self.devices.push(device);
+        }
+        if !root.join("dev/nvidia-uvm").exists() {
+            self.missing = Some("/dev/nvidia-uvm");
         }
         let shared = NVIDIA_SHARED.map(|name| root.join("dev").join(name));
         self.devices.extend(shared.into_iter().filter(|path| path.exists()));
@@ -119,7 +124,10 @@ impl Accelerators {
             (_, 0) => Some(format!(
                 "the machine has accelerators ({what}); `resources: {{accelerators: …}}` does not ask for them, and they stay closed"
             )),
-            _ => Some(format!("the machine's accelerators: {what}")),
+            _ => Some(match self.missing {
+                None => format!("the machine's accelerators: {what}"),
+                Some(device) => format!("the machine's accelerators: {what}; {device} is not there, and CUDA needs it"),
+            }),
         }
     }
 }
@@ -194,9 +202,13 @@ mod tests {
             let text = format!("Model: \t\t {model}\nIRQ:   \t\t 33\nDevice Minor: \t {number}\n");
             write(root, &format!("proc/driver/nvidia/gpus/{bus}/information"), &text);
         }
-        for shared in ["nvidiactl", "nvidia-uvm"] {
-            write(root, &format!("dev/{shared}"), "");
-        }
+        write(root, "dev/nvidiactl", "");
+        let note = Accelerators::find(root).note(3).unwrap();
+        assert!(
+            note.ends_with("2 Tesla T4, 1 NVIDIA; /dev/nvidia-uvm is not there, and CUDA needs it"),
+            "{note}"
+        );
+        write(root, "dev/nvidia-uvm", "");
         write(root, "dev/kfd", "");
         write(root, "dev/dri/renderD129", "");
         write(root, "sys/class/drm/renderD129/device/vendor", "0x1002\n");

@@ -92,7 +92,7 @@ impl Project {
         let mut taken = None;
         if let Some(task_file) = &task.task {
             let (train, from) = (&pipeline.train, &pipeline.prepare.from);
-            let task = task::take(task_file, task, train, from, &catalog, &sites)?;
+            let task = task::take(task_file, task, train, from, (&catalog, &sites), layout(file)?.root())?;
             pipeline.train = task.train;
             taken = Some(task.code);
         }

@@ -4,8 +4,10 @@
 //! `restricted` then, unless the catalog says otherwise: so it is permitted like everything else that crosses.
 
 mod file;
+mod left_out;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -14,23 +16,26 @@ use clap::Args;
 use tidegate_contracts::ObjectName;
 use tidegate_types::files::pipeline::{AnyOf, Resources, Train};
 use tidegate_types::files::read::read;
+use tidegate_types::files::rules::{CpuRequest, environment_name_fault, read_accelerators};
 use tidegate_types::files::sites::{Site, Sites};
 use tidegate_types::files::{Catalog, SourceText};
-use tidegate_types::glob;
 use tidegate_types::ids::{DatasetName, SiteName};
 use tidegate_types::label::Level;
 use tidegate_types::quantity::ByteSize;
 
-use self::file::{Asked, Mount, Place, Scalar, Task};
+use self::file::{Asked, Kinds, Mount, Place, Task};
+use self::left_out::LeftOut;
 use crate::failure::Failure;
 use crate::project::{read_bytes, read_text};
 
 /// How many files a task may bring along, and how many bytes.
 const FILES: usize = 1000;
-const BYTES: usize = 32 << 20;
+const BYTES: usize = 16 << 20;
 /// Where files for the home folder wait in the code, and what the secrets' file is called there.
 const HOME: &str = ".home";
 const SECRETS: &str = ".secrets";
+/// Where the task's two commands stand in the code.
+const SCRIPTS: &str = ".task";
 
 /// A task file, and what belongs to it.
 #[derive(Debug, Clone, Default, Args)]
@@ -60,8 +65,12 @@ struct Taking<'a> {
     shown: String,
     folder: PathBuf,
     arguments: &'a TaskArguments,
+    /// The state folder, which is nobody's code.
+    state: PathBuf,
     code: BTreeMap<String, Vec<u8>>,
     bytes: usize,
+    /// Files of the code that may be executed.
+    programs: Vec<String>,
     /// What comes before both commands.
     before: Vec<String>,
 }
@@ -72,8 +81,8 @@ pub(crate) fn take(
     arguments: &TaskArguments,
     before: &Train,
     from: &DatasetName,
-    catalog: &Catalog,
-    sites: &Sites,
+    (catalog, sites): (&Catalog, &Sites),
+    state: &Path,
 ) -> Result<Taken, Failure> {
     let text = read_text(file)?;
     let shown = file.display().to_string();
@@ -86,8 +95,10 @@ pub(crate) fn take(
         folder: file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf),
         shown: shown.clone(),
         arguments,
+        state: state.canonicalize().unwrap_or_else(|_| state.to_path_buf()),
         code: BTreeMap::new(),
         bytes: 0,
+        programs: Vec::new(),
         before: vec!["ln -sfn \"$PWD\" \"$HOME/sky_workdir\"".to_owned()],
     };
     if task.num_nodes.is_some_and(|nodes| nodes != 1) {
@@ -100,6 +111,7 @@ pub(crate) fn take(
         taking.bring(&folder, "")?;
     }
     let mut bound = taking.inputs(from)?;
+    let shown_at: Vec<String> = bound.keys().cloned().collect();
     for (to, mount) in &task.file_mounts {
         let from = match mount {
             Mount::Path(path) => path.clone(),
@@ -109,42 +121,66 @@ pub(crate) fn take(
                 ))
             })?,
         };
+        let place = taking.home(to)?;
         if from.contains("://") {
-            let input = bound.remove(to.trim_end_matches('/')).ok_or_else(|| {
+            let input = bound.remove(&place).ok_or_else(|| {
                 taking.wrong(&format!(
                     "`file_mounts: {to}`: a job reads no bucket; say which dataset it is: `--input {to}=DATASET`"
                 ))
             })?;
-            taking.show(to, &input)?;
+            taking.show(&place, &input);
         } else {
-            let place = taking.home(to)?;
+            let within = |one: &str, other: &str| one == other || one.starts_with(&format!("{other}/"));
+            if shown_at
+                .iter()
+                .any(|other| within(&place, other) || within(other, &place))
+            {
+                return Err(taking.wrong(&format!("`file_mounts: {to}`: an input stands there")));
+            }
             let local = taking.local(&from)?;
             taking.bring(&local, &format!("{HOME}/{place}"))?;
         }
     }
-    for (to, input) in bound {
-        taking.show(&to, &input)?;
+    for (place, input) in bound {
+        taking.show(&place, &input);
     }
     let envs = taking.variables(&task.envs)?;
     taking.secrets(&task.secrets)?;
-    if taking.code.keys().any(|path| path.starts_with(HOME)) {
-        taking.before.push(format!("cp -R {HOME}/. \"$HOME\"/"));
-    }
     let resources = taking.resources(&task.resources, sites)?;
     let restricted = !taking.code.is_empty();
-    if !restricted {
-        // Something crosses first, also where all is in the command.
-        taking.code.insert("task.sh".to_owned(), run.clone().into_bytes());
+    if !taking.programs.is_empty() {
+        // They may be somebody else's: copies are the command's own.
+        taking.before.push(format!(
+            "for program in {}; do\n  cp \"$program\" \"$program.new\" && chmod u+x \"$program.new\" && mv -f \"$program.new\" \"$program\"\ndone",
+            taking.programs.join(" ")
+        ));
     }
     let prelude = taking.before.join("\n");
-    let command = |text: String| format!("{prelude}\n{text}");
+    // What the first command finds at home it may change for the second.
+    let homely = taking.code.keys().any(|path| path.starts_with(&format!("{HOME}/")));
+    let mut first = if homely {
+        format!("cp -R {HOME}/. \"$HOME\"/\n")
+    } else {
+        String::new()
+    };
+    let mut command = |name: &str, text: String| {
+        let file = format!("{SCRIPTS}/{name}.sh");
+        taking.put(&file, text.into_bytes())?;
+        let first = std::mem::take(&mut first);
+        // They are written for bash, and there need not be one.
+        let start = format!("if command -v bash >/dev/null; then exec bash {file}; fi\n. ./{file}");
+        Ok::<_, Failure>(format!("{prelude}\n{first}{start}"))
+    };
+    let setup = task.setup.filter(|setup| !setup.trim().is_empty());
+    let setup = setup.map(|setup| command("setup", setup)).transpose()?;
+    let run = command("run", run)?;
     let train = Train {
         resources,
         trainer: None,
         code: taking.code.keys().cloned().collect(),
         code_level: restricted.then(|| catalog.task_files.unwrap_or(Level::Restricted)),
-        setup: task.setup.filter(|setup| !setup.trim().is_empty()).map(command),
-        run: Some(command(run)),
+        setup,
+        run: Some(run),
         envs,
         retries: before.retries,
     };
@@ -188,8 +224,32 @@ impl Taking<'_> {
         })
     }
 
+    fn put(&mut self, to: &str, bytes: Vec<u8>) -> Result<(), Failure> {
+        if self.code.contains_key(to) {
+            return Err(self.wrong(&format!("two things stand at `{to}` of the code; rename one")));
+        }
+        self.bytes += bytes.len();
+        self.code.insert(to.to_owned(), bytes);
+        if self.code.len() > FILES || self.bytes > BYTES {
+            return Err(self.wrong(&format!(
+                "it brings more than {FILES} files or {} MiB along; leave some out by a `.skyignore`",
+                BYTES >> 20
+            )));
+        }
+        Ok(())
+    }
+
     /// Takes a file, or all of a folder, into the code.
     fn bring(&mut self, from: &Path, to: &str) -> Result<(), Failure> {
+        let left_out = if from.is_dir() {
+            LeftOut::of(from)?
+        } else {
+            LeftOut::default()
+        };
+        self.bring_all(from, to, "", &left_out)
+    }
+
+    fn bring_all(&mut self, from: &Path, to: &str, inside: &str, left_out: &LeftOut) -> Result<(), Failure> {
         let within = |to: &str, name: &str| {
             if to.is_empty() {
                 name.to_owned()
@@ -197,50 +257,35 @@ impl Taking<'_> {
                 format!("{to}/{name}")
             }
         };
-        let failed = |error: std::io::Error| Failure::Usage(format!("{}: {error}", from.display()));
-        let meta = std::fs::symlink_metadata(from).map_err(failed)?;
+        let failed = |why: &str| Failure::Usage(format!("{}: {why}", from.display()));
+        let meta = std::fs::symlink_metadata(from).map_err(|error| failed(&error.to_string()))?;
         if meta.is_file() {
-            let bytes = read_bytes(from)?;
-            self.bytes += bytes.len();
             if ObjectName::new(to).is_err() {
-                let why = "its name has signs that do not travel; use letters, digits, `.`, `_` and `-`";
-                return Err(Failure::Usage(format!("{}: {why}", from.display())));
+                return Err(failed(
+                    "its name has signs that do not travel; use letters, digits, `.`, `_` and `-`",
+                ));
             }
-            self.code.insert(to.to_owned(), bytes);
-            if self.code.len() > FILES || self.bytes > BYTES {
-                return Err(self.wrong(&format!(
-                    "it brings more than {FILES} files or {} MiB along; leave some out by a `.skyignore`",
-                    BYTES >> 20
-                )));
+            if meta.permissions().mode() & 0o100 != 0 {
+                self.programs.push(to.to_owned());
             }
-            return Ok(());
+            return self.put(to, read_bytes(from)?);
         }
         if !meta.is_dir() {
-            return Err(Failure::Usage(format!(
-                "{}: neither a file nor a folder",
-                from.display()
-            )));
+            return Err(failed("neither a file nor a folder; leave it out by a `.skyignore`"));
         }
-        let ignored = match std::fs::read_to_string(from.join(".skyignore")) {
-            Ok(text) => text
-                .lines()
-                .map(|line| line.trim().trim_matches('/').to_owned())
-                .collect(),
-            Err(_) => Vec::new(),
-        };
+        if from.canonicalize().is_ok_and(|folder| folder == self.state) {
+            return Ok(());
+        }
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(from).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            names.push(
-                name.into_string()
-                    .map_err(|_| self.wrong("a file has a name that is no text"))?,
-            );
+        for entry in std::fs::read_dir(from).map_err(|error| failed(&error.to_string()))? {
+            let name = entry.map_err(|error| failed(&error.to_string()))?.file_name();
+            names.push(name.into_string().map_err(|_| failed("a name in it is no text"))?);
         }
         names.sort();
         for name in names {
-            let left_out = name == ".git" || ignored.iter().any(|line: &String| glob::matches(line, &name));
-            if !left_out {
-                self.bring(&from.join(&name), &within(to, &name))?;
+            let place = within(inside, &name);
+            if !left_out.holds(&place, &name) {
+                self.bring_all(&from.join(&name), &within(to, &name), &place, left_out)?;
             }
         }
         Ok(())
@@ -262,26 +307,29 @@ impl Taking<'_> {
                 let why = "of a dataset, `train` and `validation` leave; the other parts stay at home";
                 return Err(Failure::Usage(format!("`--input {text}`: {why}")));
             }
-            bound.insert(
-                to.trim_end_matches('/').to_owned(),
-                format!("TIDEGATE_INPUT_{}", part.to_uppercase()),
-            );
+            // A shell may have put the home folder here in place of `~`.
+            let own = std::env::home_dir().map(|home| format!("{}/", home.display()));
+            let to = match own.and_then(|own| to.strip_prefix(own.as_str())) {
+                Some(below) => format!("~/{below}"),
+                None => to.to_owned(),
+            };
+            bound.insert(self.home(&to)?, format!("TIDEGATE_INPUT_{}", part.to_uppercase()));
         }
         Ok(bound)
     }
 
     /// Shows an input below the home folder; while the environment is set up there is none yet.
-    fn show(&mut self, to: &str, variable: &str) -> Result<(), Failure> {
-        let place = self.home(to)?;
+    fn show(&mut self, place: &str, variable: &str) {
         let folder = place.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let there = format!("\"$HOME/{place}\"");
         self.before.push(format!("mkdir -p \"$HOME/{folder}\""));
         self.before.push(format!(
-            "if [ -n \"${{{variable}:-}}\" ]; then ln -sfn \"${variable}\" \"$HOME/{place}\"; fi"
+            "if [ -n \"${{{variable}:-}}\" ]; then\n  if [ -d {there} ] && [ ! -L {there} ]; then rmdir {there} || exit 1; fi\n  \
+             ln -sfn \"${variable}\" {there}\nfi"
         ));
-        Ok(())
     }
 
-    fn variables(&self, written: &BTreeMap<String, Option<Scalar>>) -> Result<BTreeMap<String, String>, Failure> {
+    fn variables(&self, written: &BTreeMap<String, Option<String>>) -> Result<BTreeMap<String, String>, Failure> {
         let mut values: BTreeMap<String, String> = [
             ("SKYPILOT_NUM_NODES", "1"),
             ("SKYPILOT_NODE_RANK", "0"),
@@ -292,7 +340,7 @@ impl Taking<'_> {
         let mut open: Vec<&String> = Vec::new();
         for (name, value) in written {
             match value {
-                Some(value) => drop(values.insert(name.clone(), value.text())),
+                Some(value) => drop(values.insert(name.clone(), value.clone())),
                 None => open.push(name),
             }
         }
@@ -303,6 +351,12 @@ impl Taking<'_> {
             open.retain(|one| *one != name);
             values.insert(name.to_owned(), value.to_owned());
         }
+        if let Some((name, why)) = values
+            .keys()
+            .find_map(|name| Some((name, environment_name_fault(name)?)))
+        {
+            return Err(self.wrong(&format!("`envs: {name}`: {why}")));
+        }
         match open.first() {
             None => Ok(values),
             Some(name) => Err(self.wrong(&format!("`envs: {name}` has no value; give one: `--env {name}=VALUE`"))),
@@ -310,55 +364,68 @@ impl Taking<'_> {
     }
 
     /// Secrets stand in a file of the code, which the commands read: what is in their text crosses with every grant.
-    fn secrets(&mut self, written: &BTreeMap<String, Option<Scalar>>) -> Result<(), Failure> {
+    fn secrets(&mut self, written: &BTreeMap<String, Option<String>>) -> Result<(), Failure> {
         let mut lines = String::new();
-        let known = written.keys().chain(self.arguments.secret.iter());
-        let names: std::collections::BTreeSet<&String> = known.collect();
+        if self.arguments.secret.iter().any(|name| name.contains('=')) {
+            let why = "`--secret` takes the name of a variable alone: everybody on this machine sees a command's words";
+            return Err(Failure::Usage(why.to_owned()));
+        }
+        let names: BTreeSet<&String> = written.keys().chain(&self.arguments.secret).collect();
         for name in names {
-            let here = || std::env::var(name).ok();
-            let value = written
-                .get(name)
-                .and_then(|value| value.as_ref().map(Scalar::text))
-                .or_else(here);
-            let value = value.ok_or_else(|| {
+            if let Some(why) = environment_name_fault(name) {
+                return Err(self.wrong(&format!("`secrets: {name}`: {why}")));
+            }
+            let here = std::env::var(name).ok();
+            let there = written.get(name).cloned().flatten();
+            // What is asked for in the command wins.
+            let value = if self.arguments.secret.contains(name) {
+                here
+            } else {
+                there.or(here)
+            };
+            let value = value.filter(|value| !value.contains('\0')).ok_or_else(|| {
                 self.wrong(&format!(
                     "`secrets: {name}` has no value; set the variable {name} for this command"
                 ))
             })?;
-            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-                && !name.starts_with(|first: char| first.is_ascii_digit())
-                && !name.is_empty();
-            if !plain || value.contains('\0') {
-                return Err(self.wrong(&format!("`secrets: {name}` cannot be a variable")));
-            }
             lines.push_str(&format!("export {name}='{}'\n", value.replace('\'', "'\\''")));
         }
         if !lines.is_empty() {
-            self.code.insert(SECRETS.to_owned(), lines.into_bytes());
+            self.put(SECRETS, lines.into_bytes())?;
             self.before.push(format!(". ./{SECRETS}"));
         }
         Ok(())
     }
 
     fn resources(&self, asked: &Asked, sites: &Sites) -> Result<Resources, Failure> {
-        let mut named: Vec<SiteName> = Vec::new();
-        let own = Place {
-            infra: asked.infra.clone(),
-            cloud: asked.cloud.clone(),
-            region: asked.region.clone(),
-        };
+        let one = [Place::default()];
         let places = if asked.any_of.is_empty() {
-            std::slice::from_ref(&own)
+            &one[..]
         } else {
             &asked.any_of
         };
+        let mut named: Vec<SiteName> = Vec::new();
+        let mut anywhere = false;
         for place in places {
-            for site in self.sites(place, sites)? {
-                if !named.contains(&site) {
-                    named.push(site);
-                }
+            // What stands beside `any_of` holds for each of its places.
+            let merged = Place {
+                infra: place
+                    .infra
+                    .clone()
+                    .or_else(|| asked.infra.clone().filter(|_| place.cloud.is_none())),
+                cloud: place.cloud.clone().or_else(|| asked.cloud.clone()),
+                region: place.region.clone().or_else(|| asked.region.clone()),
+            };
+            match self.sites(&merged, sites)? {
+                Some(found) => named.extend(found),
+                None => anywhere = true,
             }
         }
+        if anywhere {
+            named.clear();
+        }
+        named.sort();
+        named.dedup();
         let (infra, any_of) = match named.as_slice() {
             [] => (None, Vec::new()),
             [one] => (Some(one.clone()), Vec::new()),
@@ -370,7 +437,7 @@ impl Taking<'_> {
         let gigabytes = asked
             .memory
             .as_ref()
-            .map(|memory| memory.text().trim_end_matches('+').to_owned());
+            .map(|memory| memory.trim_end_matches('+').to_owned());
         let memory = gigabytes.map(|text| {
             let number: Option<u64> = text.trim_end_matches("GB").trim().parse().ok();
             let bytes = number.and_then(|number| number.checked_mul(1 << 30));
@@ -378,30 +445,61 @@ impl Taking<'_> {
                 .map(ByteSize)
                 .ok_or_else(|| self.wrong("`resources: memory` is a whole number of GB, such as `16` or `16+`"))
         });
+        if let Some(Err(error)) = asked.cpus.as_ref().map(|cpus| cpus.parse::<CpuRequest>()) {
+            return Err(self.wrong(&format!("`resources: cpus`: {error}")));
+        }
         Ok(Resources {
             infra,
             any_of,
-            cpus: asked.cpus.as_ref().map(Scalar::text),
+            cpus: asked.cpus.clone(),
             memory: memory.transpose()?,
-            accelerators: asked.accelerators.clone(),
+            accelerators: self.accelerators(asked)?,
             use_spot: asked.use_spot,
         })
     }
 
-    /// The sites that a place of the task means: the one of that name, or those of that cloud; none for anywhere.
-    fn sites(&self, place: &Place, sites: &Sites) -> Result<Vec<SiteName>, Failure> {
-        let text = place.infra.as_ref().or(place.cloud.as_ref());
-        let Some(text) = text.filter(|text| *text != "*") else {
-            return Ok(Vec::new());
+    fn accelerators(&self, asked: &Asked) -> Result<Option<String>, Failure> {
+        let text = match &asked.accelerators {
+            None => return Ok(None),
+            Some(Kinds::Text(text)) => text.clone(),
+            Some(Kinds::Numbers(kinds)) => match kinds.iter().next().filter(|_| kinds.len() == 1) {
+                Some((kind, number)) => format!("{kind}:{number}"),
+                None => {
+                    let why = "`resources: accelerators`: name one kind; a job is not placed by any of several";
+                    return Err(self.wrong(why));
+                }
+            },
         };
-        if let Ok(name) = SiteName::new(text.clone())
+        match read_accelerators(&text) {
+            Ok(_) => Ok(Some(text)),
+            Err(error) => Err(self.wrong(&format!("`resources: accelerators`: {error}"))),
+        }
+    }
+
+    /// The sites that a place of the task means: the one of that name, those of that cloud, those in that region; none for
+    /// anywhere.
+    fn sites(&self, place: &Place, sites: &Sites) -> Result<Option<Vec<SiteName>>, Failure> {
+        let text = place
+            .infra
+            .as_ref()
+            .or(place.cloud.as_ref())
+            .filter(|text| *text != "*");
+        if let Some(name) = text.and_then(|text| SiteName::new(text.clone()).ok())
             && sites.sites.contains_key(&name)
         {
-            return Ok(vec![name]);
+            return Ok(Some(vec![name]));
         }
-        let mut parts = text.split('/');
+        let mut parts = text.map_or("", String::as_str).split('/').filter(|part| *part != "*");
         let cloud = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let region = parts.next().or(place.region.as_deref()).filter(|region| *region != "*");
+        let region = parts.next().or(place.region.as_deref().filter(|region| *region != "*"));
+        if parts.next().is_some() {
+            return Err(
+                self.wrong("a zone cannot be chosen; the site's `machine: {networks: …}` says where machines are")
+            );
+        }
+        if cloud.is_empty() && region.is_none() {
+            return Ok(None);
+        }
         let driver = match cloud.as_str() {
             "aws" => "ec2",
             "gcp" => "vertex",
@@ -411,17 +509,23 @@ impl Taking<'_> {
         let fits = |site: &Site| {
             let Some(compute) = &site.compute else { return false };
             let there = compute.machine.as_ref().map_or("", |machine| machine.region.as_str());
-            compute.driver == driver && region.is_none_or(|region| region == there)
+            (driver.is_empty() || compute.driver == driver) && region.is_none_or(|region| region == there)
         };
         let found = sites.sites.iter().filter(|(_, site)| fits(site));
         let found: Vec<SiteName> = found.map(|(name, _)| name.clone()).collect();
         if found.is_empty() {
             let known: Vec<&str> = sites.sites.keys().map(SiteName::as_str).collect();
+            let asked: Vec<&str> = text
+                .map(String::as_str)
+                .into_iter()
+                .chain(place.region.as_deref())
+                .collect();
             return Err(self.wrong(&format!(
-                "`{text}` is neither a site nor a cloud of one; the sites file has {}",
+                "`{}` is neither a site nor a cloud or region of one; the sites file has {}",
+                asked.join(" in "),
                 known.join(", ")
             )));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 }

@@ -17,9 +17,9 @@ pub(super) struct Task {
     #[serde(default)]
     pub(super) resources: Asked,
     #[serde(default)]
-    pub(super) envs: BTreeMap<String, Option<Scalar>>,
+    pub(super) envs: BTreeMap<String, Option<String>>,
     #[serde(default)]
-    pub(super) secrets: BTreeMap<String, Option<Scalar>>,
+    pub(super) secrets: BTreeMap<String, Option<String>>,
     #[serde(default)]
     pub(super) file_mounts: BTreeMap<String, Mount>,
     #[serde(default)]
@@ -38,18 +38,18 @@ pub(super) struct Asked {
     #[serde(default)]
     pub(super) region: Option<String>,
     #[serde(default)]
-    pub(super) accelerators: Option<String>,
+    pub(super) accelerators: Option<Kinds>,
     #[serde(default)]
-    pub(super) cpus: Option<Scalar>,
+    pub(super) cpus: Option<String>,
     #[serde(default)]
-    pub(super) memory: Option<Scalar>,
+    pub(super) memory: Option<String>,
     #[serde(default)]
     pub(super) use_spot: bool,
     #[serde(default)]
     pub(super) any_of: Vec<Place>,
     // What the site's own file decides.
     #[serde(default, rename = "disk_size")]
-    pub(super) _disk_size: Option<Scalar>,
+    pub(super) _disk_size: Option<String>,
     #[serde(default, rename = "disk_tier")]
     pub(super) _disk_tier: Option<String>,
     #[serde(default, rename = "network_tier")]
@@ -58,7 +58,7 @@ pub(super) struct Asked {
     pub(super) _labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Place {
     #[serde(default)]
@@ -69,25 +69,12 @@ pub(super) struct Place {
     pub(super) region: Option<String>,
 }
 
-/// A value as people write it, with quotes or without.
+/// Accelerators: one kind as a text, or kinds with their numbers, any of which would do.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Scalar {
+pub(super) enum Kinds {
     Text(String),
-    Whole(i64),
-    Number(f64),
-    Truth(bool),
-}
-
-impl Scalar {
-    pub(super) fn text(&self) -> String {
-        match self {
-            Self::Text(text) => text.clone(),
-            Self::Whole(number) => number.to_string(),
-            Self::Number(number) => number.to_string(),
-            Self::Truth(truth) => truth.to_string(),
-        }
-    }
+    Numbers(BTreeMap<String, u32>),
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ name: readmission
 workdir: .
 num_nodes: 1
 resources: {infra: cloud, cpus: 2+, memory: 1+, disk_size: 100}
-envs: {EPOCHS: 12, SEED: null}
+envs: {EPOCHS: 12, SEED: null, RATE: 1.0, LONG: 12345678901234567890, CODE: 007, YES: yes}
 file_mounts:
   ~/settings/extra.txt: ../extra.txt
   ~/data: s3://anywhere/admissions
@@ -18,14 +18,15 @@ setup: |
   test -f train.sh
   echo ready >~/ready
 run: |
-  set -e
-  test -f ~/ready
+  set -euo pipefail
+  [[ -f ~/ready && $(basename \"$BASH\") == bash ]]
   test \"$(cat ~/settings/extra.txt)\" = extra
   test -f ~/sky_workdir/train.sh
   test -f ~/data/part-00000.csv
   test -f ~/rest/part-00000.csv
   test \"$SKYPILOT_NUM_NODES $SKYPILOT_NODE_RANK $SEED\" = \"1 0 7\"
-  sh train.sh
+  test \"$RATE $LONG $CODE $YES\" = \"1.0 12345678901234567890 007 yes\"
+  ./train.sh
 ";
 const TRAIN: &str = "echo \"{\\\"model\\\":\\\"logistic\\\",\\\"epochs\\\":$EPOCHS,\\\"batch_size\\\":32,\\\"seed\\\":$SEED}\" >trainer.json
 exec \"$TIDEGATE_TRAINER\" trainer
@@ -48,7 +49,12 @@ fn hospital() -> Hospital {
     hospital.write("job/task.yaml", TASK);
     hospital.write("job/train.sh", TRAIN);
     hospital.write("job/data/big.bin", "left out");
-    hospital.write("job/.skyignore", "data\n.sky*\n");
+    hospital.write("job/conf/prod.env", "left out");
+    hospital.write("job/conf/raw/rows.txt", "left out");
+    hospital.write("job/conf/kept/raw.txt", "kept");
+    hospital.write("job/.skyignore", "# of this machine\n/data\n*.env\nconf/raw\n.sky*\n");
+    let program = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(hospital.path("job/train.sh"), program).unwrap();
     hospital.write("job/.git/config", "left out");
     hospital.write("extra.txt", "extra");
     hospital
@@ -102,7 +108,13 @@ fn a_task_file_trains_as_it_stands() {
         .map(|file| file.display().to_string())
         .collect();
     sent.sort();
-    assert_eq!(sent, [".home/settings/extra.txt", "task.yaml", "train.sh"]);
+    let commands = [".task/run.sh", ".task/setup.sh"];
+    assert_eq!(sent[1..3], commands);
+    sent.drain(1..3);
+    assert_eq!(
+        sent,
+        [".home/settings/extra.txt", "conf/kept/raw.txt", "task.yaml", "train.sh"]
+    );
 }
 
 #[test]
@@ -139,13 +151,21 @@ fn secrets_reach_the_command_and_nothing_else() {
     hospital.edit("job/task.yaml", "envs:", "secrets: {TOKEN: null}\nenvs:");
     hospital.edit(
         "job/task.yaml",
-        "  sh train.sh\n",
-        "  test \"$TOKEN\" = \"$(cat wanted)\"\n  sh train.sh\n",
+        "  ./train.sh\n",
+        "  test \"$TOKEN\" = \"$(cat wanted)\"\n  ./train.sh\n",
     );
     hospital.write("job/wanted", SECRET);
     let told = wrong(&hospital, &words(&["run", "--yes"]));
     assert!(
         told.contains("secrets: TOKEN") && told.contains("set the variable TOKEN"),
+        "{told}"
+    );
+    // What stands in a command everybody on the machine sees, and so does whoever reads a log.
+    let mut spoken = words(&["run", "--yes"]);
+    spoken.extend(["--secret", "TOKEN=s3cr3t"]);
+    let told = wrong(&hospital, &spoken);
+    assert!(
+        told.contains("name of a variable alone") && !told.contains("s3cr3t"),
         "{told}"
     );
     std::fs::remove_file(hospital.path("job/wanted")).unwrap();
@@ -188,12 +208,22 @@ fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
         (
             "infra: cloud",
             "infra: azure/westeurope",
-            "neither a site nor a cloud of one",
+            "neither a site nor a cloud or region of one",
         ),
+        (
+            "infra: cloud",
+            "infra: aws/us-east-1/us-east-1a",
+            "a zone cannot be chosen",
+        ),
+        ("infra: cloud", "region: us-east-1", "`us-east-1` is neither"),
+        ("cpus: 2+", "cpus: 2x", "`resources: cpus`"),
+        ("EPOCHS: 12", "SM_EPOCHS: 12", "`envs: SM_EPOCHS`"),
+        ("~/settings/extra.txt", "~/data/extra.txt", "an input stands there"),
         ("~/settings/extra.txt", "/etc/extra.txt", "write `~/NAME`"),
         ("../extra.txt", "../missing.txt", "missing.txt"),
         ("run: |", "other: |", "unknown key `other`"),
         ("memory: 1+", "memory: lots", "whole number of GB"),
+        ("memory: 1+", "accelerators: {T4: 1, A100: 1}", "name one kind"),
     ] {
         hospital.write("job/task.yaml", &TASK.replace(from, to));
         let shown = wrong(&hospital, &words(&["plan"]));
@@ -237,8 +267,14 @@ fn clouds_of_a_task_are_sites_with_their_drivers() {
         1,
     );
     hospital.write("sites.yaml", &format!("{before}  cloud:{after}"));
-    for infra in ["aws", "aws/us-east-1", "AWS"] {
-        let task = TASK.replace("infra: cloud", &format!("infra: {infra}, accelerators: \"T4:1\""));
+    for infra in [
+        "infra: aws",
+        "infra: aws/us-east-1",
+        "cloud: AWS",
+        "region: us-east-1",
+        "cloud: aws, any_of: [{region: us-east-1}]",
+    ] {
+        let task = TASK.replace("infra: cloud", &format!("{infra}, accelerators: {{T4: 1}}"));
         hospital.write("job/task.yaml", &task);
         let plan = hospital.succeed(&words(&["plan", "--format", "json"]));
         let plan: Value = serde_json::from_str(&plan).unwrap();
@@ -251,5 +287,43 @@ fn clouds_of_a_task_are_sites_with_their_drivers() {
         &TASK.replace("infra: cloud", "infra: aws/eu-central-1"),
     );
     let shown = wrong(&hospital, &words(&["plan"]));
-    assert!(shown.contains("neither a site nor a cloud of one"), "{shown}");
+    assert!(shown.contains("neither a site nor a cloud or region of one"), "{shown}");
+}
+
+#[test]
+fn a_task_beside_the_pipeline_brings_no_state_along() {
+    let hospital = hospital();
+    let task = TASK
+        .replace("../extra.txt", "extra.txt")
+        .replace("infra: cloud", "infra: hospital");
+    hospital.write("task.yaml", &task);
+    hospital.write("train.sh", TRAIN);
+    let program = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(hospital.path("train.sh"), program).unwrap();
+    hospital.write(".skyignore", "*.csv\njob\n");
+    hospital.edit("tidegate.yaml", "deploy: [hospital, ward]", "deploy: [hospital]");
+    let arguments = words(&["run", "--yes", "--format", "json"]);
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|word| if *word == "job/task.yaml" { "task.yaml" } else { word })
+        .collect();
+    let run = |state: Option<&str>| -> Value {
+        let mut command = hospital.command(&arguments);
+        if let Some(state) = state {
+            command.env("TIDEGATE_HOME", hospital.path(state));
+        }
+        let output = command.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // Wherever the state is; with what is in it the code would be another one each time.
+    for state in [None, Some("elsewhere")] {
+        assert_eq!(run(state)["status"], "done");
+        let again = run(state);
+        assert!(
+            again["reused"].as_array().unwrap().iter().any(|task| task == "train"),
+            "{again}"
+        );
+    }
 }
