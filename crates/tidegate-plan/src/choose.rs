@@ -1,5 +1,6 @@
 //! Which sites could train, and which one should.
 
+use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::files::pipeline::Resources;
 use tidegate_types::files::rules::{CpuRequest, read_accelerators};
 use tidegate_types::files::sites::{NetworkRule, Site};
@@ -21,14 +22,24 @@ pub(crate) fn refusal(rule: &str, what: String, why: String, fix: &str) -> Refus
 }
 
 /// Whether `site` may hold something with `label`: level, tags and residency, each with its own rule.
-pub(crate) fn held(what: &str, label: &Label, name: &SiteName, site: &Site) -> Result<(), Refusal> {
+pub(crate) fn held(
+    (what, kind): (&str, ArtifactKind),
+    label: &Label,
+    name: &SiteName,
+    site: &Site,
+) -> Result<(), Refusal> {
     let sending = || format!("sending {what} to site `{name}`");
     if label.level > site.clearance.level {
         let why = format!(
             "it is `{}`, and the site is cleared for `{}`",
             label.level, site.clearance.level
         );
-        let fix = "lower the release level if policy allows it, or choose a site with a higher clearance";
+        let fix = if kind == ArtifactKind::Code {
+            "choose a site with a higher clearance, lower `code_level`, or let the catalog say `task_files: internal` of what a \
+             task brings along"
+        } else {
+            "lower the release level if policy allows it, or choose a site with a higher clearance"
+        };
         return Err(refusal("label-above-clearance", sending(), why, fix));
     }
     if let Some(tag) = label.tags.difference(&site.clearance.tags).next() {

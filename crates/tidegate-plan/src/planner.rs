@@ -209,7 +209,12 @@ impl<'a> Planner<'a> {
         let plan = self.draft(Some(name))?;
         for crossing in &plan.crossings {
             let what = format!("`{}`", crossing.artifact);
-            held(&what, &crossing.label, &crossing.to, self.site(&crossing.to)?)?;
+            held(
+                (&what, crossing.kind),
+                &crossing.label,
+                &crossing.to,
+                self.site(&crossing.to)?,
+            )?;
             (self.input.policies)(crossing)?;
         }
         let placing = format!("training on site `{name}`");

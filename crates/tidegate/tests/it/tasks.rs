@@ -123,7 +123,10 @@ fn what_a_task_brings_along_is_restricted_unless_the_catalog_says_otherwise() {
     hospital.edit("catalog.yaml", "task_files: internal\n", "");
     let (rule, message) = hospital.refuses(&words(&["plan"]));
     assert_eq!(rule, "label-above-clearance", "{message}");
-    assert!(message.contains("code"), "{message}");
+    assert!(
+        message.contains("`code`") && message.contains("task_files: internal"),
+        "{message}"
+    );
     // Nor does the model that it makes, wherever it is made.
     hospital.edit("job/task.yaml", "infra: cloud", "infra: hospital");
     let (rule, message) = hospital.refuses(&words(&["plan"]));
