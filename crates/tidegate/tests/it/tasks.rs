@@ -320,6 +320,16 @@ fn a_task_beside_the_pipeline_brings_no_state_along() {
         assert!(output.status.success(), "{told}");
         serde_json::from_slice(&output.stdout).unwrap()
     };
+    // Nor by name, or by a link.
+    std::os::unix::fs::symlink(hospital.state().join("control"), hospital.path("linked")).unwrap();
+    std::fs::create_dir_all(hospital.state().join("control")).unwrap();
+    for workdir in [".tidegate/control", "linked", ".tidegate"] {
+        hospital.write("task.yaml", &task.replace("workdir: .", &format!("workdir: {workdir}")));
+        let told = wrong(&hospital, &arguments);
+        assert!(told.contains("nobody's code"), "{workdir}: {told}");
+    }
+    hospital.write("task.yaml", &task);
+    std::fs::remove_file(hospital.path("linked")).unwrap();
     // Wherever the state is; with what is in it the code would be another one each time.
     for state in [None, Some("elsewhere")] {
         assert_eq!(run(state)["status"], "done");
