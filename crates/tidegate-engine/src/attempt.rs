@@ -199,7 +199,11 @@ impl Engine {
         let mut unsure = access.lasts == Some(Duration::ZERO);
         loop {
             match access.lasts {
-                Some(lasts) => tokio::time::sleep_until(access.given + lasts / 3).await,
+                // Whatever the service says, no longer than was asked for.
+                Some(lasts) => {
+                    let lasts = lasts.min(Duration::from_secs(SESSION));
+                    tokio::time::sleep_until(access.given + lasts / 3).await;
+                }
                 None => std::future::pending().await,
             }
             access.given = tokio::time::Instant::now();

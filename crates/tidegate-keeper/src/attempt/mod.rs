@@ -265,6 +265,8 @@ impl Keeper {
     /// Notes what opens the store for an attempt's worker from now on; the worker hears of it once it has said hello.
     pub(crate) fn renew_access(&self, attempt: &Attempt, sealed: &str) -> Result<ReplyBody, KeeperError> {
         let noting = "noting credentials of a store";
+        // Nothing is kept for an attempt that nobody knows.
+        self.attempt_record(attempt)?;
         let sealed = STANDARD.decode(sealed).while_(noting)?;
         let opened = open(&self.keys.identity, &sealed).while_(noting)?;
         let mut access = self

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::Store;
 use tidegate_seal::envelope::{open, seal_to};
-use tidegate_types::keeper::{ReplyBody, RequestBody};
+use tidegate_types::keeper::{Outcome, ReplyBody, RequestBody};
 use tidegate_types::message::{KeeperMessage, WorkerMessage};
 use tidegate_types::permit::Envelope;
 
@@ -75,6 +75,21 @@ async fn a_worker_alone_can_open_the_credentials_that_it_is_given() {
     world.restart().await;
     renew(&mut world, "later").await;
     assert_eq!(worker.store.names(), before);
+}
+
+#[tokio::test]
+async fn credentials_for_an_attempt_that_nobody_knows_are_an_error() {
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    world.ticket(1, &permits).await;
+    for (attempt, sealed) in [
+        (attempt(2), STANDARD.encode(seal_to(&world.recipient, b"{}").unwrap())),
+        (attempt(1), "cut in half".to_owned()),
+        (attempt(1), STANDARD.encode(b"sealed to nobody")),
+    ] {
+        let answer = world.ask(RequestBody::RenewAccess { attempt, sealed }).await;
+        assert!(matches!(answer, Outcome::Failed(_)), "{answer:?}");
+    }
 }
 
 #[tokio::test]
