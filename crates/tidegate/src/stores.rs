@@ -201,14 +201,15 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<Trial>, Failure> {
             continue;
         }
         let address = project.store_address(name);
-        let mut faults = try_out(&*open(&address, &environment)?).await?;
+        let store = open(&address, &environment)?;
+        let mut faults = try_out(&*store).await?;
         let cloud = if Address::is_meant(&address) {
             Some(address.parse::<Address>().while_("reading an address")?)
         } else {
             None
         };
         if site.compute.is_some() && faults.is_empty() {
-            faults.extend(try_worker(&workers, name.as_str(), &*open(&address, &environment)?).await?);
+            faults.extend(try_worker(&workers, name.as_str(), &*store).await?);
         }
         trials.push(Trial {
             site: name.to_string(),

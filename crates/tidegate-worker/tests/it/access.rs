@@ -10,7 +10,8 @@ use tidegate_contracts::fakes::MemoryStore;
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use tidegate_seal::envelope::Identity;
 use tidegate_types::message::KeeperMessage;
-use tidegate_worker::Opener;
+use tidegate_worker::{Opener, WorkerError};
+use tokio::task::JoinHandle;
 
 use crate::keeper::Keeper;
 
@@ -87,50 +88,36 @@ async fn keeper() -> Keeper {
     keeper
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_goes_on_with_the_credentials_that_the_keeper_sends() {
+/// An attempt whose worker was sent credentials with its code, and has set up.
+async fn sent(sealed: impl FnOnce(&Keeper) -> String) -> (Keeper, JoinHandle<Result<(), WorkerError>>) {
     let mut keeper = keeper().await;
     let worker = keeper.start_with(opener(&keeper));
     keeper.hello().await;
-    let sealed = keeper.seal_to_worker(br#"{"TOKEN":"new"}"#);
+    let sealed = sealed(&keeper);
     keeper.grant_code().await;
     keeper.send(KeeperMessage::Access { sealed }).await;
     keeper.until_setup_is_done().await.unwrap();
-    keeper.grant_data().await;
-    let ending = keeper.ending().await;
-    assert_eq!(ending.failed, None, "{}", ending.text());
-    worker.await.unwrap().unwrap();
-    keeper.receive(&ending).await.unwrap();
+    (keeper, worker)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_open_nothing_leave_an_attempt_with_its_old_ones() {
-    // Nobody knows the first; the second open a store, and nothing in it.
-    for token in ["unknown", "forbidden"] {
-        let mut keeper = keeper().await;
-        let worker = keeper.start_with(opener(&keeper));
-        keeper.hello().await;
-        let sealed = keeper.seal_to_worker(format!("{{\"TOKEN\":\"{token}\"}}").as_bytes());
-        keeper.grant_code().await;
-        keeper.send(KeeperMessage::Access { sealed }).await;
-        keeper.until_setup_is_done().await.unwrap();
+async fn an_attempt_goes_on_with_credentials_that_open_the_store_and_without_those_that_do_not() {
+    // The old ones end with the first; nobody knows the second; the third open a store, and nothing in it.
+    for token in ["new", "unknown", "forbidden"] {
+        let text = format!("{{\"TOKEN\":\"{token}\"}}");
+        let (mut keeper, worker) = sent(|keeper| keeper.seal_to_worker(text.as_bytes())).await;
         keeper.grant_data().await;
         let ending = keeper.ending().await;
-        assert_eq!(ending.failed, None, "{}", ending.text());
+        assert_eq!(ending.failed, None, "{token}: {}", ending.text());
         worker.await.unwrap().unwrap();
+        keeper.receive(&ending).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_for_somebody_else_end_the_attempt_and_are_not_repeated() {
-    let mut keeper = keeper().await;
-    let worker = keeper.start_with(opener(&keeper));
-    keeper.hello().await;
     let stranger = Identity::generate().recipient();
-    let sealed = crate::keeper::seal(&stranger, br#"{"TOKEN":"SECRET"}"#);
-    keeper.grant_code().await;
-    keeper.send(KeeperMessage::Access { sealed }).await;
-    keeper.until_setup_is_done().await.unwrap();
+    let (mut keeper, worker) = sent(|_| crate::keeper::seal(&stranger, br#"{"TOKEN":"SECRET"}"#)).await;
     let ending = keeper.ending().await;
     let (stage, reason, _) = ending.failed.unwrap();
     assert_eq!(stage, "grant");
