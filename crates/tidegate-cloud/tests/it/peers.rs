@@ -1,8 +1,10 @@
 //! Starts servers that others wrote, each with its state in a folder of its own, and ends them.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 // By its path: this file is part of several crates.
@@ -33,11 +35,19 @@ pub(crate) fn packaged(path: &str) -> Option<PathBuf> {
     Some(version.join("site-packages").join(path))
 }
 
-/// A port that nobody listens on, with the one 10,000 above it free too: SeaweedFS takes both.
+/// A port that nobody listens on, with the one 10,000 above it free too: SeaweedFS takes both. Neither is among those that
+/// the system gives to connections, nor among those that this process was given before: some servers take theirs late.
 pub(crate) fn free_port() -> u16 {
-    for _ in 0..1000 {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if port < 55_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
+    const FIRST: u32 = 10_300;
+    const PORTS: u32 = 9_700;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes begin at different places.
+    let start = u32::try_from(RandomState::new().hash_one(0) % u64::from(PORTS)).unwrap();
+    let _ = NEXT.compare_exchange(0, start + 1, Ordering::SeqCst, Ordering::SeqCst);
+    for _ in 0..PORTS {
+        let port = u16::try_from(FIRST + NEXT.fetch_add(1, Ordering::SeqCst) % PORTS).unwrap();
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
             return port;
         }
     }
