@@ -3,8 +3,12 @@
 Reads the same variables and writes the same files as `../keras/train.py`, whose first lines say which.
 Trees need neither normalisation nor filled gaps: a missing value is NaN and takes the branch that was
 learned for it, a category is the position of its level.
+
+On several machines (`num_nodes`) each trains on its share of the rows, all grow the same trees together, and the
+first one writes them.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +17,8 @@ import pathlib
 import numpy as np
 import onnx
 import xgboost
+import xgboost.collective
+import xgboost.tracker
 from onnxmltools import convert_xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 
@@ -77,11 +83,30 @@ def encode(header, rows, features, target):
     return matrix, outcomes
 
 
+@contextlib.contextmanager
+def together():
+    """Joins the machines of the job, where there are several; gives which one this is, and how many there are."""
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield rank, count
+        return
+    first, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank == 0:
+        tracker = xgboost.tracker.RabitTracker(n_workers=count, host_ip=first, port=port, sortby="task")
+        tracker.start()
+    settings = {"dmlc_tracker_uri": first, "dmlc_tracker_port": port, "dmlc_task_id": f"{rank:04}", "dmlc_retry": 20}
+    with xgboost.collective.CommunicatorContext(**settings):
+        yield rank, count
+    if rank == 0:
+        tracker.wait_for()
+
+
 class Tell(xgboost.callback.TrainingCallback):
     """Appends one JSON object to the metrics file after every tenth tree."""
 
     def after_iteration(self, model, epoch, evals_log):
-        if (epoch + 1) % 10 == 0:
+        # Of several machines the first one speaks.
+        if (epoch + 1) % 10 == 0 and os.environ.get("RANK", "0") == "0":
             figures = {f"{part}_{name}": round(values[-1], 6) for part, all_ in evals_log.items() for name, values in all_.items()}
             print(f"tree {epoch + 1}: {figures}", flush=True)
             with open(os.environ["TIDEGATE_METRICS"], "a") as file:
@@ -108,7 +133,12 @@ def main():
         eval_metric=["logloss", "auc"],
         callbacks=[Tell()],
     )
-    model.fit(*parts[0], eval_set=parts, verbose=False)
+    with together() as (rank, count):
+        shares = [(rows[rank::count], outcomes[rank::count]) for rows, outcomes in parts]
+        print(f"machine {rank + 1} of {count}: {len(shares[0][0])} rows", flush=True)
+        model.fit(*shares[0], eval_set=shares, verbose=False)
+    if rank > 0:
+        return
 
     # The converter writes the labels first and the probabilities [N, 2] second.
     converted = convert_xgboost(model, initial_types=[("features", FloatTensorType([None, len(features)]))], target_opset=15)

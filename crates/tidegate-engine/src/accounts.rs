@@ -33,6 +33,8 @@ pub struct RunningJob {
     pub task: TaskName,
     /// Which try it is, from 1.
     pub attempt: AttemptNumber,
+    /// Which of its machines, from 0.
+    pub rank: u32,
     /// Where it runs.
     pub site: SiteName,
     /// For how long, in seconds.
@@ -85,6 +87,7 @@ pub fn spending(journal: &dyn Journal, record: &RunRecord, now: u64) -> Result<S
                 seconds: now.saturating_sub(job.began),
                 task: job.attempt.task,
                 attempt: job.attempt.attempt,
+                rank: job.attempt.rank,
                 site: job.site,
             })
             .collect();

@@ -98,14 +98,15 @@ impl Engine {
         };
         let fact = Fact::new(EventType::AttemptStarted, run.id.as_str())
             .name("task", attempt.task.as_str())
-            .name("site", site.as_str())
-            .number("attempt", u64::from(attempt.attempt));
-        self.ledger.record(&[fact])?;
-        (self.progress)(&Progress::AttemptStarted {
-            task: attempt.task.clone(),
-            attempt: attempt.attempt,
-            site: site.clone(),
-        });
+            .name("site", site.as_str());
+        self.ledger.record(&[numbered(fact, attempt)])?;
+        if attempt.rank == 0 {
+            (self.progress)(&Progress::AttemptStarted {
+                task: attempt.task.clone(),
+                attempt: attempt.attempt,
+                site: site.clone(),
+            });
+        }
         let mut access = Access {
             recipient,
             given: tokio::time::Instant::now(),
@@ -329,14 +330,15 @@ impl Engine {
     ) -> Result<AttemptOutcome, EngineError> {
         let (word, model) = match &outcome {
             AttemptOutcome::Accepted { model, .. } => ("accepted", Some(model.artifact)),
+            AttemptOutcome::Worked { .. } => ("worked", None),
             AttemptOutcome::Failed { .. } => ("failed", None),
             AttemptOutcome::Refused { .. } => ("refused", None),
             AttemptOutcome::Fenced { .. } => ("fenced", None),
         };
-        let mut fact = Fact::new(EventType::AttemptEnded, attempt.run.as_str())
+        let fact = Fact::new(EventType::AttemptEnded, attempt.run.as_str())
             .name("task", attempt.task.as_str())
-            .name("outcome", word)
-            .number("attempt", u64::from(attempt.attempt));
+            .name("outcome", word);
+        let mut fact = numbered(fact, attempt);
         if let Some(model) = model {
             fact = fact.digest("model", model);
         }
@@ -362,11 +364,20 @@ pub(crate) struct Tried {
 }
 
 impl Tried {
-    const fn of(outcome: AttemptOutcome) -> Self {
+    pub(crate) const fn of(outcome: AttemptOutcome) -> Self {
         Self {
             outcome,
             crowded: false,
         }
+    }
+}
+
+/// A fact about one attempt, and about which of its machines where it is not the first.
+fn numbered(fact: Fact, attempt: &Attempt) -> Fact {
+    let fact = fact.number("attempt", u64::from(attempt.attempt));
+    match attempt.rank {
+        0 => fact,
+        rank => fact.number("rank", u64::from(rank)),
     }
 }
 

@@ -35,6 +35,7 @@ mod run;
 mod state;
 mod summary;
 mod tasks;
+mod together;
 mod train;
 
 pub use accounts::{RunningJob, Spending, spending};

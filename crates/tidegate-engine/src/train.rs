@@ -104,7 +104,7 @@ impl Engine {
                     }
                 }
             }
-            let tried = self.attempt(run, &attempt, site, &permits).await?;
+            let tried = self.together(run, &attempt, site, &permits).await?;
             match tried.outcome {
                 AttemptOutcome::Accepted {
                     model, seconds, bytes, ..
@@ -121,6 +121,7 @@ impl Engine {
                     self.keep(&key, &step, &[])?;
                     return Ok((step, false));
                 }
+                AttemptOutcome::Worked { .. } => return Err(self.keeper.wrong_reply()),
                 AttemptOutcome::Failed { stage, reason } => {
                     last = format!("{stage}: {reason}");
                     self.lost(task, number, &last);

@@ -13,7 +13,7 @@ use tidegate_types::digest::Digest;
 use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome};
 use tidegate_types::label::Label;
-use tidegate_types::message::{Attempt, Job};
+use tidegate_types::message::{Attempt, Job, Node};
 use tidegate_types::permit::{Envelope, Evidence};
 use tidegate_types::to_canonical_json;
 
@@ -139,6 +139,8 @@ pub(crate) enum Phase {
     Waiting,
     /// The worker was admitted and has the key of the code.
     CodeGranted,
+    /// Its setup is done, and it waits for the job's other machines.
+    SetUp,
     /// The worker has the keys of the inputs.
     DataGranted,
     /// Its output is at home.
@@ -164,6 +166,9 @@ pub(crate) struct AttemptRecord {
     pub(crate) label: Label,
     pub(crate) phase: Phase,
     pub(crate) hello: Option<Digest>,
+    /// Where the job's other machines reach this one.
+    #[serde(default)]
+    pub(crate) node: Option<Node>,
     pub(crate) read: Position,
     pub(crate) written: Position,
     pub(crate) pending: Option<Pending>,

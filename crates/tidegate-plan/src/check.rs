@@ -179,6 +179,9 @@ impl Checker<'_> {
                 || !resources.any_of.is_empty()
                 || site.is_some_and(|site| site.network.setup == NetworkRule::Allow);
             self.expect(sets_up, || format!("`{name}` has no network for the setup"));
+            let joined = self.input.pipeline.train.num_nodes <= 1
+                || site.is_some_and(|site| site.network.nodes == NetworkRule::Allow);
+            self.expect(joined, || format!("machines of `{name}` do not reach one another"));
             let Some(offer) = site.and_then(|site| site.compute.as_ref()) else {
                 self.faults
                     .push(format!("training is on `{name}`, which has no compute"));
@@ -391,7 +394,14 @@ impl Checker<'_> {
             let spot = offer
                 .and_then(|offer| offer.spot_price)
                 .filter(|_| task.kind == Step::Train && pipeline.train.resources.use_spot);
-            let seconds = task.seconds_estimate;
+            let machines = match task.kind {
+                Step::Train => pipeline.train.num_nodes,
+                _ => 1,
+            };
+            self.expect(task.machines == machines, || {
+                format!("task `{}` has not as many machines as the pipeline asks for", task.task)
+            });
+            let seconds = u64::from(machines).saturating_mul(task.seconds_estimate);
             let cost = match (task.kind, spot) {
                 // A deployment takes no machine.
                 (Step::Deploy, _) => Some(Money::ZERO),

@@ -117,6 +117,18 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
             ));
         }
     }
+    if train.num_nodes > 1 && site.network.nodes == NetworkRule::Deny {
+        let why = format!(
+            "{} machines are asked for, and the site does not let them reach one another",
+            train.num_nodes
+        );
+        return Err(refusal(
+            "nodes-not-allowed",
+            training(),
+            why,
+            "write `network: {nodes: allow}` of a site whose machines do, or leave `num_nodes` out",
+        ));
+    }
     // A setup may do without the network, but only its writer knows: naming the site says so.
     if train.setup.is_some() && site.network.setup == NetworkRule::Deny && !resources.name_sites() {
         let why = "`setup` is written, and the site has no network to set anything up from".to_owned();

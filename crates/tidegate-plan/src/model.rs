@@ -118,12 +118,23 @@ pub struct PlannedTask {
     pub kind: Step,
     /// Where.
     pub site: SiteName,
+    /// On how many machines.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub machines: u32,
     /// What must be done before.
     pub needs: Vec<TaskName>,
     /// How long it takes at the most, roughly.
     pub seconds_estimate: u64,
     /// What it costs; absent when the site has no price.
     pub cost: Option<Money>,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 /// One artifact moving between two sites.

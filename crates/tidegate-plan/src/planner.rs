@@ -365,10 +365,16 @@ impl Draft<'_> {
         let offer = self.planner.site(site)?.compute.as_ref();
         let seconds = cost::seconds(kind, input.pipeline, input.source_bytes);
         let spot = kind == Step::Train && input.pipeline.train.resources.use_spot;
+        let machines = if kind == Step::Train {
+            input.pipeline.train.num_nodes
+        } else {
+            1
+        };
         self.tasks.push(PlannedTask {
             task: task.clone(),
             kind,
             site: site.clone(),
+            machines,
             needs: self
                 .tasks
                 .last()
@@ -379,7 +385,7 @@ impl Draft<'_> {
             cost: if kind == Step::Deploy {
                 Some(Money::ZERO) // Takes no machine; its crossing is priced by itself.
             } else {
-                cost::compute_cost(offer, spot, seconds)
+                cost::compute_cost(offer, spot, seconds.saturating_mul(u64::from(machines)))
             },
         });
         Ok(task)

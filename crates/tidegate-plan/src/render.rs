@@ -120,7 +120,10 @@ fn runs(out: &mut String, plan: &Plan) {
         };
         vec![
             task.task.to_string(),
-            task.site.to_string(),
+            match task.machines {
+                1 => task.site.to_string(),
+                machines => format!("{} ({machines} machines)", task.site),
+            },
             format!("at most about {}s", task.seconds_estimate),
             price,
         ]

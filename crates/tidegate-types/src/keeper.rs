@@ -328,6 +328,11 @@ pub enum AttemptOutcome {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         phases: BTreeMap<String, u64>,
     },
+    /// Its command ended well on a machine that is not the first of its job: the first one's output is what counts.
+    Worked {
+        /// Seconds of the command.
+        seconds: u64,
+    },
     /// It ended without an output.
     Failed {
         /// What failed.

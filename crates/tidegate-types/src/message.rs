@@ -16,6 +16,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,9 @@ pub enum WorkerMessage {
     SetupDone {
         /// What is enforced from now on.
         sandbox: SandboxEvidence,
+        /// Where the job's other machines reach this one; only where there are others.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<Node>,
     },
     /// A piece of the command's standard output and error. Carries the label of the inputs, so it is
     /// sealed.
@@ -167,7 +171,7 @@ pub enum WorkerMessage {
         /// base64 of an age file to the output recipient holding the data key.
         grant: String,
     },
-    /// The last message of a good attempt.
+    /// The last message of a good attempt; the only one after the command of a machine that is not the first.
     Finished {
         /// Wall-clock seconds of the command.
         seconds: u64,
@@ -181,6 +185,16 @@ pub enum WorkerMessage {
         /// The exit code, where there is one.
         exit_code: Option<i32>,
     },
+}
+
+/// How one of the machines that work at a job together is reached by the others: an end of WireGuard tunnels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its ephemeral Curve25519 public key, standard base64 of 32 bytes.
+    pub key: String,
+    /// Where it waits for packets (UDP).
+    pub endpoint: SocketAddr,
 }
 
 /// Worker-bound messages.
@@ -229,6 +243,9 @@ pub struct Grant {
     /// In a data grant: the unfinished work to go on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<GrantedCheckpoint>,
+    /// In a data grant of a job of several machines: all of them, this one too, by rank.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Node>,
     /// Recipient (`age1pq1…`, or `age1…`) that outputs, logs and metrics are sealed to.
     pub output_recipient: String,
     /// What to run.
@@ -304,6 +321,9 @@ pub struct Job {
     /// How many accelerators the command needs.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub accelerators: u32,
+    /// How many other machines work at the same job.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub others: u32,
 }
 
 const fn is_zero(number: &u32) -> bool {

@@ -1,5 +1,7 @@
 //! One attempt from hello to the end.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use crate::environment::Surroundings;
 use crate::error::{Failure, Stage, WorkerError, folder};
 use crate::grant::{self, CODE, Expectation, Granted, Moment};
 use crate::mail::{Heard, Mail, now};
+use crate::nodes::{self, Mesh};
 use crate::outgoing::{Outgoing, Parcel};
 use crate::sandbox;
 use crate::scratch::Scratch;
@@ -50,6 +53,8 @@ pub struct Options {
     pub digest: Later<Result<Digest, String>>,
     /// Where the machine's `dev`, `proc` and `sys` are: `/`.
     pub machine: PathBuf,
+    /// Something in the network through which the other machines of a job reach this one; nothing is sent there.
+    pub towards: IpAddr,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -104,6 +109,7 @@ pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(),
         scratch,
         executable,
         accelerators: Accelerators::find(&options.machine),
+        towards: options.towards,
         mail,
     };
     let result = attempt.work().await;
@@ -178,13 +184,14 @@ struct Attempt {
     scratch: Scratch,
     executable: PathBuf,
     accelerators: Accelerators,
+    towards: IpAddr,
     mail: Mail,
 }
 
 impl Attempt {
     async fn work(&mut self) -> Result<(), Failure> {
-        let code = self.take_code().await?;
-        let granted = self.take_data(code).await?;
+        let (code, others) = self.take_code().await?;
+        let (granted, ends) = self.take_data(code, others).await?;
         let mut inputs = Vec::new();
         for (artifact, permit) in &granted.artifacts {
             inputs.push((artifact.input.clone(), self.receive(artifact, permit).await?));
@@ -210,9 +217,14 @@ impl Attempt {
         let outgoing = Outgoing::new(&self.ticket, &self.owner, &self.mail, permitted, code, label)?;
         let outgoing = Arc::new(outgoing);
         let (folder, state) = (self.scratch.checkpoint(), self.scratch.state());
-        let checkpoints = Checkpoints::new(&outgoing, folder, state, limit).await?;
-        let took = {
-            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators);
+        let rank = self.ticket.attempt.rank;
+        let checkpoints = match rank {
+            0 => Checkpoints::new(&outgoing, folder, state, limit).await?,
+            // All machines go on with what the first one keeps.
+            _ => None,
+        };
+        let (took, mesh) = {
+            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators, rank);
             let task = Task {
                 stage: Stage::Command,
                 executable: &self.executable,
@@ -231,8 +243,15 @@ impl Attempt {
                     .flatten()
                     .collect(),
             };
-            command::run(&task, &mut self.mail, checkpoints).await?
+            command::run(&task, &mut self.mail, checkpoints, ends).await?
         };
+        let finished = WorkerMessage::Finished {
+            seconds: whole_seconds(took),
+        };
+        if rank > 0 {
+            self.settle(mesh).await?;
+            return self.mail.tell(finished).await;
+        }
         let parcel = Parcel {
             slot: OUTPUT_SLOT,
             kind: ArtifactKind::Model,
@@ -247,15 +266,21 @@ impl Attempt {
             grant: sealed.grant,
         };
         self.mail.tell(output).await?;
-        self.mail
-            .tell(WorkerMessage::Finished {
-                seconds: whole_seconds(took),
-            })
-            .await
+        self.settle(mesh).await?;
+        self.mail.tell(finished).await
     }
 
-    /// Code grant, code, setup: what happens before any data is there.
-    async fn take_code(&mut self) -> Result<Option<ArtifactId>, Failure> {
+    /// What the command said last to other machines arrives before this one is gone.
+    async fn settle(&mut self, mesh: Option<Mesh>) -> Result<(), Failure> {
+        match mesh {
+            Some(mesh) => self.mail.while_leased(mesh.settle()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Code grant, code, setup: what happens before any data is there. Gives the code, and how many other machines work at
+    /// the job.
+    async fn take_code(&mut self) -> Result<(Option<ArtifactId>, u32), Failure> {
         let Heard::Code(grant) = self.mail.wait().await? else {
             return Err(Failure::new(Stage::Grant, "the keeper granted data before the code"));
         };
@@ -284,7 +309,8 @@ impl Attempt {
             ));
         }
         if !job.setup.trim().is_empty() {
-            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators);
+            let rank = self.ticket.attempt.rank;
+            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators, rank);
             let task = Task {
                 stage: Stage::Setup,
                 executable: &self.executable,
@@ -297,16 +323,25 @@ impl Attempt {
                 limits: Vec::new(),
                 notes: Vec::new(),
             };
-            command::run(&task, &mut self.mail, None).await?;
+            command::run(&task, &mut self.mail, None, None).await?;
         }
-        Ok(code)
+        Ok((code, job.others))
     }
 
-    /// Tells that setup is done, and waits for the data.
-    async fn take_data(&mut self, code: Option<ArtifactId>) -> Result<Granted, Failure> {
+    /// Tells that setup is done, and waits for the data, and for the other machines where there are any.
+    async fn take_data(
+        &mut self,
+        code: Option<ArtifactId>,
+        others: u32,
+    ) -> Result<(Granted, Option<nodes::Ends>), Failure> {
+        let own = match others {
+            0 => None,
+            _ => Some(self.own_end().await?),
+        };
         self.mail
             .tell(WorkerMessage::SetupDone {
                 sandbox: self.evidence.clone(),
+                node: own.as_ref().map(|own| own.node().clone()),
             })
             .await?;
         let Heard::Data(grant) = self.mail.wait().await? else {
@@ -314,7 +349,33 @@ impl Attempt {
         };
         let granted = self.check(grant, Moment::Data { code })?;
         self.mail.renew(granted.grant.lease);
-        Ok(granted)
+        let nodes = &granted.grant.nodes;
+        let expected = if others == 0 { 0 } else { u64::from(others) + 1 };
+        if nodes.len() as u64 != expected {
+            let why = "the data grant names another number of machines than the code grant";
+            return Err(Failure::new(Stage::Grant, why));
+        }
+        let rank = self.ticket.attempt.rank;
+        let ends = own.map(|own| own.with(nodes, rank)).transpose()?;
+        Ok((granted, ends))
+    }
+
+    /// This machine's end of the tunnels to the others, once it was tried that a command can have a network of its own:
+    /// no data is there yet.
+    async fn own_end(&mut self) -> Result<nodes::Own, Failure> {
+        let policy = sandbox::Policy {
+            node: Some(self.ticket.attempt.rank),
+            ..sandbox::Policy::default()
+        };
+        let (executable, folder) = (self.executable.clone(), self.scratch.temporary());
+        let command = ["/bin/sh", "-c", ":"].map(Into::into);
+        let tried = blocking("joining the job's machines", move || {
+            sandbox::run(&executable, &policy, &command, &BTreeMap::new(), &folder, 0)
+        });
+        let failed = |why: String| Failure::new(Stage::Sandbox, why);
+        let tried = tried.await.map_err(|error| failed(error.to_string()))?;
+        tried.map_err(|error| failed(error.to_string()))?;
+        nodes::Own::open(self.towards).await
     }
 
     fn check(&self, grant: tidegate_types::message::Grant, moment: Moment) -> Result<Granted, Failure> {

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::checkpoint::Checkpoints;
 use crate::error::{Failure, Stage};
 use crate::mail::Mail;
+use crate::nodes::{Ends, Mesh};
 use crate::sandbox::{self, Ended, Policy};
 
 /// One piece of log is not longer than this.
@@ -54,15 +55,20 @@ pub(crate) struct Task<'a> {
 }
 
 /// Runs the command to its end. When this returns, also with an error, nothing that the command
-/// started is running.
+/// started is running. Where it worked with other machines through `ends`, what it said last may still be on its way.
 pub(crate) async fn run(
     task: &Task<'_>,
     mail: &mut Mail,
     checkpoints: Option<Checkpoints>,
-) -> Result<Duration, Failure> {
+    ends: Option<Ends>,
+) -> Result<(Duration, Option<Mesh>), Failure> {
     let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
     let mut running = sandbox::spawn(task.executable, &task.policy, &command, &task.environment, &task.folder)
         .map_err(|error| Failure::new(Stage::Sandbox, error.to_string()))?;
+    let mesh = match (ends, running.take_joined()) {
+        (Some(ends), Some(joined)) => Some(ends.begin(joined)?),
+        _ => None,
+    };
     let started = Instant::now();
     let (stdout, stderr) = running
         .take_pipes()
@@ -81,7 +87,7 @@ pub(crate) async fn run(
     report.finish(mail).await?;
     told(ended, task.stage)?;
     check_sizes(&task.limits).await?;
-    Ok(started.elapsed())
+    Ok((started.elapsed(), mesh))
 }
 
 /// Returns when the command has ended, or must end.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tidegate_types::message::Job;
 
 use crate::accelerators::Accelerators;
+use crate::nodes;
 use crate::sandbox::Policy;
 use crate::scratch::Scratch;
 
@@ -26,6 +27,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) executable: &'a Path,
     pub(crate) accelerators: &'a Accelerators,
+    /// Which machine of the job it is.
+    pub(crate) rank: u32,
     /// The worker's own `PATH`.
     pub(crate) path: String,
 }
@@ -36,6 +39,7 @@ impl<'a> Surroundings<'a> {
         scratch: &'a Scratch,
         executable: &'a Path,
         accelerators: &'a Accelerators,
+        rank: u32,
     ) -> Self {
         let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
         Self {
@@ -43,6 +47,7 @@ impl<'a> Surroundings<'a> {
             scratch,
             executable,
             accelerators,
+            rank,
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
         }
     }
@@ -80,12 +85,21 @@ impl<'a> Surroundings<'a> {
             ("AIP_CHECKPOINT_DIR", checkpoint),
         ];
         all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(rank) = self.node() {
+            let count = job.others.saturating_add(1);
+            all.extend(nodes::variables(rank, count, job.accelerators));
+        }
         for input in inputs {
             let (name, folder) = (input.to_ascii_uppercase(), text(scratch.input(input)));
             all.insert(format!("TIDEGATE_INPUT_{name}"), folder.clone());
             all.insert(format!("SM_CHANNEL_{name}"), folder);
         }
         all
+    }
+
+    /// Which machine of several it is.
+    fn node(&self) -> Option<u32> {
+        (self.job.others > 0).then_some(self.rank)
     }
 
     fn base(&self) -> Policy {
@@ -97,6 +111,7 @@ impl<'a> Surroundings<'a> {
             write: vec![scratch.code(), scratch.home(), scratch.temporary()],
             devices: Vec::new(),
             network: false,
+            node: None,
             memory_bytes: self.job.memory_bytes,
             seconds: self.job.seconds,
             processes: tasks(),
@@ -112,8 +127,11 @@ impl<'a> Surroundings<'a> {
     }
 
     pub(crate) fn run_policy(&self) -> Policy {
+        let node = self.node();
         let mut policy = Policy {
-            network: self.job.run_network,
+            // What others are to hear goes to them and nobody else.
+            network: self.job.run_network && node.is_none(),
+            node,
             ..self.base()
         };
         let scratch = self.scratch;
@@ -236,7 +254,7 @@ mod tests {
             ..Job::default()
         };
         let none = Accelerators::default();
-        let seen = Surroundings::new(&job, &scratch, Path::new("/x/tidegate"), &none);
+        let seen = Surroundings::new(&job, &scratch, Path::new("/x/tidegate"), &none, 0);
         let seen = seen.environment(&["train".to_owned()]);
         let path = |folder: PathBuf| folder.to_str().unwrap().to_owned();
         for (name, value) in [
@@ -253,5 +271,6 @@ mod tests {
             assert_eq!(seen.get(name), Some(&value), "{name}");
         }
         assert!(!seen.contains_key("A=B") && !seen.contains_key(""));
+        assert!(!seen.contains_key("WORLD_SIZE"), "it is alone");
     }
 }

@@ -228,6 +228,7 @@ mod tests {
                 permit_envelope: envelope.clone(),
             }],
             checkpoint: None,
+            nodes: Vec::new(),
             output_recipient: String::new(),
             job: Job::default(),
             permit_envelope: envelope,

@@ -30,6 +30,7 @@ mod environment;
 mod error;
 mod grant;
 mod mail;
+mod nodes;
 mod outgoing;
 pub mod sandbox;
 mod scratch;

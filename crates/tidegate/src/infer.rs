@@ -50,6 +50,7 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         executable: std::env::current_exe().while_("finding this program")?,
         digest,
         machine: PathBuf::from("/"),
+        towards: stores::towards(&ticket.store),
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await
@@ -140,6 +141,7 @@ pub(crate) fn predict_in_sandbox(
         write: vec![scratch.to_path_buf()],
         devices: Vec::new(),
         network: false,
+        node: None,
         memory_bytes: INFER_MEMORY,
         seconds: INFER_SECONDS,
         processes: INFER_PROCESSES,

@@ -7,6 +7,7 @@
 //! - [`layout`]: where everything lies
 //! - [`stages`]: what a keeper does with rows, wired from preparation, learning and bundles
 //! - [`scores`]: what a model says of rows at home
+//! - [`catalog_text`]: a catalog as a person would write it
 //! - [`keeper_process`]: the keeper as a process of its own
 //! - [`commands`]: what the user asks for
 //! - [`sources`]: what a dataset is read from, brought to its private site
@@ -14,6 +15,7 @@
 //! - [`screen`]: progress while it goes on
 //! - [`show`]: what the user sees at the end
 
+mod catalog_text;
 mod cli;
 mod commands;
 mod drivers;

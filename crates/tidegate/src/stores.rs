@@ -1,6 +1,7 @@
 //! The stores of sites, by what stands below `store:` in the sites file.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
 use crate::project::Project;
+
+/// An address that nobody has (RFC 5737): the way to it is the way out.
+const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// Opens the store at `address`, which is `folder:` with a path, or that of a cloud's store; connects to
 /// nobody yet.
@@ -44,6 +48,18 @@ pub(crate) fn open_paced(
     let folder = address.strip_prefix("folder:").filter(|folder| !folder.is_empty());
     let folder = folder.ok_or_else(|| Failure::Usage(format!("this program opens no store `{address}`")))?;
     Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
+}
+
+/// Something in the network through which machines reach each other that all reach the store at `address`; nothing is sent
+/// there. A folder is reached by one machine alone.
+pub(crate) fn towards(address: &str) -> IpAddr {
+    if !Address::is_meant(address) {
+        return Ipv4Addr::LOCALHOST.into();
+    }
+    let endpoint = address.parse::<Address>().ok().and_then(|address| address.endpoint);
+    let host = endpoint.as_ref().and_then(|endpoint| endpoint.host_str());
+    let host = host.and_then(|host| host.trim_matches(['[', ']']).parse().ok());
+    host.unwrap_or(SOMEWHERE.into())
 }
 
 /// Opens the custody of a private site's keys: a file below `folder`, a token, or a service.

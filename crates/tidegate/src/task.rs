@@ -17,7 +17,7 @@ use clap::Args;
 use tidegate_contracts::ObjectName;
 use tidegate_types::files::pipeline::Train;
 use tidegate_types::files::read::read;
-use tidegate_types::files::rules::environment_name_fault;
+use tidegate_types::files::rules::{MAX_NODES, environment_name_fault};
 use tidegate_types::files::sites::Sites;
 use tidegate_types::files::{Catalog, SourceText};
 use tidegate_types::ids::DatasetName;
@@ -101,8 +101,9 @@ pub(crate) fn take(
         programs: Vec::new(),
         before: vec!["set -e\nln -sfn \"$PWD\" \"$HOME/sky_workdir\"".to_owned()],
     };
-    if task.num_nodes.is_some_and(|nodes| nodes != 1) {
-        return Err(taking.wrong("`num_nodes`: one node is all that a job has here"));
+    let num_nodes = task.num_nodes.unwrap_or(1);
+    if !(1..=MAX_NODES).contains(&num_nodes) {
+        return Err(taking.wrong(&format!("`num_nodes`: from 1 to {MAX_NODES} machines work at a job")));
     }
     let run = task.run.filter(|run| !run.trim().is_empty());
     let run = run.ok_or_else(|| taking.wrong("`run` is missing: there is nothing to train"))?;
@@ -184,6 +185,7 @@ pub(crate) fn take(
         run: Some(run),
         envs,
         retries: before.retries,
+        num_nodes,
     };
     let code = taking
         .code

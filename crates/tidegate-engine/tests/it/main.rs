@@ -9,4 +9,5 @@
 
 mod runs;
 mod stops;
+mod together;
 mod world;

@@ -63,6 +63,7 @@ sites:
     clearance: {level: internal}
     store: \"folder:\"
     compute: {driver: process, cpus: 2, memory: 2 GiB, price: 1.00 USD/h}
+    network: {nodes: allow}
     egress: {\"*\": 0.09 USD/GiB}
   ward:
     kind: edge
@@ -297,6 +298,12 @@ impl Keeper {
                 done(ReplyBody::Renewing)
             }
             RequestBody::AwaitAttempt { attempt } => {
+                let fenced = self.fenced.lock().unwrap();
+                if let Some((_, why)) = fenced.iter().find(|(fenced, _)| fenced == attempt) {
+                    let outcome = AttemptOutcome::Fenced { why: why.clone() };
+                    return done(ReplyBody::AttemptEnded { outcome });
+                }
+                drop(fenced);
                 let ended = (self.ends.lock().unwrap())(attempt)?;
                 done(ReplyBody::AttemptEnded { outcome: ended })
             }

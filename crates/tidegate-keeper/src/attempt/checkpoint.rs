@@ -133,9 +133,9 @@ impl Keeper {
         if let Some(checkpoint) = &of.checkpoint {
             return Ok(Some((of.clone(), checkpoint.clone())));
         }
-        let earlier = self.records.attempts_of(&of.attempt)?.into_iter().filter(|one| {
-            one.attempt.rank == of.attempt.rank && one.attempt.attempt < of.attempt.attempt && one.checkpoint.is_some()
-        });
+        // Of several machines only the first one's is kept, and all go on with it.
+        let earlier = self.records.attempts_of(&of.attempt)?.into_iter();
+        let earlier = earlier.filter(|one| one.attempt.attempt < of.attempt.attempt && one.checkpoint.is_some());
         let newest = earlier.max_by_key(|one| one.attempt.attempt);
         Ok(newest.and_then(|mut one| one.checkpoint.take().map(|checkpoint| (one, checkpoint))))
     }
@@ -148,7 +148,7 @@ impl Keeper {
         let key = fence_key(attempt);
         let earlier = self.records.attempts_of(attempt)?.into_iter();
         let newest = earlier
-            .filter(|one| one.attempt.rank == attempt.rank && one.attempt.attempt < attempt.attempt)
+            .filter(|one| one.attempt.attempt < attempt.attempt)
             .filter(|one| one.outcome.is_some() && one.checkpoint.is_some())
             .max_by_key(|one| one.attempt.attempt);
         let Some((from, checkpoint)) =
@@ -280,7 +280,16 @@ impl Keeper {
         if accepted {
             self.forget_carried(&fence_key(&new.attempt));
         }
-        if let Some((from, checkpoint)) = self.newest_checkpoint(old)? {
+        let mut needless: Vec<_> = self.newest_checkpoint(old)?.into_iter().collect();
+        if old.job.others > 0 && !accepted {
+            // The other machines may be fetching what an earlier attempt left.
+            needless.retain(|(from, _)| from.attempt == old.attempt);
+        } else if old.job.others > 0 {
+            let all = self.records.attempts_of(&old.attempt)?.into_iter();
+            let all = all.filter_map(|one| one.checkpoint.clone().map(|checkpoint| (one, checkpoint)));
+            needless = all.collect();
+        }
+        for (from, checkpoint) in needless {
             let site = from.site;
             let mut names = objects(&checkpoint.packing_list, &checkpoint.objects)?;
             // A worker may have named what is not its own: whatever this site knows for something else stays.
@@ -288,7 +297,7 @@ impl Keeper {
             names.retain(|name| !known.contains(name));
             let removing = tokio::time::timeout(REMOVING, remove(self.store(&site)?, &names)).await;
             let failure = match removing {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => continue,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it takes too long".to_owned(),
             };

@@ -10,7 +10,7 @@ use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
 use super::checkpoint::Told;
 use super::output::METRICS;
 use super::{LEASE_EVERY, LEASE_SECONDS};
-use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello};
+use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello, still_enforced};
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{AttemptRecord, Pending, Phase, Position};
 use crate::service::Keeper;
@@ -147,7 +147,10 @@ impl Keeper {
                     admitted = Some(worker);
                     (new, message)
                 }),
-                Some(worker) => self.message(&record, worker, &secret).await?,
+                Some(worker) => match self.message(&record, worker, &secret).await? {
+                    None if record.phase == Phase::SetUp => self.joined(&record, worker, &secret).await?,
+                    next => next,
+                },
             };
             match next {
                 Some((new, message)) => {
@@ -282,10 +285,24 @@ impl Keeper {
         };
         let mut answer = None;
         match (record.phase, opened.numbered.message) {
-            (Phase::CodeGranted, WorkerMessage::SetupDone { sandbox }) => {
-                new.phase = Phase::DataGranted;
-                new.reach("data");
-                answer = Some(self.data_grant(record, worker, &sandbox).await?);
+            (Phase::CodeGranted, WorkerMessage::SetupDone { sandbox, node }) => {
+                still_enforced(&self.requirements(record)?, &sandbox)?;
+                if record.job.others == 0 {
+                    new.phase = Phase::DataGranted;
+                    new.reach("data");
+                    answer = Some(self.data_grant(record, worker, Vec::new()).await?);
+                } else {
+                    let unsaid = || {
+                        refuse(
+                            "message-malformed",
+                            "joining the machines of a job",
+                            "one does not say where the others reach it",
+                            "start another attempt",
+                        )
+                    };
+                    new.node = Some(node.ok_or_else(unsaid)?);
+                    new.phase = Phase::SetUp;
+                }
             }
             (Phase::CodeGranted | Phase::DataGranted | Phase::OutputReceived, WorkerMessage::Log { sealed }) => {
                 new.log_bytes = self.keep_log(record, "log", record.log_bytes, &sealed)?;
@@ -301,7 +318,7 @@ impl Keeper {
                     packing_list_digest,
                     grant,
                 },
-            ) => {
+            ) if record.attempt.rank == 0 => {
                 let told = Told {
                     packing_list: &packing_list,
                     packing_list_digest: &packing_list_digest,
@@ -320,7 +337,7 @@ impl Keeper {
                     packing_list_digest,
                     grant,
                 },
-            ) => {
+            ) if record.attempt.rank == 0 => {
                 let (folder, bytes) = self
                     .receive_output(record, worker, &packing_list, &packing_list_digest, &grant)
                     .await?;
@@ -331,6 +348,9 @@ impl Keeper {
             }
             (Phase::OutputReceived, WorkerMessage::Finished { seconds }) => {
                 self.accept(record, &mut new, seconds)?;
+            }
+            (Phase::DataGranted, WorkerMessage::Finished { seconds }) if record.attempt.rank > 0 => {
+                new.outcome = Some(AttemptOutcome::Worked { seconds });
             }
             (
                 _,
@@ -353,6 +373,24 @@ impl Keeper {
             }
         }
         Ok(Some((new, answer)))
+    }
+
+    /// What follows for a machine that is set up, once the job's other machines are.
+    async fn joined(
+        &self,
+        record: &AttemptRecord,
+        worker: &Admitted<Worker>,
+        secret: &[u8; 32],
+    ) -> Result<Option<(AttemptRecord, Option<KeeperMessage>)>, KeeperError> {
+        let Some(nodes) = self.nodes(record)? else {
+            return Ok(None);
+        };
+        self.uncontested(record, worker, secret).await?;
+        let mut new = record.clone();
+        new.phase = Phase::DataGranted;
+        new.reach("data");
+        let grant = self.data_grant(record, worker, nodes).await?;
+        Ok(Some((new, Some(grant))))
     }
 
     /// How an attempt ended whose worker says that it failed. Of a private site only the stage is told:

@@ -1,12 +1,14 @@
 //! Grants: data keys for an admitted worker, after policy was asked once more.
 
+use std::collections::BTreeMap;
+
 use tidegate_contracts::journal::Batch;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_types::event::EventType;
-use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, SandboxEvidence};
+use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, Node};
 
 use super::LEASE_SECONDS;
-use crate::admission::{Admitted, Worker, release_key, still_enforced};
+use crate::admission::{Admitted, Worker, release_key};
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{Release, Wanted};
 use crate::records::{AttemptRecord, attempt_key};
@@ -17,9 +19,8 @@ impl Keeper {
         &self,
         record: &AttemptRecord,
         worker: &Admitted<Worker>,
-        sandbox: &SandboxEvidence,
+        nodes: Vec<Node>,
     ) -> Result<KeeperMessage, KeeperError> {
-        still_enforced(&self.requirements(record)?, sandbox)?;
         let names: Vec<&str> = record
             .inputs
             .keys()
@@ -27,9 +28,24 @@ impl Keeper {
             .filter(|name| *name != "code")
             .collect();
         let checkpoint = self.granted_checkpoint(record, worker)?;
-        Ok(KeeperMessage::DataGrant(
-            self.grant(record, worker, &names, "train", checkpoint).await?,
-        ))
+        let grant = self.grant(record, worker, &names, "train", checkpoint).await?;
+        Ok(KeeperMessage::DataGrant(Grant { nodes, ..grant }))
+    }
+
+    /// All machines that work at an attempt's job, by rank, once each of them is set up.
+    pub(super) fn nodes(&self, record: &AttemptRecord) -> Result<Option<Vec<Node>>, KeeperError> {
+        let mut nodes = BTreeMap::new();
+        for one in self.records.attempts_of(&record.attempt)? {
+            if one.attempt.attempt == record.attempt.attempt
+                && one.site == record.site
+                && one.outcome.is_none()
+                && let Some(node) = one.node
+            {
+                nodes.insert(one.attempt.rank, node);
+            }
+        }
+        let wanted = usize::try_from(record.job.others).map_or(usize::MAX, |others| others.saturating_add(1));
+        Ok((nodes.len() == wanted).then(|| nodes.into_values().collect()))
     }
 
     /// Asks policy once more, and seals the keys of `names` to the worker.
@@ -97,6 +113,7 @@ impl Keeper {
             permit_digest: payload_digest(&permit.envelope).while_(granting)?,
             artifacts,
             checkpoint,
+            nodes: Vec::new(),
             output_recipient: self.keys.identity.recipient(),
             job: record.job.clone(),
             permit_envelope: permit.envelope,

@@ -2,8 +2,12 @@
 //!
 //! ```text
 //!   Waiting ──hello──▶ CodeGranted ──setup done──▶ DataGranted ──output──▶ OutputReceived ──finished──▶ accepted
+//!      │                    └──setup done──▶ SetUp ──others too──┘  └──finished, of other machines──▶ worked
 //!      └───────────────── refused, failed, fenced ──────────────┘
 //! ```
+//!
+//! Where several machines work at one job, each has an attempt of its own rank: data is granted once all are set up, and
+//! the output and the checkpoints of rank 0 are the only ones.
 //!
 //! Each arrow is one journal transaction that holds the new phase and the letter that goes with it;
 //! the letter is delivered afterwards, and again after a crash. Fencing is a transaction on the same
@@ -106,6 +110,8 @@ impl Keeper {
         let (pipeline, digest) = self.pipeline(text)?;
         let prepared = self.prepared_record(&attempt.run, digest)?;
         self.may_begin(attempt)?;
+        let job = self.job(&pipeline, site)?;
+        self.may_be_joined(attempt, &job, site)?;
         let mut inputs = BTreeMap::new();
         let mut label = Label::public();
         let mut ends = u64::MAX;
@@ -179,10 +185,11 @@ impl Keeper {
             expires: (self.clock)() + TICKET_SECONDS,
             ends,
             inputs,
-            job: self.job(&pipeline, site)?,
+            job,
             label,
             phase: Phase::Waiting,
             hello: None,
+            node: None,
             read: Position::default(),
             written: Position::default(),
             pending: None,
@@ -216,7 +223,10 @@ impl Keeper {
     fn may_begin(&self, attempt: &Attempt) -> Result<(), KeeperError> {
         let fence: u32 = self.records.get("fences", &fence_key(attempt))?.unwrap_or(0);
         let earlier = self.records.attempts_of(attempt)?;
-        let open = earlier.iter().any(|record| record.outcome.is_none());
+        // Other machines of the same attempt work beside it.
+        let open = earlier
+            .iter()
+            .any(|record| record.outcome.is_none() && record.attempt.attempt != attempt.attempt);
         let accepted = earlier
             .iter()
             .any(|record| matches!(record.outcome, Some(AttemptOutcome::Accepted { .. })));
@@ -236,6 +246,29 @@ impl Keeper {
             "fence the earlier attempt, and start a later one",
         )
         .into())
+    }
+
+    /// Several machines work at a job only where its pipeline asks for them and its site joins them.
+    fn may_be_joined(&self, attempt: &Attempt, job: &Job, site: &SiteName) -> Result<(), KeeperError> {
+        let allowed = self.site_definition(site)?.network.nodes == NetworkRule::Allow;
+        let (why, fix) = if attempt.rank > job.others {
+            (
+                "the pipeline asks for fewer machines",
+                "start as many as `num_nodes` says",
+            )
+        } else if job.others > 0 && !allowed {
+            (
+                "the site does not let the machines of a job reach one another",
+                "write `network: {nodes: allow}` of a site whose machines do, or leave `num_nodes` out",
+            )
+        } else {
+            return Ok(());
+        };
+        let what = format!(
+            "starting machine {} of `{}` on site `{site}`",
+            attempt.rank, attempt.task
+        );
+        Err(refuse("nodes-not-allowed", what, why, fix).into())
     }
 
     /// What the worker will run, from the pipeline and the site alone.
@@ -259,6 +292,7 @@ impl Keeper {
             seconds: pipeline.deadline.map_or(0, |deadline| deadline.0),
             output_bytes: OUTPUT_BYTES / 4,
             accelerators: accelerators.map_or(0, |(_, count)| count),
+            others: pipeline.train.num_nodes.saturating_sub(1),
         })
     }
 

@@ -13,6 +13,7 @@ use tidegate_transfer::{Description, Expected, TransferError, receive};
 use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::digest::Digest;
 use tidegate_types::keeper::AttemptOutcome;
+use tidegate_types::message::Attempt;
 use zeroize::Zeroizing;
 
 use crate::admission::{Admitted, Worker};
@@ -50,7 +51,13 @@ impl Keeper {
         }
         let folder = self.folder.join("logs").join(record.attempt.run.as_str());
         std::fs::create_dir_all(&folder).while_(keeping)?;
-        let name = format!("{}-{}.{kind}", record.attempt.task, record.attempt.attempt);
+        let Attempt {
+            task, attempt, rank, ..
+        } = &record.attempt;
+        let name = match rank {
+            0 => format!("{task}-{attempt}.{kind}"),
+            rank => format!("{task}-{attempt}-rank-{rank}.{kind}"),
+        };
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .truncate(false)

@@ -14,7 +14,7 @@ use crate::worker::{Output, Worker};
 use crate::world::{World, attempt, site};
 
 /// Puts unfinished work into the store; gives the message that tells of it.
-async fn unfinished(worker: &Worker, work: &[u8]) -> WorkerMessage {
+pub(crate) async fn unfinished(worker: &Worker, work: &[u8]) -> WorkerMessage {
     naming(worker, work, Vec::new()).await
 }
 
@@ -41,7 +41,7 @@ async fn naming(worker: &Worker, work: &[u8], also: Vec<Digest>) -> WorkerMessag
 }
 
 /// The packing list that a message tells of.
-fn list_of(message: &WorkerMessage) -> String {
+pub(crate) fn list_of(message: &WorkerMessage) -> String {
     let WorkerMessage::Checkpoint { packing_list, .. } = message else {
         panic!("no checkpoint")
     };
@@ -49,7 +49,7 @@ fn list_of(message: &WorkerMessage) -> String {
 }
 
 /// Waits until an object is gone.
-async fn gone(world: &World, object: &str) {
+pub(crate) async fn gone(world: &World, object: &str) {
     while world.objects("cloud").iter().any(|name| name == object) {
         crate::world::pause().await;
     }

@@ -14,6 +14,7 @@ mod checkpoints;
 mod custodian;
 mod fakes;
 mod needless;
+mod nodes;
 mod outputs;
 mod permits;
 mod releases;

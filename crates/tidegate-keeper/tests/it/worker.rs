@@ -16,7 +16,7 @@ use tidegate_types::artifact::{
     ArtifactKind, FileEntry, MANIFEST_FORMAT, PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SealedIndex, SealedObject,
     ShardKey,
 };
-use tidegate_types::message::{Grant, KeeperMessage, Numbered, SandboxEvidence, Ticket, WorkerMessage};
+use tidegate_types::message::{Grant, KeeperMessage, Node, Numbered, SandboxEvidence, Ticket, WorkerMessage};
 use tidegate_types::{Digest, KeyedDigest, Label, Level, Manifest, PackingList};
 
 use crate::world::{ORGANISATION, object, pause, program, site};
@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     pub(crate) identity: Identity,
     inbox: Inbox,
     pub(crate) granted: Option<Grant>,
+    /// Where it says that the others of its job reach it.
+    pub(crate) node: Option<Node>,
 }
 
 /// What a worker sends home.
@@ -78,6 +80,7 @@ impl Worker {
             identity: Identity::generate(),
             ticket,
             granted: None,
+            node: None,
         }
     }
 
@@ -150,6 +153,7 @@ impl Worker {
     pub(crate) async fn setup_done(&mut self) {
         self.tell(WorkerMessage::SetupDone {
             sandbox: self.sandbox.clone(),
+            node: self.node.clone(),
         })
         .await;
     }

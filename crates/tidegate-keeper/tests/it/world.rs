@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::fakes::{MemoryCustody, MemoryStore};
 use tidegate_contracts::{Journal, ObjectName, Store};
 use tidegate_keeper::{Keeper, Setup, log_origin};
@@ -152,6 +154,8 @@ pub(crate) struct World {
     pub(crate) custody: MemoryCustody,
     /// The sites file.
     pub(crate) sites: String,
+    /// What the control plane says is to be done.
+    pub(crate) pipeline: PipelineText,
     /// The organisation's own policy.
     policy: &'static str,
     mailbox: MemoryStore,
@@ -170,6 +174,22 @@ impl World {
 
     /// The same, whose organisation has a policy of its own.
     pub(crate) async fn under(policy: &'static str) -> Self {
+        Self::of(policy, SITES, text()).await
+    }
+
+    /// One whose pipeline trains on two machines of the cloud.
+    pub(crate) async fn of_two_machines() -> Self {
+        let trainer = "trainer: {model: logistic, epochs: 1, batch_size: 32}";
+        let mut pipeline = text();
+        pipeline.text = PIPELINE.replace(trainer, "num_nodes: 2\n  code: [train.sh]\n  run: sh train.sh");
+        pipeline.code.insert("train.sh".to_owned(), STANDARD.encode("true"));
+        let compute = "compute: {driver: process, cpus: 2, memory: 2 GiB}\n  ward:";
+        assert!(SITES.contains(compute));
+        let joined = compute.replace("\n  ward:", "\n    network: {nodes: allow}\n  ward:");
+        Self::of("", &SITES.replace(compute, &joined), pipeline).await
+    }
+
+    async fn of(policy: &'static str, sites: &str, pipeline: PipelineText) -> Self {
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             journal: Journals::default(),
@@ -181,7 +201,8 @@ impl World {
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
-            sites: SITES.to_owned(),
+            sites: sites.to_owned(),
+            pipeline,
             policy,
             mailbox: MemoryStore::new(),
             ledger: Ledger {
@@ -307,7 +328,7 @@ impl World {
     pub(crate) async fn prepare(&mut self) -> BTreeMap<String, ArtifactId> {
         let body = RequestBody::Prepare {
             run: run(),
-            pipeline: text(),
+            pipeline: self.pipeline.clone(),
         };
         let ReplyBody::Prepared { inputs, .. } = self.done(body).await else {
             panic!("not prepared")
@@ -378,7 +399,7 @@ impl World {
         RequestBody::SignPermit {
             run: run(),
             task: TaskName::new("train").unwrap(),
-            pipeline: text(),
+            pipeline: self.pipeline.clone(),
             artifact: *artifact,
             to: site(to),
             worker: Some(program()),
@@ -419,9 +440,13 @@ impl World {
     }
 
     pub(crate) fn start_request(&self, number: u32, permits: &BTreeMap<String, PermitId>) -> RequestBody {
+        self.start_request_of(attempt(number), permits)
+    }
+
+    fn start_request_of(&self, attempt: Attempt, permits: &BTreeMap<String, PermitId>) -> RequestBody {
         RequestBody::StartAttempt {
-            attempt: attempt(number),
-            pipeline: text(),
+            attempt,
+            pipeline: self.pipeline.clone(),
             site: site("cloud"),
             worker: program(),
             permits: permits.clone(),
@@ -429,7 +454,11 @@ impl World {
     }
 
     pub(crate) async fn ticket(&mut self, number: u32, permits: &BTreeMap<String, PermitId>) -> Ticket {
-        let body = self.start_request(number, permits);
+        self.ticket_of(attempt(number), permits).await
+    }
+
+    pub(crate) async fn ticket_of(&mut self, attempt: Attempt, permits: &BTreeMap<String, PermitId>) -> Ticket {
+        let body = self.start_request_of(attempt, permits);
         let ReplyBody::Ticket { ticket, recipient } = self.done(body).await else {
             panic!("no ticket")
         };
@@ -438,8 +467,12 @@ impl World {
     }
 
     pub(crate) async fn fence(&mut self, number: u32) -> AttemptOutcome {
+        self.fence_of(attempt(number)).await
+    }
+
+    pub(crate) async fn fence_of(&mut self, attempt: Attempt) -> AttemptOutcome {
         let body = RequestBody::Fence {
-            attempt: attempt(number),
+            attempt,
             why: "lost".to_owned(),
         };
         let ReplyBody::AttemptEnded { outcome } = self.done(body).await else {
@@ -450,7 +483,10 @@ impl World {
 
     /// Waits for how an attempt ends.
     pub(crate) async fn ended(&mut self, number: u32) -> AttemptOutcome {
-        let attempt = attempt(number);
+        self.ended_of(attempt(number)).await
+    }
+
+    pub(crate) async fn ended_of(&mut self, attempt: Attempt) -> AttemptOutcome {
         let ReplyBody::AttemptEnded { outcome } = self.done(RequestBody::AwaitAttempt { attempt }).await else {
             panic!("not ended")
         };

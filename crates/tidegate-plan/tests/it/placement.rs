@@ -8,7 +8,7 @@ use crate::world::World;
 
 #[test]
 fn the_cheapest_site_that_can_and_may_trains() {
-    let table: [(&[(&str, &str)], &str); 18] = [
+    let table: [(&[(&str, &str)], &str); 20] = [
         // Abroad is cheaper by far, and the data may not be there.
         (&[], "cloud"),
         (&[("use_spot: true", "use_spot: false")], "hospital"),
@@ -42,6 +42,19 @@ fn the_cheapest_site_that_can_and_may_trains() {
             ],
             "refused by capacity",
         ),
+        (
+            &[("train:\n", "train:\n  num_nodes: 2\n")],
+            "refused by nodes-not-allowed",
+        ),
+        // The cloud's machines reach one another, and home's do not.
+        (
+            &[
+                ("train:\n", "train:\n  num_nodes: 2\n"),
+                ("use_spot: true", "use_spot: false"),
+                ("network: {setup: allow}", "network: {nodes: allow, setup: allow}"),
+            ],
+            "cloud",
+        ),
         // Without a price it is not free.
         (&[(", price: 0.10 USD/h, spot_price: 0.04 USD/h", "")], "hospital"),
         (&[("    egress: {\"*\": 0.02 USD/GiB}\n", "")], "hospital"),
@@ -68,6 +81,27 @@ fn the_cheapest_site_that_can_and_may_trains() {
     for (changes, expected) in table {
         assert_eq!(World::with(changes).place(), expected, "{changes:?}");
     }
+}
+
+#[test]
+fn every_machine_is_paid_and_told() {
+    let joined = ("network: {setup: allow}", "network: {nodes: allow, setup: allow}");
+    let (alone, _) = World::with(&[joined]).plan().unwrap();
+    let several = World::with(&[joined, ("train:\n", "train:\n  num_nodes: 3\n")]);
+    let (three, report) = several.plan().unwrap();
+    let train = |plan: &tidegate_plan::Plan| {
+        plan.tasks
+            .iter()
+            .find(|task| task.kind == Step::Train)
+            .cloned()
+            .unwrap()
+    };
+    let (one, all) = (train(&alone), train(&three));
+    assert_eq!((one.machines, all.machines), (1, 3));
+    let (one, all) = (one.cost.unwrap().micro_usd, all.cost.unwrap().micro_usd);
+    assert!(one > 0 && (3 * one - 2..=3 * one).contains(&all), "{one} {all}");
+    let text = report.render(&three);
+    assert!(text.contains("cloud (3 machines)"), "{text}");
 }
 
 #[test]

@@ -61,11 +61,13 @@ fn site() -> impl Strategy<Value = Site> {
         proptest::sample::select(PLACES.to_vec()),
         proptest::option::of(offer),
         proptest::option::of(money(1_000_000)),
-        any::<bool>(),
+        any::<(bool, bool)>(),
     );
-    parts.prop_map(|(level, tags, place, compute, egress, setup)| {
+    parts.prop_map(|(level, tags, place, compute, egress, (setup, nodes))| {
+        let rule = |allowed| if allowed { NetworkRule::Allow } else { NetworkRule::Deny };
         let network = tidegate_types::files::sites::NetworkRules {
-            setup: if setup { NetworkRule::Allow } else { NetworkRule::Deny },
+            setup: rule(setup),
+            nodes: rule(nodes),
             ..Default::default()
         };
         Site {
@@ -93,7 +95,7 @@ fn world() -> impl Strategy<Value = World> {
         some(&TAGS),
         proptest::option::of(some(&PLACES)),
         proptest::option::of(0..4_usize),
-        (any::<(bool, bool, u32)>(), accelerators()),
+        (any::<(bool, bool, u32)>(), accelerators(), 1..4_u32),
         proptest::option::of(money(1_000_000)),
         proptest::option::of(1..100_000_u64),
         proptest::sample::select(vec![
@@ -105,7 +107,10 @@ fn world() -> impl Strategy<Value = World> {
         ]),
     );
     (sites, choice).prop_map(
-        |(sites, (to, model, tags, places, infra, ((spot, deploy, bytes), asked), cost, deadline, until))| {
+        |(
+            sites,
+            (to, model, tags, places, infra, ((spot, deploy, bytes), asked, num_nodes), cost, deadline, until),
+        )| {
             let mut world = World::with(&[]);
             let home = world.sites.sites.remove(&"hospital".parse().unwrap()).unwrap();
             world.sites.sites = [("hospital".parse().unwrap(), home)].into();
@@ -134,6 +139,7 @@ fn world() -> impl Strategy<Value = World> {
                 .for_each(|dataset| dataset.residency = residency.clone());
             world.pipeline.train.resources.infra = infra.map(|number| format!("site-{number}").parse().unwrap());
             world.pipeline.train.resources.use_spot = spot;
+            world.pipeline.train.num_nodes = num_nodes;
             world.pipeline.train.resources.accelerators = asked;
             world.pipeline.budget.cost = cost;
             world.pipeline.deadline = deadline.map(Seconds);

@@ -13,7 +13,6 @@ pub mod rules;
 pub mod schema;
 pub mod sites;
 mod source;
-mod write;
 
 pub use catalog::Catalog;
 pub use check::{LEAST_CELL, LOOSEST_MEMBERSHIP_AUC, check, check_refusals};
@@ -22,4 +21,3 @@ pub use read::{read_catalog, read_pipeline, read_sites};
 pub use rules::{CpuRequest, GATE_METRICS, GateCondition, trainer_faults};
 pub use sites::Sites;
 pub use source::{FileError, SourceText, Texts};
-pub use write::write_catalog;

@@ -199,10 +199,21 @@ pub struct Train {
     /// How often a lost attempt is tried again.
     #[serde(default = "two")]
     pub retries: u32,
+    /// How many machines of a site train together; each has the inputs, and the first one's output counts.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub num_nodes: u32,
 }
 
 fn two() -> u32 {
     2
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 /// A site of several.

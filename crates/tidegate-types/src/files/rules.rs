@@ -16,6 +16,8 @@ pub const MAX_LEARNING_RATE: f64 = 10.0;
 pub const MAX_L2: f64 = 1e6;
 /// The most hidden layers.
 pub const MAX_HIDDEN_LAYERS: usize = 8;
+/// The most machines that train together.
+pub const MAX_NODES: u32 = 64;
 /// The widest hidden layer.
 pub const MAX_HIDDEN_WIDTH: u32 = 4_096;
 

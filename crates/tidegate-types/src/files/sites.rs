@@ -187,6 +187,9 @@ pub struct NetworkRules {
     /// While the command runs.
     #[serde(default)]
     pub run: NetworkRule,
+    /// Between the machines of one job, and nobody else: whether they reach one another, and may.
+    #[serde(default, skip_serializing_if = "NetworkRule::is_deny")]
+    pub nodes: NetworkRule,
 }
 
 /// Whether the network may be used.
@@ -198,4 +201,10 @@ pub enum NetworkRule {
     Deny,
     /// Yes.
     Allow,
+}
+
+impl NetworkRule {
+    const fn is_deny(&self) -> bool {
+        matches!(self, Self::Deny)
+    }
 }

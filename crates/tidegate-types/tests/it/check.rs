@@ -55,6 +55,10 @@ fn what_does_not_fit_is_named_with_its_place() {
             "driver: process, hosts: [gpu-1], ssh_config: config, folder: jobs",
         ),
         (
+            "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}",
+            "network: {nodes: allow}\n    compute: {driver: azureml, machine: {image: trainer, project: ml}, cpus: 2, memory: 2 GiB}",
+        ),
+        (
             "cpus: 2, memory: 2 GiB, price: 0.08",
             "cpus: 0, memory: 1 MiB, price: 0.08",
         ),
@@ -90,6 +94,8 @@ fn what_does_not_fit_is_named_with_its_place() {
         ("infra: cloud", "infra: ward"),
         ("cpus: 2+", "cpus: two"),
         ("cpus: 2+", "accelerators: two T4"),
+        ("trainer: {", "num_nodes: 2\n  trainer: {"),
+        ("trainer: {", "num_nodes: 65\n  trainer: {"),
         ("trainer: {", "run: python train.py\n  trainer: {"),
         (
             "  trainer: {model: mlp, hidden: [128], epochs: 10, batch_size: 32}\n",

@@ -14,4 +14,3 @@ mod read;
 mod rules;
 mod samples;
 mod words;
-mod write;

@@ -15,7 +15,7 @@ use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use tidegate_types::message::SandboxEvidence;
 
-use super::{DEVICES, Order, Policy, READY, Ready, filter, system_paths};
+use super::{DEVICES, Order, Policy, READY, Ready, filter, joined, system_paths};
 
 /// The newest Landlock that this program knows; an older kernel enforces what it knows.
 const LANDLOCK: ABI = ABI::V9;
@@ -83,7 +83,14 @@ fn confine(order: &Order) -> Result<SandboxEvidence, String> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // So that what watches the command gets its turn also beside a command that takes all processors.
     let _ = rustix::process::nice(NICE);
-    let own_network = !order.policy.network && own_namespaces();
+    let node = order.policy.node;
+    let own_network = (!order.policy.network || node.is_some()) && own_namespaces();
+    if let Some(rank) = node {
+        if !own_network {
+            return Err("a network of the command's own, in which it reaches the job's other machines".to_owned());
+        }
+        joined::join(rank)?;
+    }
     drop_privileges()?;
     let mut limits = resources(&order.policy)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no new privileges: {error}"))?;
@@ -95,14 +102,17 @@ fn confine(order: &Order) -> Result<SandboxEvidence, String> {
         return Err("the worker that started the sandbox is gone".to_owned());
     }
     let landlock = close_files(&order.policy)?;
-    for program in filter::programs(order.policy.network, landlock).map_err(|error| format!("seccomp: {error}"))? {
+    for program in filter::programs(order.policy.network || node.is_some(), landlock)
+        .map_err(|error| format!("seccomp: {error}"))?
+    {
         seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
     }
     limits.sort();
-    let network = match (order.policy.network, own_network) {
-        (true, _) => "",
-        (false, true) => "network-namespace+seccomp",
-        (false, false) => "seccomp",
+    let network = match (node, order.policy.network, own_network) {
+        (Some(_), ..) => "network-namespace",
+        (None, true, _) => "",
+        (None, false, true) => "network-namespace+seccomp",
+        (None, false, false) => "seccomp",
     };
     Ok(SandboxEvidence {
         network: network.to_owned(),
@@ -262,7 +272,7 @@ fn close_files(policy: &Policy) -> Result<i32, String> {
         .handle_access(all)
         .map_err(failed)?;
     rules = rules.scope(Scope::from_all(LANDLOCK)).map_err(failed)?;
-    if !policy.network {
+    if !policy.network && policy.node.is_none() {
         rules = rules.handle_access(AccessNet::from_all(LANDLOCK)).map_err(failed)?;
     }
     let readable: Vec<PathBuf> = system_paths().into_iter().chain(policy.read.iter().cloned()).collect();

@@ -16,30 +16,37 @@
 
 mod confine;
 mod filter;
+mod joined;
 mod probe;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::message::SandboxEvidence;
 use tokio::sync::oneshot;
 
 pub use confine::sandbox_exec_main;
+pub use joined::{INTERFACE, Joined, address};
 pub use probe::self_test;
 
 /// The subcommand of the executable that must lead to [`sandbox_exec_main`].
 pub const SUBCOMMAND: &str = "sandbox-exec";
 /// What the sandbox writes in front of its evidence, as the first line of standard error.
 const READY: &str = "tidegate-sandbox ";
+/// How long it is waited for a device that was passed on.
+const PASSING_ON: Duration = Duration::from_secs(5);
 /// The longest first line that is believed.
 const READY_BYTES: usize = 16 << 10;
 
@@ -54,6 +61,8 @@ pub struct Policy {
     pub devices: Vec<PathBuf>,
     /// Whether internet sockets may be made.
     pub network: bool,
+    /// Which machine of several it is: internet sockets may be made then, and reach the others and nobody else.
+    pub node: Option<u32>,
     /// The most memory of all its processes together, in bytes.
     pub memory_bytes: u64,
     /// The longest it may run, in seconds of wall clock.
@@ -141,6 +150,7 @@ pub struct Running {
     ended: oneshot::Receiver<Ended>,
     how: Option<Ended>,
     pipes: Option<(ChildStdout, ChildStderr)>,
+    joined: Option<Joined>,
 }
 
 /// Everything a short command wrote, and how it ended.
@@ -187,6 +197,7 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
         executable: executable.to_owned(),
         source,
     };
+    let order_is_for_node = order.policy.node.is_some();
     let order = serde_json::to_vec(&order).map_err(|error| failed(error.into()))?;
     let mut program = Command::new(executable);
     program
@@ -194,9 +205,18 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
         .env_clear()
         .current_dir(folder)
         .process_group(0)
-        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    // A device comes back over a socket, where an order alone goes through a pipe.
+    let socket = if order_is_for_node {
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        ours.set_read_timeout(Some(PASSING_ON)).map_err(failed)?;
+        program.stdin(OwnedFd::from(theirs));
+        Some(ours)
+    } else {
+        program.stdin(Stdio::piped());
+        None
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let (begun, started) = std::sync::mpsc::channel();
     let (tell, ended) = oneshot::channel();
@@ -222,7 +242,7 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
         executable: executable.to_owned(),
     };
     let (stdin, stdout, stderr) = started.recv().map_err(|_| silent())?.map_err(failed)?;
-    let (Some(mut stdin), Some(stdout), Some(mut stderr)) = (stdin, stdout, stderr) else {
+    let (Some(stdout), Some(mut stderr)) = (stdout, stderr) else {
         stop.store(true, Ordering::Release);
         return Err(silent());
     };
@@ -232,12 +252,20 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
         ended,
         how: None,
         pipes: None,
+        joined: None,
     };
-    stdin.write_all(&order).map_err(|_| silent())?;
-    drop(stdin);
+    let told = match (socket.as_ref(), stdin) {
+        (Some(mut socket), _) => socket.write_all(&order).and_then(|()| socket.shutdown(Shutdown::Write)),
+        (None, Some(mut stdin)) => stdin.write_all(&order),
+        (None, None) => Err(std::io::ErrorKind::BrokenPipe.into()),
+    };
+    told.map_err(|_| silent())?;
     let ready = read_ready(&mut stderr).ok_or_else(silent)?;
     if let Some(what) = ready.refused {
         return Err(SandboxError::NotEnforced { what });
+    }
+    if let Some(socket) = &socket {
+        running.joined = Some(joined::take(socket).map_err(failed)?);
     }
     let _ = closed.set(Instant::now());
     running.evidence = ready.evidence;
@@ -262,6 +290,11 @@ impl Running {
     /// Standard output and standard error; `None` when they were taken already.
     pub const fn take_pipes(&mut self) -> Option<(ChildStdout, ChildStderr)> {
         self.pipes.take()
+    }
+
+    /// The worker's end of the command's own network, where it has one; `None` when it was taken already.
+    pub const fn take_joined(&mut self) -> Option<Joined> {
+        self.joined.take()
     }
 
     /// Ends the command and everything that it started, within milliseconds.

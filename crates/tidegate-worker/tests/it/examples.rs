@@ -75,6 +75,7 @@ fn trains(example: &str, variable: &str, settings: &[(&str, &str)]) {
         write: ["output", "home", "tmp", "metrics"].map(at).into(),
         devices: Vec::new(),
         network: false,
+        node: None,
         memory_bytes: 2 << 30,
         seconds: 600,
         processes: 512,

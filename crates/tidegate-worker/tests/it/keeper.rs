@@ -19,7 +19,8 @@ use tidegate_transfer::{
 };
 use tidegate_types::ids::{PermitId, Purpose};
 use tidegate_types::message::{
-    Attempt, Grant, GrantedArtifact, GrantedCheckpoint, Job, KeeperMessage, SandboxEvidence, Ticket, WorkerMessage,
+    Attempt, Grant, GrantedArtifact, GrantedCheckpoint, Job, KeeperMessage, Node, SandboxEvidence, Ticket,
+    WorkerMessage,
 };
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
 use tidegate_types::{ArtifactId, ArtifactKind, Digest, Label, Level, RunId, SiteName, TaskName};
@@ -63,6 +64,8 @@ pub(crate) struct Keeper {
     outbox: Outbox,
     inbox: Inbox,
     worker: Option<HelloOpened>,
+    /// Where the worker said that the job's other machines reach it.
+    pub(crate) node: Option<Node>,
     /// What a data grant offers to go on with.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) folder: tempfile::TempDir,
@@ -181,6 +184,7 @@ impl Keeper {
             inbox: Inbox::new(attempt, Side::Keeper),
             worker: None,
             machine: "/".into(),
+            node: None,
             checkpoint: None,
             folder,
         }
@@ -194,6 +198,22 @@ impl Keeper {
         self.worker = None;
         self.checkpoint = checkpoint;
         self
+    }
+
+    /// Another machine of a job that this many others work at.
+    pub(crate) fn of_several(mut self, rank: u32, others: u32) -> Self {
+        self.ticket.attempt.rank = rank;
+        self.job.others = others;
+        self.outbox = Outbox::new(self.ticket.attempt.clone(), Side::Keeper);
+        self.inbox = Inbox::new(self.ticket.attempt.clone(), Side::Keeper);
+        self
+    }
+
+    /// Grants the data to a machine of several.
+    pub(crate) async fn grant_data_with(&mut self, nodes: &[Node]) {
+        let mut grant = self.grant("train", &self.train.clone());
+        grant.nodes = nodes.to_vec();
+        self.send(KeeperMessage::DataGrant(grant)).await;
     }
 
     fn offered(&self, checkpoint: &Checkpoint) -> GrantedCheckpoint {
@@ -300,6 +320,7 @@ impl Keeper {
             checkpoint: (input != "code")
                 .then(|| self.checkpoint.as_ref().map(|it| self.offered(it)))
                 .flatten(),
+            nodes: Vec::new(),
             output_recipient: self.recipient.recipient(),
             job: self.job.clone(),
             permit_envelope: crossed.envelope.clone(),
@@ -346,7 +367,10 @@ impl Keeper {
         let mut ending = Ending::default();
         loop {
             match self.next().await {
-                WorkerMessage::SetupDone { sandbox } => return Ok(sandbox),
+                WorkerMessage::SetupDone { sandbox, node } => {
+                    self.node = node;
+                    return Ok(sandbox);
+                }
                 other => {
                     if self.take(other, &mut ending) {
                         return Err(ending);

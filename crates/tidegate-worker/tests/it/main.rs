@@ -15,6 +15,7 @@ mod examples;
 mod grants;
 mod keeper;
 mod killed;
+mod nodes;
 mod sandbox;
 
 /// The sandbox program.
@@ -30,5 +31,6 @@ fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
         executable: executable().to_owned(),
         digest: digest.into(),
         machine: "/".into(),
+        towards: std::net::Ipv4Addr::LOCALHOST.into(),
     }
 }

@@ -7,9 +7,9 @@ use tidegate_contracts::stage::StageError;
 use tidegate_prepare::{Keys, PrepareError, PrepareInput, Rehearsal, ScanReport};
 use tidegate_types::IdentifierKind;
 use tidegate_types::files::catalog::Column;
-use tidegate_types::files::write_catalog;
 use tidegate_types::ids::{DatasetName, SiteName};
 
+use crate::catalog_text::write_catalog;
 use crate::cli::Format;
 use crate::drivers::{self, MachineTrial};
 use crate::failure::{Failure, While};

@@ -90,7 +90,7 @@ impl Shown {
     }
 }
 
-/// `train-2`, of a file of that attempt.
+/// `train-2`, of a file of that attempt, or `train-2-rank-1`, of another of its machines than the first.
 fn attempt(file: &Path) -> String {
     file.file_stem()
         .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
@@ -106,8 +106,12 @@ fn files(state: &State, run: &RunId, kind: &str) -> Result<Vec<PathBuf>, Failure
     files.retain(|file| file.extension().is_some_and(|extension| extension == kind));
     files.sort_by_key(|file| {
         let name = attempt(file);
-        let number = name.rsplit_once('-').and_then(|(_, number)| number.parse::<u32>().ok());
-        (number, name)
+        let number = |text: &str| text.parse::<u32>().ok();
+        let (of, rank) = match name.rsplit_once("-rank-") {
+            Some((of, rank)) if number(rank).is_some() => (of, number(rank)),
+            _ => (name.as_str(), Some(0)),
+        };
+        (of.rsplit_once('-').and_then(|(_, attempt)| number(attempt)), rank, name)
     });
     Ok(files)
 }

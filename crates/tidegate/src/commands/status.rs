@@ -100,9 +100,14 @@ pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
         if let Some(spending) = spending {
             for job in &spending.jobs {
                 show::line(&format!(
-                    "    {}, attempt {}, at site {} for {} s: {}",
+                    "    {}, attempt {}{}, at site {} for {} s: {}",
                     job.task,
                     job.attempt,
+                    if job.rank > 0 {
+                        format!(", rank {}", job.rank)
+                    } else {
+                        String::new()
+                    },
                     job.site,
                     job.seconds,
                     job.cost.map_or_else(|| "unpriced".to_owned(), |cost| cost.to_string())

@@ -35,7 +35,7 @@ fn twin(of: &Hospital) -> Hospital {
     twin
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     // A process that ended by itself in the meantime is no failure of the test.
     let _ = Command::new("kill")
         .args(["-9", &pid.to_string()])

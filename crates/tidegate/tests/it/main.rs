@@ -20,6 +20,7 @@ mod keys;
 mod kills;
 mod machines;
 mod network;
+mod nodes;
 #[path = "../../../tidegate-cloud/tests/it/peers.rs"]
 #[allow(dead_code, reason = "some of it serves the tests of stores alone")]
 mod peers;

@@ -58,7 +58,7 @@ fn some(most: u64) -> Duration {
 }
 
 /// Whether an attempt of the newest run has unfinished work that its keeper knows of.
-fn has_checkpoint(hospital: &Hospital, attempt: u32) -> bool {
+pub(crate) fn has_checkpoint(hospital: &Hospital, attempt: u32) -> bool {
     let Ok(journal) = SqliteJournal::open(hospital.state().join("sites/hospital/journal.sqlite")) else {
         return false;
     };

@@ -205,7 +205,7 @@ fn secrets_reach_the_command_and_nothing_else() {
 fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
     let hospital = hospital();
     for (from, to, told) in [
-        ("num_nodes: 1", "num_nodes: 2", "one node is all"),
+        ("num_nodes: 1", "num_nodes: 65", "from 1 to 64"),
         ("num_nodes: 1", "num_node: 1", "unknown key `num_node`"),
         ("disk_size: 100", "ports: 8080", "unknown key `ports`"),
         (

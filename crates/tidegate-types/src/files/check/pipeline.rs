@@ -5,7 +5,7 @@ use crate::column::Role;
 use crate::files::catalog::Dataset;
 use crate::files::pipeline::{Prepare, Train, Trainer};
 use crate::files::rules::{
-    CpuRequest, GATE_METRICS, GateCondition, environment_name_fault, read_accelerators, trainer_faults,
+    CpuRequest, GATE_METRICS, GateCondition, MAX_NODES, environment_name_fault, read_accelerators, trainer_faults,
 };
 use crate::files::source::suggest;
 use crate::files::{Catalog, Pipeline, Sites};
@@ -246,6 +246,12 @@ fn check_train(train: &Train, sites: &Sites, findings: &mut Findings<'_>) {
     }
     if train.retries > 20 {
         findings.value(&["train", "retries"], "more than 20 retries only cost money", "");
+    }
+    if !(1..=MAX_NODES).contains(&train.num_nodes) {
+        findings.value(&["train", "num_nodes"], "machines train together from 1 to 64", "");
+    } else if train.num_nodes > 1 && train.trainer.is_some() {
+        let help = "remove it, or write a command of your own as `run`";
+        findings.key(&["train", "num_nodes"], "the built-in trainer uses one machine", help);
     }
     let resources = &train.resources;
     if resources.infra.is_some() && !resources.any_of.is_empty() {

@@ -4,7 +4,7 @@ use super::Findings;
 use super::catalog::is_word;
 use crate::files::Sites;
 use crate::files::rules::read_accelerators;
-use crate::files::sites::{Site, SiteKind};
+use crate::files::sites::{NetworkRule, Site, SiteKind};
 use crate::files::source::suggest;
 
 /// Kinds of stores that this version can use, as the part of `store` up to its colon.
@@ -15,6 +15,9 @@ const CUSTODIES: [&str; 6] = ["file:", "pkcs11:", "vault:", "aws-kms:", "gcp-kms
 const DRIVERS: [&str; 7] = ["process", "ssh", "ec2", "openstack", "vsphere", "vertex", "azureml"];
 /// Those that start a machine for each job.
 const CLOUDS: [&str; 5] = ["ec2", "openstack", "vsphere", "vertex", "azureml"];
+
+/// Those whose jobs are containers without rights of the system.
+const CONTAINERS: [&str; 2] = ["vertex", "azureml"];
 
 /// The least bandwidth to a site, in bytes per second: messages between keeper and worker pass too.
 const LEAST_BANDWIDTH: u64 = 64 << 10;
@@ -128,6 +131,10 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
                 compute.driver
             );
             findings.value(&["sites", name, "store"], message, help);
+        }
+        if site.network.nodes == NetworkRule::Allow && CONTAINERS.contains(&driver) {
+            let message = format!("containers of `{driver}` may not make networks, so that they cannot train together");
+            findings.value(&["sites", name, "network", "nodes"], message, "remove it");
         }
         if compute.cpus == 0 {
             findings.value(&at("cpus"), "a job needs at least one processor", "");

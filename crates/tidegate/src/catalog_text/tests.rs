@@ -6,10 +6,28 @@ use proptest::prelude::*;
 use tidegate_types::Level;
 use tidegate_types::column::{IdentifierKind, Role};
 use tidegate_types::files::catalog::{Column, CsvOptions, Dataset, ValueType};
-use tidegate_types::files::{Catalog, read_catalog, write_catalog};
+use tidegate_types::files::{Catalog, read_catalog};
 use tidegate_types::label::Residency;
 
-use crate::samples::CATALOG;
+use super::write_catalog;
+
+const CATALOG: &str = r#"datasets:
+  admissions:
+    site: hospital
+    source: admissions.csv
+    subject: patient_id
+    purposes: [quality-of-care]
+    least_k: 5
+    least_l: 2
+    tags: [phi]
+    residency: {only: [US]}
+    csv: {null: ["", NA]}
+    columns:
+      patient_id: {role: identifier, kind: record_number}
+      age: {role: quasi_identifier, kind: age}
+      readmitted: {role: attribute}
+      notes: {role: text}
+"#;
 
 #[test]
 fn comments_stand_above_what_they_are_about() {

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::Catalog;
-use super::catalog::{Column, CsvOptions, Dataset};
-use crate::column::IdentifierKind;
-use crate::label::Residency;
+use tidegate_types::IdentifierKind;
+use tidegate_types::files::Catalog;
+use tidegate_types::files::catalog::{Column, CsvOptions, Dataset};
+use tidegate_types::label::Residency;
 
-/// The text of a catalog, which [`super::read_catalog`] reads back as the same value.
+#[cfg(test)]
+mod tests;
+
+/// The text of a catalog, which [`tidegate_types::files::read_catalog`] reads back as the same value.
 ///
 /// `comments` are written above the entry that their key names: `DATASET` or `DATASET.COLUMN`; one
 /// under the empty key opens the file. What has its default value is left out.
 #[must_use]
-pub fn write_catalog(catalog: &Catalog, comments: &BTreeMap<String, String>) -> String {
+pub(crate) fn write_catalog(catalog: &Catalog, comments: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     comment(&mut out, 0, comments.get(""));
     if let Some(level) = catalog.task_files {

@@ -1,0 +1,109 @@
+//! Attempts on several machines.
+
+use std::sync::{Arc, Mutex};
+
+use tidegate_engine::{EngineError, RunStatus};
+use tidegate_types::keeper::AttemptOutcome;
+use tidegate_types::message::Attempt;
+
+use crate::world::{PIPELINE, World, accepted, pass};
+
+fn three_machines() -> String {
+    PIPELINE.replace("train:\n", "train:\n  num_nodes: 3\n  retries: 1\n")
+}
+
+fn lost() -> AttemptOutcome {
+    AttemptOutcome::Fenced { why: "lost".to_owned() }
+}
+
+fn worked() -> AttemptOutcome {
+    AttemptOutcome::Worked { seconds: 1 }
+}
+
+/// Attempt and rank of what was fenced, with the reason.
+fn fenced(world: &World) -> Vec<(u32, u32, String)> {
+    let fenced = world.keeper.fenced.lock().unwrap();
+    let mut all: Vec<_> = fenced
+        .iter()
+        .map(|(attempt, why)| (attempt.attempt, attempt.rank, why.clone()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn every_machine_is_started_paid_and_removed_and_the_first_ones_model_is_the_runs() {
+    let world = World::new("together");
+    let begun = Arc::new(Mutex::new(Vec::<Attempt>::new()));
+    // Nobody ends before all of them were asked about.
+    world.ends(move |attempt| {
+        let mut begun = begun.lock().unwrap();
+        if !begun.contains(attempt) {
+            begun.push(attempt.clone());
+        }
+        if begun.len() < 3 {
+            return None;
+        }
+        if begun.len() == 3 {
+            // Once: a machine-hour of each.
+            begun.push(Attempt {
+                rank: 9,
+                ..attempt.clone()
+            });
+            pass(3600);
+        }
+        Some(if attempt.rank == 0 { accepted() } else { worked() })
+    });
+    let summary = world.run(&three_machines()).unwrap();
+    assert_eq!(summary.status, RunStatus::Done);
+    let started = world.compute.started();
+    let mut ranks: Vec<_> = started.iter().map(|job| job.attempt.rank).collect();
+    ranks.sort_unstable();
+    assert_eq!(ranks, [0, 1, 2]);
+    assert!(fenced(&world).is_empty());
+    assert!(summary.cost.to_string().starts_with("3."), "{}", summary.cost);
+}
+
+#[test]
+fn one_lost_machine_ends_the_attempt_of_all_and_the_next_one_has_all_again() {
+    let world = World::new("together-lost");
+    world.ends(|attempt| match (attempt.attempt, attempt.rank) {
+        (1, 2) => Some(lost()),
+        (1, _) => None,
+        (_, 0) => Some(accepted()),
+        _ => Some(worked()),
+    });
+    assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 6);
+    let why = "another machine of the attempt was lost".to_owned();
+    assert_eq!(fenced(&world), [(1, 0, why.clone()), (1, 1, why)]);
+}
+
+#[test]
+fn a_command_that_fails_on_one_machine_is_the_reason_of_all() {
+    let world = World::new("together-fails");
+    world.ends(|attempt| match attempt.rank {
+        1 => Some(AttemptOutcome::Failed {
+            stage: "command".to_owned(),
+            reason: "exit code 7".to_owned(),
+        }),
+        _ => None,
+    });
+    let error = world.run(&three_machines()).unwrap_err();
+    assert!(matches!(error, EngineError::Failed { .. }), "{error}");
+    assert!(error.to_string().contains("exit code 7"), "{error}");
+    assert_eq!(world.compute.started().len(), 3, "it would fail again");
+}
+
+#[test]
+fn a_machine_that_does_not_end_is_fenced_once_there_is_a_model() {
+    let world = World::new("together-late");
+    world.ends(|attempt| match attempt.rank {
+        0 => Some(accepted()),
+        1 => Some(worked()),
+        _ => None,
+    });
+    assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
+    let why = "the output of the attempt was accepted".to_owned();
+    assert_eq!(fenced(&world), [(1, 2, why)]);
+}

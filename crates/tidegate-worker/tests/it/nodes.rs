@@ -1,0 +1,119 @@
+//! Several machines that work at one job.
+
+use std::net::TcpListener;
+
+use tidegate_contracts::fakes::MemoryStore;
+
+use crate::keeper::{Ending, Keeper};
+
+/// The first machine waits for eight mebibytes of the second, and answers with their digest.
+const TOGETHER: &str = r#"cat > job.py <<'END'
+import hashlib, json, os, socket, sys, time
+
+rank, first = int(os.environ["RANK"]), os.environ["MASTER_ADDR"]
+cluster = json.loads(os.environ["TF_CONFIG"])
+assert cluster["task"] == {"type": "worker", "index": rank}, cluster
+assert len(cluster["cluster"]["worker"]) == int(os.environ["WORLD_SIZE"]) == 2
+assert os.environ["SKYPILOT_NODE_IPS"].split("\n")[0] == first
+own = json.loads(os.environ["SM_HOSTS"])[rank]
+port = int(os.environ["MASTER_PORT"])
+bytes_sent = bytes(range(256)) * (1 << 15)
+
+def refused(address, port):
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return
+    sys.exit(f"{address}:{port} was reached")
+
+refused("127.0.0.1", int(os.environ["OUTSIDE"]))
+refused("10.111.0.77", 80)
+if rank == 0:
+    server = socket.create_server((own, port))
+    other, _ = server.accept()
+    digest = hashlib.sha256()
+    while piece := other.recv(1 << 16):
+        digest.update(piece)
+    other.sendall(digest.hexdigest().encode())
+    open(os.environ["TIDEGATE_OUTPUT"] + "/model", "w").write(digest.hexdigest())
+else:
+    while True:
+        try:
+            server = socket.create_connection((first, port), timeout=20)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    server.sendall(bytes_sent)
+    server.shutdown(socket.SHUT_WR)
+    answer = b""
+    while piece := server.recv(100):
+        answer += piece
+    assert answer.decode() == hashlib.sha256(bytes_sent).hexdigest(), answer
+    print("heard the first machine")
+END
+python3 job.py"#;
+
+async fn machine(rank: u32, others: u32, run: &str) -> Keeper {
+    Keeper::new(std::sync::Arc::new(MemoryStore::default()), run)
+        .await
+        .of_several(rank, others)
+}
+
+/// To where the worker waits for the others.
+async fn until_set_up(keeper: &mut Keeper) -> Result<(), Ending> {
+    keeper.hello().await;
+    keeper.grant_code().await;
+    keeper.until_setup_is_done().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_of_one_job_reach_one_another_and_nobody_else() {
+    // What listens on the machine itself is out of reach for what runs there.
+    let outside = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = outside.local_addr().unwrap().port().to_string();
+    let (mut first, mut second) = (machine(0, 1, TOGETHER).await, machine(1, 1, TOGETHER).await);
+    let mut working = Vec::new();
+    for keeper in [&mut first, &mut second] {
+        keeper.job.environment.insert("OUTSIDE".to_owned(), port.clone());
+        working.push(keeper.start());
+        until_set_up(keeper).await.unwrap();
+    }
+    let nodes = [&first, &second].map(|keeper| keeper.node.clone().unwrap());
+    assert_ne!(nodes[0].key, nodes[1].key);
+    for keeper in [&mut first, &mut second] {
+        keeper.grant_data_with(&nodes).await;
+    }
+    let (of_first, of_second) = tokio::join!(first.ending(), second.ending());
+    assert!(of_first.failed.is_none(), "{:?} {}", of_first.failed, of_first.text());
+    assert!(
+        of_second.failed.is_none(),
+        "{:?} {}",
+        of_second.failed,
+        of_second.text()
+    );
+    assert_eq!(of_second.text(), "heard the first machine\n");
+    // The first one's output is the job's.
+    assert!(of_first.output.is_some() && of_second.output.is_none());
+    for worker in working {
+        worker.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_not_where_it_said_does_not_begin() {
+    let (mut first, mut second) = (machine(0, 1, "exit 7").await, machine(1, 1, "exit 7").await);
+    for keeper in [&mut first, &mut second] {
+        let _working = keeper.start();
+        until_set_up(keeper).await.unwrap();
+    }
+    let (own, other) = (first.node.clone().unwrap(), second.node.clone().unwrap());
+    // The keeper names somebody else in its place, and then too few.
+    first.grant_data_with(&[other.clone(), own]).await;
+    second.grant_data_with(&[other]).await;
+    for (keeper, why) in [(first, "elsewhere"), (second, "another number of machines")] {
+        let mut keeper = keeper;
+        let (stage, reason, _) = keeper.ending().await.failed.unwrap();
+        assert_eq!(stage, "grant");
+        assert!(reason.contains(why), "{reason}");
+    }
+}
