@@ -161,6 +161,7 @@ async fn carry_out(store: &dyn Store, folder: &Path) -> anyhow::Result<()> {
             signer: &signer,
             data_key: &data_key,
             digest_key: &DIGEST_KEY,
+            known: tidegate_transfer::KnownShards::NONE,
             state: &folder.join("state"),
             shards_in_flight: 2,
             progress: &|_| {},

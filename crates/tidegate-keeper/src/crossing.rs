@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidegate_seal::key::DataKey;
-use tidegate_transfer::{Crossing, PermitCheck, Permitted, TransferError, send};
+use tidegate_transfer::{Crossing, KnownShards, PermitCheck, Permitted, TransferError, send};
 use tidegate_types::ids::{ArtifactId, PermitId};
 use tidegate_types::keeper::ReplyBody;
 
@@ -119,6 +119,8 @@ impl Keeper {
                 signer: &self.keys.signing,
                 data_key: &key,
                 digest_key: &self.keys.digest,
+                // The rows of a prepared table stand in a keyed order: two versions share hardly a shard.
+                known: KnownShards::NONE,
                 state: &state,
                 shards_in_flight: SHARDS_IN_FLIGHT,
                 progress: &|stored| self.note_progress(&record.id, watch, stored),

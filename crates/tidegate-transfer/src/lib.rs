@@ -20,6 +20,7 @@
 mod clock;
 mod describe;
 mod error;
+mod known;
 pub mod mailbox;
 mod permitted;
 mod receive;
@@ -33,6 +34,7 @@ mod tree;
 
 pub use describe::{Description, describe};
 pub use error::TransferError;
+pub use known::KnownShards;
 pub use permitted::{PermitCheck, Permitted, permit_missing};
 pub use receive::{Expected, Received, packing_list, receive};
 pub use resume::{is_sending, names_in_flight};

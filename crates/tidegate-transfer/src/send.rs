@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use tidegate_types::artifact::{
     PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SHARD_PLAINTEXT_BYTES, SealedIndex, SealedObject,
 };
 use tidegate_types::ids::PermitId;
-use tidegate_types::{ArtifactId, Digest, Manifest, PackingList, RunId};
+use tidegate_types::{ArtifactId, Digest, KeyedDigest, Manifest, PackingList, RunId};
 
 use crate::error::TransferError;
+use crate::known::KnownShards;
 use crate::permitted::Permitted;
 use crate::resume::{Head, Resume};
 use crate::retry::{self, TRIES, Window};
@@ -52,6 +54,8 @@ pub struct Crossing<'a> {
     pub data_key: &'a DataKey,
     /// The key of the manifest's file digests.
     pub digest_key: &'a [u8; 32],
+    /// What an earlier crossing with the same digest key has put into this very store.
+    pub known: &'a KnownShards,
     /// A folder of the sending site alone, for the resume file. It holds shard keys: a secret.
     pub state: &'a Path,
     /// Shards sealed and put at once, from 1 to 16. Each takes 64 MiB of memory, and up to 64 MiB more
@@ -74,6 +78,10 @@ pub struct Sent {
     pub objects: Vec<SealedObject>,
     /// The sum of their lengths.
     pub bytes: u64,
+    /// How many of these bytes stood there for an earlier crossing.
+    pub known_bytes: u64,
+    /// Its shards, for a later crossing; none where all of it was there before the call.
+    pub shards: KnownShards,
     /// Whether all of it was there before the call.
     pub already: bool,
 }
@@ -129,15 +137,17 @@ pub async fn send(permitted: &Permitted<Manifest>, crossing: &Crossing<'_>) -> R
         packing_list,
         window: Window::new(crossing.shards_in_flight.clamp(1, MOST_IN_FLIGHT)),
         rooms: Mutex::default(),
+        known: Mutex::new(crossing.known.clone()),
+        known_bytes: AtomicU64::new(0),
     };
     if sender.is_complete().await? {
-        return sender.sent(true);
+        return sender.sent(true, &[]);
     }
-    sender.shards().await?;
+    let contents = sender.shards().await?;
     let index = sender.index().await?;
     sender.list(index).await?;
     sender.remove_abandoned().await;
-    sender.sent(false)
+    sender.sent(false, &contents)
 }
 
 /// One call of [`send`].
@@ -150,6 +160,9 @@ struct Sender<'a> {
     /// Buffers of shards that were put, for those that follow: memory that is new to the process is
     /// several times as slow as the cipher. Never more than shards in flight.
     rooms: Mutex<Vec<Vec<u8>>>,
+    /// What is left of the shards that an earlier crossing has put.
+    known: Mutex<KnownShards>,
+    known_bytes: AtomicU64,
 }
 
 impl Sender<'_> {
@@ -185,7 +198,8 @@ impl Sender<'_> {
         }
     }
 
-    async fn shards(&self) -> Result<(), TransferError> {
+    /// Gets all shards into the store; gives the digest of what is in each.
+    async fn shards(&self) -> Result<Vec<KeyedDigest>, TransferError> {
         let folder = self.crossing.source.to_owned();
         let files = self.permitted.manifest().files.clone();
         let digest_key = *self.crossing.digest_key;
@@ -204,7 +218,21 @@ impl Sender<'_> {
             stored += total.saturating_sub(start).min(SHARD_PLAINTEXT_BYTES);
             (self.crossing.progress)(stored);
         }
-        Ok(())
+        Ok(source.contents().to_vec())
+    }
+
+    /// Names a shard that an earlier crossing has put, where one holds the same.
+    async fn is_known(&self, content: &KeyedDigest, number: u64) -> Result<bool, TransferError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).take(content);
+        let Some((key, object)) = known else { return Ok(false) };
+        // Somebody may have removed it.
+        if !self.stands(&sealed_name(&object.digest), object.bytes).await? {
+            return Ok(false);
+        }
+        self.known_bytes.fetch_add(object.bytes, Ordering::Relaxed);
+        let resume = Arc::clone(&self.resume);
+        blocking(move || resume.shard(number, key, object)).await?;
+        Ok(true)
     }
 
     /// Gets one shard into the store, unless it is there; gives its number back.
@@ -215,6 +243,11 @@ impl Sender<'_> {
             .read(|notes| notes.shards.get(&at).map(|(_, object)| object.clone()));
         if let Some(object) = noted
             && self.stands(&sealed_name(&object.digest), object.bytes).await?
+        {
+            return Ok(number);
+        }
+        if let Some(content) = source.contents().get(number)
+            && self.is_known(content, at).await?
         {
             return Ok(number);
         }
@@ -379,7 +412,13 @@ impl Sender<'_> {
         }
     }
 
-    fn sent(&self, already: bool) -> Result<Sent, TransferError> {
+    fn sent(&self, already: bool, contents: &[KeyedDigest]) -> Result<Sent, TransferError> {
+        let mut shards = KnownShards::default();
+        self.resume.read(|notes| {
+            for (content, (key, object)) in contents.iter().zip(notes.shards.values()) {
+                shards.add(*content, key.clone(), object.clone());
+            }
+        });
         let (objects, list) = self.resume.read(|notes| {
             let shards = notes.shards.values().map(|(_, object)| object.clone());
             let objects: Vec<_> = shards.chain(notes.index.clone()).chain(notes.list.clone()).collect();
@@ -394,6 +433,8 @@ impl Sender<'_> {
             packing_list_digest: list.digest,
             bytes: objects.iter().map(|object| object.bytes).sum(),
             objects,
+            known_bytes: self.known_bytes.load(Ordering::Relaxed),
+            shards,
             already,
         })
     }

@@ -71,6 +71,11 @@ impl Source {
         self.shards.len()
     }
 
+    /// The keyed digest of what is in each shard.
+    pub(crate) fn contents(&self) -> &[KeyedDigest] {
+        &self.shards
+    }
+
     /// Reads one shard's plaintext and seals it, piece by piece, in `room` if that is large enough, and
     /// proves at the end that it was what was verified. Blocks.
     pub(crate) fn seal(

@@ -30,7 +30,7 @@ use crate::error::{Failure, Stage, WorkerError, folder};
 use crate::grant::{self, CODE, Expectation, Granted, Moment};
 use crate::mail::{Heard, Mail, now};
 use crate::nodes::{self, Mesh};
-use crate::outgoing::{Outgoing, Parcel};
+use crate::outgoing::{Before, Outgoing, Parcel};
 use crate::sandbox;
 use crate::scratch::Scratch;
 
@@ -258,6 +258,7 @@ impl Attempt {
             folder: self.scratch.output(),
             state: self.scratch.state(),
             limit,
+            before: Before::nothing()?,
         };
         let sealed = self.mail.while_leased(outgoing.send(parcel)).await??;
         let output = WorkerMessage::Output {

@@ -19,7 +19,7 @@ use tidegate_types::message::WorkerMessage;
 use tokio::task::JoinHandle;
 
 use crate::error::{Failure, Stage};
-use crate::outgoing::{Outgoing, Parcel, Sealed};
+use crate::outgoing::{Before, Outgoing, Parcel, Sealed};
 
 /// The standing slot under which unfinished work is sent.
 pub(crate) const CHECKPOINT_SLOT: &str = "checkpoint";
@@ -49,6 +49,8 @@ pub(crate) struct Checkpoints {
     held: Option<(Standing, PathBuf, Instant)>,
     /// What needs not be sent: it was, or was there when the command started.
     sent: Standing,
+    /// What stands in the store of the last one that was sent.
+    before: Before,
     under_way: Option<UnderWay>,
     number: u64,
     look_at: Instant,
@@ -106,6 +108,7 @@ impl Checkpoints {
             left,
             held: None,
             sent,
+            before: Before::nothing()?,
             under_way: None,
             number: 0,
             look_at: now,
@@ -214,6 +217,7 @@ impl Checkpoints {
                 folder: copy.clone(),
                 state: self.state.clone(),
                 limit: self.limit,
+                before: self.before.clone(),
             },
         );
         let sending = tokio::spawn(async move { outgoing.send(parcel).await });
@@ -243,6 +247,7 @@ impl Checkpoints {
             Ok(sealed) => {
                 self.left = self.left.saturating_sub(sealed.bytes);
                 self.sent = standing;
+                self.before = sealed.before;
                 self.failures = 0;
                 self.send_at = Instant::now() + begun.elapsed() * PAUSE_PER_SENDING;
                 Ok(News {

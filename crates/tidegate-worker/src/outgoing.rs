@@ -1,6 +1,6 @@
 //! What leaves an attempt for home, sealed under a standing slot of its permit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use tidegate_seal::envelope::seal_to;
 use tidegate_seal::key::DataKey;
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
-use tidegate_transfer::{Crossing, Description, Gate, PermitCheck, Permitted, describe, send};
+use tidegate_transfer::{Crossing, Description, Gate, KnownShards, PermitCheck, Permitted, describe, send};
 use tidegate_types::artifact::ArtifactKind;
 use tidegate_types::message::{Grant, Ticket};
 use tidegate_types::permit::Permit;
-use tidegate_types::{ArtifactId, Digest, Label};
+use tidegate_types::{ArtifactId, Digest, FileEntry, Label};
 use zeroize::Zeroizing;
 
 use crate::error::{Failure, Stage};
@@ -48,6 +48,53 @@ pub(crate) struct Parcel {
     pub(crate) state: PathBuf,
     /// The most bytes of all files together.
     pub(crate) limit: u64,
+    /// What of an earlier parcel needs not be sent again.
+    pub(crate) before: Before,
+}
+
+/// What was sent before, and stands in the store: known by digests under a key of this worker alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Before {
+    digest_key: Zeroizing<[u8; 32]>,
+    files: Vec<FileEntry>,
+    shards: KnownShards,
+}
+
+impl Before {
+    /// Nothing was.
+    pub(crate) fn nothing() -> Result<Self, Failure> {
+        let key = random_bytes::<32>().map_err(|error| Failure::new(Stage::Output, error.to_string()))?;
+        Ok(Self {
+            digest_key: Zeroizing::new(key),
+            files: Vec::new(),
+            shards: KnownShards::default(),
+        })
+    }
+
+    /// Puts files that are what they were first, in the order in which they were laid into shards: what is in those shards
+    /// is then the same again.
+    fn arrange(&self, files: Vec<FileEntry>) -> Vec<FileEntry> {
+        let (mut same, changed): (Vec<_>, Vec<_>) = {
+            let before: BTreeMap<&str, (usize, &FileEntry)> = self
+                .files
+                .iter()
+                .enumerate()
+                .map(|(place, file)| (file.path.as_str(), (place, file)))
+                .collect();
+            let place = |file: &FileEntry| {
+                before
+                    .get(file.path.as_str())
+                    .filter(|(_, it)| *it == file)
+                    .map(|it| it.0)
+            };
+            files
+                .into_iter()
+                .map(|file| (place(&file), file))
+                .partition(|(place, _)| place.is_some())
+        };
+        same.sort_by_key(|(place, _)| *place);
+        same.into_iter().chain(changed).map(|(_, file)| file).collect()
+    }
 }
 
 /// What stands in the store, as the keeper is told.
@@ -56,7 +103,10 @@ pub(crate) struct Sealed {
     pub(crate) packing_list_digest: Digest,
     /// base64 of an age file to the keeper holding the data key.
     pub(crate) grant: String,
+    /// Sealed bytes that were sent for it.
     pub(crate) bytes: u64,
+    /// For the next parcel.
+    pub(crate) before: Before,
 }
 
 impl Outgoing {
@@ -93,7 +143,7 @@ impl Outgoing {
     /// Describes, seals and sends a folder.
     pub(crate) async fn send(&self, parcel: Parcel) -> Result<Sealed, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::new(Stage::Output, error.to_string());
-        let digest_key = Zeroizing::new(random_bytes::<32>().map_err(|error| failed(&error))?);
+        let before = parcel.before;
         let attempt = &self.ticket.attempt;
         let description = Description {
             kind: parcel.kind,
@@ -107,11 +157,13 @@ impl Outgoing {
             task: attempt.task.clone(),
             step_key: self.step_key,
         };
-        let (folder, key) = (parcel.folder.clone(), digest_key.clone());
+        let (folder, key) = (parcel.folder.clone(), before.digest_key.clone());
         let described = tokio::task::spawn_blocking(move || describe(&folder, description, &key)).await;
-        let manifest = described
+        let mut manifest = described
             .map_err(|error| failed(&error))?
             .map_err(|error| failed(&error))?;
+        manifest.files = before.arrange(manifest.files);
+        let files = manifest.files.clone();
         if manifest.total_bytes() > parcel.limit {
             return Err(Failure::new(
                 Stage::Output,
@@ -136,7 +188,8 @@ impl Outgoing {
             store: &*self.store,
             signer: &self.signer,
             data_key: &data_key,
-            digest_key: &digest_key,
+            digest_key: &before.digest_key,
+            known: &before.shards,
             state: &parcel.state,
             shards_in_flight: SHARDS_IN_FLIGHT,
             progress: &|_| {},
@@ -147,7 +200,12 @@ impl Outgoing {
             packing_list: sent.packing_list.as_str().to_owned(),
             packing_list_digest: sent.packing_list_digest,
             grant: STANDARD.encode(sealed),
-            bytes: sent.bytes,
+            bytes: sent.bytes.saturating_sub(sent.known_bytes),
+            before: Before {
+                files,
+                shards: sent.shards,
+                digest_key: before.digest_key.clone(),
+            },
         })
     }
 }

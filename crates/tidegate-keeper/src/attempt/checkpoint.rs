@@ -91,8 +91,15 @@ impl Keeper {
         };
         let verified = packing_list(&expected, self.store(&record.site)?, &DataKey::from_bytes(raw)).await;
         let (list, bytes) = verified.map_err(|error| refused_output(taking, error))?;
+        // What the one before it named already was sent once.
+        let before: BTreeSet<&Digest> = record
+            .checkpoint
+            .iter()
+            .flat_map(|it| it.objects.iter().map(|object| &object.digest))
+            .collect();
         let sealed = list.shards.iter().chain([&list.index]);
-        let bytes = sealed.fold(bytes, |sum, object| sum.saturating_add(object.bytes));
+        let new = sealed.filter(|object| !before.contains(&object.digest));
+        let bytes = new.fold(bytes, |sum, object| sum.saturating_add(object.bytes));
         // It is compared and written again with each step of the attempt.
         let most = record.job.output_bytes / SHARD_PLAINTEXT_BYTES + MORE_SHARDS;
         if list.shards.len() as u64 > most {

@@ -191,6 +191,33 @@ async fn a_worker_that_names_what_is_not_its_own_has_nothing_of_it_removed() {
     assert!(sealed.iter().all(|name| left.contains(name)), "{left:?}");
 }
 
+/// A worker names a shard of the checkpoint before where its content is the same.
+#[tokio::test]
+async fn a_shard_that_the_next_one_names_too_stays_when_the_one_before_is_removed() {
+    let mut world = World::new().await;
+    let permits = world.cross().await;
+    let mut worker = Worker::new(world.ticket(1, &permits).await, world.store("cloud"));
+    worker.granted().await;
+    let before = world.objects("cloud");
+    let first = unfinished(&worker, b"a third").await;
+    let new = world.objects("cloud").into_iter().filter(|name| !before.contains(name));
+    let sealed: Vec<String> = new.filter(|name| name.starts_with("sealed/")).collect();
+    let [one, other] = &sealed[..] else {
+        panic!("shard and index: {sealed:?}")
+    };
+    worker.tell(first.clone()).await;
+    let digest = one.replace("sealed/", "sha256:").parse().unwrap();
+    let second = naming(&worker, b"a half", vec![digest]).await;
+    worker.tell(second).await;
+    gone(&world, &list_of(&first)).await;
+    gone(&world, other).await;
+    assert!(world.objects("cloud").contains(one));
+    // With the last one that names it, it goes.
+    let third = unfinished(&worker, b"two thirds").await;
+    worker.tell(third).await;
+    gone(&world, one).await;
+}
+
 #[tokio::test]
 async fn what_a_fenced_worker_does_counts_for_nobody() {
     let mut world = World::new().await;

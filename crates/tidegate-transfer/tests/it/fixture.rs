@@ -19,8 +19,8 @@ use tidegate_seal::packing::manifest_digest;
 use tidegate_seal::permit::sign_permit;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::{
-    Crossing, Description, Expected, Gate, PermitCheck, Permitted, Received, Sent, TransferError, describe, receive,
-    send,
+    Crossing, Description, Expected, Gate, KnownShards, PermitCheck, Permitted, Received, Sent, TransferError,
+    describe, receive, send,
 };
 use tidegate_types::ids::{PermitId, Purpose};
 use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
@@ -193,12 +193,23 @@ impl World {
         permitted: &Permitted<Manifest>,
         store: &dyn Store,
     ) -> Result<Sent, TransferError> {
+        self.send_knowing(permitted, store, KnownShards::NONE).await
+    }
+
+    /// Sends what an earlier crossing has not put.
+    pub(crate) async fn send_knowing(
+        &self,
+        permitted: &Permitted<Manifest>,
+        store: &dyn Store,
+        known: &KnownShards,
+    ) -> Result<Sent, TransferError> {
         let crossing = Crossing {
             source: &self.source(),
             store,
             signer: &self.owner,
             data_key: &self.data_key,
             digest_key: &DIGEST_KEY,
+            known,
             state: &self.state(),
             shards_in_flight: 2,
             progress: &no_progress,

@@ -12,6 +12,7 @@ mod faults;
 mod fixture;
 mod full;
 mod kill;
+mod known;
 mod large;
 mod permits;
 mod roundtrip;

@@ -96,6 +96,7 @@ async fn shards_cross_file_borders() {
         signer: &world.owner,
         data_key: &world.data_key,
         digest_key: &DIGEST_KEY,
+        known: tidegate_transfer::KnownShards::NONE,
         state: &world.state(),
         shards_in_flight: 2,
         progress: &progress,

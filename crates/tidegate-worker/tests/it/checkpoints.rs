@@ -6,7 +6,7 @@ use tidegate_contracts::StoreExt;
 use tidegate_contracts::fakes::MemoryStore;
 use tidegate_types::message::KeeperMessage;
 
-use crate::keeper::Keeper;
+use crate::keeper::{Checkpoint, Keeper};
 
 /// Counts to where it is told to wait, and on from what it finds.
 const COUNTING: &str = "
@@ -64,6 +64,69 @@ async fn the_next_attempt_goes_on_where_the_last_one_was() {
     assert!(told.contains("begins at 7"), "{told}");
     let (_, folder) = keeper.receive(&ending).await.unwrap();
     assert_eq!(std::fs::read_to_string(folder.join("model")).unwrap(), "14\n");
+}
+
+/// The objects of a packing list's shards.
+async fn shards(keeper: &Keeper, checkpoint: &Checkpoint) -> Vec<String> {
+    let list = keeper.store.get(&checkpoint.packing_list, 1 << 20).await.unwrap();
+    let list = tidegate_seal::dsse::peek(&tidegate_seal::dsse::from_bytes(&list).unwrap()).unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+    let shards = list["shards"].as_array().unwrap().iter();
+    shards
+        .map(|shard| shard["digest"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_as_it_was_is_not_sent_again_and_the_next_attempt_has_all_of_it() {
+    // What never changes fills a shard; beside it stands what grows, with a name before it.
+    let run = "
+        if [ -f \"$TIDEGATE_CHECKPOINT/base\" ]; then
+            cksum < \"$TIDEGATE_CHECKPOINT/base\" > \"$TIDEGATE_OUTPUT/model\"
+            cat \"$TIDEGATE_CHECKPOINT/a-step\"
+            exit
+        fi
+        head -c 67108864 /dev/zero > \"$TIDEGATE_CHECKPOINT/.base\"
+        mv \"$TIDEGATE_CHECKPOINT/.base\" \"$TIDEGATE_CHECKPOINT/base\"
+        step=step
+        while true; do
+            step=$step+
+            echo $step > \"$TIDEGATE_CHECKPOINT/.a-step\"
+            mv \"$TIDEGATE_CHECKPOINT/.a-step\" \"$TIDEGATE_CHECKPOINT/a-step\"
+            sleep 2
+        done";
+    let mut keeper = keeper(run).await.with_room(256 << 20).await;
+    let worker = keeper.start();
+    keeper.admit().await;
+    let mut told = Vec::new();
+    // The first one lays the files as they are named, the second one begins with what stayed.
+    for _ in 0..3 {
+        let checkpoint = keeper.until_checkpoint().await;
+        told.push((shards(&keeper, &checkpoint).await, checkpoint));
+    }
+    let cancel = KeeperMessage::Cancel {
+        reason: "the machine is gone".to_owned(),
+    };
+    keeper.send(cancel).await;
+    keeper.ending().await;
+    worker.await.unwrap().unwrap_err();
+    let (second, third) = (&told[1].0, &told[2].0);
+    assert_eq!((second.len(), third.len()), (2, 2));
+    assert_eq!(second[0], third[0], "{told:?}");
+    assert_ne!(second[1], third[1]);
+
+    let (_, newest) = told.pop().unwrap();
+    let mut keeper = keeper.next_attempt(Some(newest));
+    let worker = keeper.start();
+    keeper.admit().await;
+    let ending = keeper.ending().await;
+    assert_eq!(ending.failed, None, "{}", ending.text());
+    worker.await.unwrap().unwrap();
+    assert!(ending.text().contains("step++"), "{}", ending.text());
+    let (_, folder) = keeper.receive(&ending).await.unwrap();
+    // All of it was there, by its length.
+    let model = std::fs::read_to_string(folder.join("model")).unwrap();
+    assert!(model.ends_with(" 67108864\n"), "{model}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

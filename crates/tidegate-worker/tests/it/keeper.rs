@@ -200,6 +200,18 @@ impl Keeper {
         self
     }
 
+    /// The same with room for larger outputs and checkpoints.
+    pub(crate) async fn with_room(mut self, bytes: u64) -> Self {
+        let mut permit = self.train.permit.clone();
+        permit.id = PermitId::new("roomy").unwrap();
+        for slot in &mut permit.standing {
+            slot.byte_limit = bytes;
+        }
+        let source = self.folder.path().join("source/train");
+        self.train = cross(&*self.store, &self.key, &source, ArtifactKind::Dataset, permit).await;
+        self
+    }
+
     /// Another machine of a job that this many others work at.
     pub(crate) fn of_several(mut self, rank: u32, others: u32) -> Self {
         self.ticket.attempt.rank = rank;
@@ -516,6 +528,7 @@ async fn cross(store: &dyn Store, key: &SigningKey, source: &Path, kind: Artifac
         signer: key,
         data_key: &data_key,
         digest_key: &DIGEST_KEY,
+        known: tidegate_transfer::KnownShards::NONE,
         state: state.path(),
         shards_in_flight: 1,
         progress: &|_| {},
