@@ -47,6 +47,13 @@ impl Batch {
         self
     }
 
+    /// Expects an entry to be `old`, or not to be there.
+    #[must_use]
+    pub fn expect(mut self, table: &str, key: &str, old: Option<Vec<u8>>) -> Self {
+        self.expect.push((table.to_owned(), key.to_owned(), old));
+        self
+    }
+
     /// Writes an entry.
     #[must_use]
     pub fn set(mut self, table: &str, key: &str, value: Vec<u8>) -> Self {

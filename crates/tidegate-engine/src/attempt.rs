@@ -120,7 +120,11 @@ impl Engine {
                 if !known {
                     access.lasts = lasts;
                 }
-                match ensured(&**compute, &request).await {
+                // It is never closed.
+                let turn = self.starting.acquire().await;
+                let asked = ensured(&**compute, &request).await;
+                drop(turn);
+                match asked {
                     Ok(handle) => self.started(&job, handle)?,
                     // Also a request that is wrong: the job of an attempt that ended just before this process was
                     // killed is removed and never runs again, and the keeper knows how it ended.

@@ -98,12 +98,17 @@ pub struct Engine {
     /// Whose jobs these are: another control plane of the same organisation may use the same machines.
     pub(crate) owner: String,
     pub(crate) stores: Arc<dyn WorkerStores>,
+    /// Who may ask a site for a machine at once: clouds count such requests.
+    pub(crate) starting: tokio::sync::Semaphore,
     pub(crate) worker: WorkerProgram,
     pub(crate) enrol: Arc<Enrol>,
     pub(crate) cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
     pub(crate) progress: Arc<dyn Fn(&Progress) + Send + Sync>,
     pub(crate) clock: fn() -> u64,
 }
+
+/// Machines that are asked for at the same time.
+const STARTS_AT_ONCE: usize = 4;
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -160,6 +165,7 @@ impl Engine {
             compute: setup.compute,
             owner,
             stores: setup.stores,
+            starting: tokio::sync::Semaphore::new(STARTS_AT_ONCE),
             worker: setup.worker,
             enrol: setup.enrol,
             cancelled: setup.cancelled,

@@ -1,24 +1,86 @@
 //! One attempt on several machines: all of them work, or none counts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::Attempt;
+use tokio::time::Instant;
 
 use crate::attempt::Tried;
 use crate::error::EngineError;
 use crate::run::Engine;
 use crate::state::RunRecord;
+use crate::train::worth_retrying;
 
 /// How long the other machines may go on once the first one's output was accepted.
 const AFTERWARDS: Duration = Duration::from_secs(5);
+/// How long it is waited after a command has failed whether another machine was lost, which would be why.
+const LOOKING: Duration = Duration::from_secs(15);
 /// Why a machine is fenced whose work nobody needs any more, or that can do nothing by itself.
 const DONE: &str = "the output of the attempt was accepted";
 const ALONE: &str = "another machine of the attempt was lost";
+
+/// What came of the machines until now.
+#[derive(Default)]
+struct Together {
+    /// The first one's, once its output was accepted.
+    accepted: Option<AttemptOutcome>,
+    /// What says most about why the attempt was lost.
+    worst: Option<(Weight, AttemptOutcome)>,
+    crowded: bool,
+}
+
+/// How much an outcome says about an attempt, and so about whether another one may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// It was ended because of others.
+    Fenced,
+    /// Its command ended by itself.
+    Failed,
+    /// It was lost, which is also why commands of others fail.
+    Lost,
+    /// A rule said no: nothing of the attempt counts.
+    Refused,
+}
+
+impl Together {
+    /// Takes note of an outcome; `fenced` says that it was fenced here.
+    fn add(&mut self, outcome: AttemptOutcome, fenced: bool) -> Weight {
+        let weight = match &outcome {
+            AttemptOutcome::Worked { .. } | AttemptOutcome::Accepted { .. } => return Weight::Fenced,
+            AttemptOutcome::Refused { refusal } if refusal.rule == "ticket-expired" => Weight::Lost,
+            AttemptOutcome::Refused { .. } => Weight::Refused,
+            AttemptOutcome::Failed { stage, .. } if !worth_retrying(stage) => Weight::Failed,
+            AttemptOutcome::Failed { .. } => Weight::Lost,
+            AttemptOutcome::Fenced { .. } if fenced => Weight::Fenced,
+            AttemptOutcome::Fenced { .. } => Weight::Lost,
+        };
+        if self.worst.as_ref().is_none_or(|(worst, _)| *worst < weight) {
+            self.worst = Some((weight, outcome));
+        }
+        weight
+    }
+
+    fn end(self) -> Tried {
+        let worst = match (self.accepted, self.worst) {
+            (Some(accepted), None) => Some(accepted),
+            (Some(accepted), Some((weight, _))) if weight < Weight::Refused => Some(accepted),
+            (_, worst) => worst.map(|(_, outcome)| outcome),
+        };
+        let outcome = worst.unwrap_or_else(|| AttemptOutcome::Fenced {
+            why: "no machine gave an output".to_owned(),
+        });
+        Tried {
+            outcome,
+            crowded: self.crowded,
+        }
+    }
+}
 
 impl Engine {
     /// One attempt on as many machines as the pipeline asks for. The first one's output is the attempt's; as soon as one of
@@ -44,71 +106,83 @@ impl Engine {
             .iter()
             .map(|node| async move { (node, self.attempt(run, node, site, permits).await) })
             .collect();
-        let mut left: BTreeSet<u32> = nodes.iter().map(|node| node.rank).collect();
-        let mut fenced = None;
-        let mut until = None;
-        let mut first = None;
-        let (mut worst, mut crowded) = (None, false);
+        let mut left: Vec<&Attempt> = nodes.iter().collect();
+        let mut together = Together::default();
+        // What the fence gave of each machine that was left then.
+        let mut fenced: Option<BTreeMap<u32, AttemptOutcome>> = None;
+        let mut until: Option<(Instant, &str)> = None;
         loop {
-            let next = async {
-                match until {
-                    Some(until) => tokio::time::timeout_at(until, working.next()).await.ok(),
-                    None => Some(working.next().await),
-                }
+            let next = match until {
+                Some((until, _)) => tokio::time::timeout_at(until, working.next()).await,
+                None => Ok(working.next().await),
             };
-            let why = match next.await {
-                Some(None) => break,
-                Some(Some((node, tried))) => {
-                    left.remove(&node.rank);
-                    let tried = match (tried, fenced) {
-                        (Ok(tried), _) => tried,
-                        // It was fenced before its keeper had heard of it.
-                        (Err(error), Some(why)) => {
-                            tracing::debug!(run = %run.id, rank = node.rank, %error, "a machine was not begun with");
-                            let why = AttemptOutcome::Fenced { why: String::from(why) };
-                            Tried::of(self.ended(node, why, true, BTreeMap::new())?)
-                        }
-                        (Err(error), None) => return Err(error),
-                    };
-                    crowded |= tried.crowded;
-                    match tried.outcome {
-                        AttemptOutcome::Worked { .. } => continue,
-                        AttemptOutcome::Accepted { .. } => {
-                            first = Some(tried.outcome);
-                            until = Some(tokio::time::Instant::now() + AFTERWARDS);
-                            continue;
-                        }
-                        outcome => {
-                            worst = Some(match worst {
-                                Some(before) if weight(&before) >= weight(&outcome) => before,
-                                _ => outcome,
-                            });
-                            ALONE
+            let why = match next {
+                Ok(None) => return Ok(together.end()),
+                // They had their time.
+                Err(_) => until.take().map(|(_, why)| why),
+                Ok(Some((node, tried))) => {
+                    left.retain(|one| *one != node);
+                    let before = fenced.as_ref().and_then(|fenced| fenced.get(&node.rank));
+                    let tried = self.of_one(node, tried, before, &together)?;
+                    together.crowded |= tried.crowded;
+                    if let AttemptOutcome::Accepted { .. } = &tried.outcome {
+                        until = Some((Instant::now() + AFTERWARDS, DONE));
+                        together.accepted = Some(tried.outcome);
+                        None
+                    } else {
+                        match together.add(tried.outcome, fenced.is_some()) {
+                            Weight::Fenced => None,
+                            Weight::Failed => {
+                                until = until.or(Some((Instant::now() + LOOKING, ALONE)));
+                                None
+                            }
+                            Weight::Lost | Weight::Refused => Some(ALONE),
                         }
                     }
                 }
-                // They had their time.
-                None => DONE,
             };
-            until = None;
-            if fenced.replace(why).is_none() {
-                for node in nodes.iter().filter(|node| left.contains(&node.rank)) {
-                    self.fence(node, why).await?;
+            if let Some(why) = why.filter(|_| fenced.is_none()) {
+                until = None;
+                let fencing = left
+                    .iter()
+                    .map(|node| async move { (node.rank, self.fence(node, why).await) });
+                let mut outcomes = BTreeMap::new();
+                for (rank, outcome) in join_all(fencing).await {
+                    match outcome {
+                        Ok(outcome) => drop(outcomes.insert(rank, outcome)),
+                        // What counts is there; the end of the run fences what is open then.
+                        Err(error) if together.accepted.is_some() => {
+                            tracing::warn!(run = %run.id, rank, %error, "a machine that nobody needs was not fenced");
+                            return Ok(together.end());
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
+                fenced = Some(outcomes);
             }
         }
-        let outcome = first.or(worst).unwrap_or_else(|| AttemptOutcome::Fenced {
-            why: "no machine gave an output".to_owned(),
-        });
-        Ok(Tried { outcome, crowded })
     }
-}
 
-/// Of several machines that were lost, the one that says most about why.
-const fn weight(outcome: &AttemptOutcome) -> u8 {
-    match outcome {
-        AttemptOutcome::Refused { .. } => 3,
-        AttemptOutcome::Failed { .. } => 2,
-        _ => 1,
+    /// What came of one machine, also where following it went wrong.
+    fn of_one(
+        &self,
+        node: &Attempt,
+        tried: Result<Tried, EngineError>,
+        before: Option<&AttemptOutcome>,
+        together: &Together,
+    ) -> Result<Tried, EngineError> {
+        let error = match tried {
+            Ok(tried) => return Ok(tried),
+            Err(error) => error,
+        };
+        let fenced_first = matches!(&error, EngineError::Refused(refusal) if refusal.rule == "fenced");
+        let outcome = match before {
+            Some(outcome) => outcome.clone(),
+            // The keeper ended the attempt of all, or another machine's was fenced before this one had begun.
+            None if fenced_first || together.accepted.is_some() => AttemptOutcome::Fenced { why: ALONE.to_owned() },
+            None => return Err(error),
+        };
+        tracing::warn!(run = %node.run, rank = node.rank, %error, "a machine of an attempt that is over was not followed");
+        Ok(Tried::of(self.ended(node, outcome, true, BTreeMap::new())?))
     }
 }

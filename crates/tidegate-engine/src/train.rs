@@ -289,7 +289,7 @@ impl Turn {
 }
 
 /// A command that failed by itself will fail again; a machine or a mailbox that failed may not.
-fn worth_retrying(stage: &str) -> bool {
+pub(crate) fn worth_retrying(stage: &str) -> bool {
     !matches!(
         stage,
         "command" | "setup" | "memory" | "time" | "output" | "sandbox" | "admission"

@@ -30,6 +30,8 @@ pub struct Requirements<'a> {
     pub accepted: Option<&'a Digest>,
     /// Whether the site can close the network around the command.
     pub network_closed: bool,
+    /// Whether the command must be in a network of its own, with the other machines of its job.
+    pub apart: bool,
     /// Whether the site must keep the command from other files.
     pub files_closed: bool,
 }
@@ -173,6 +175,14 @@ fn enforced(requirements: &Requirements<'_>, sandbox: &SandboxEvidence, what: &s
             what,
             "the network cannot be closed around the command there",
             "run the worker on a kernel with seccomp or network namespaces, or allow the network under `network: run:` of the site",
+        ));
+    }
+    if requirements.apart && !sandbox.network.starts_with("network-namespace") {
+        return Err(refuse(
+            "sandbox-network",
+            what,
+            "the command would not be in a network of its own there, with the other machines of its job alone",
+            "run the workers as the root user or on machines with user namespaces, or leave `num_nodes` out",
         ));
     }
     if requirements.files_closed && sandbox.files.is_empty() {

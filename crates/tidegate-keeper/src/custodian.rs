@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::attempt::fence_key;
 use crate::crossing::forget_notes;
 use crate::error::{KeeperError, While, refuse};
+use crate::events::numbers;
 use crate::keys::{rewrap, wrap_anew};
 use crate::records::{AttemptRecord, PermitRecord, Records, Tombstone, attempt_key, value};
 
@@ -337,6 +338,7 @@ impl Custodian {
         let names = [("task", old.attempt.task.as_str()), ("why", why)];
         let data = EventData {
             names: names.map(|(key, name)| (key.to_owned(), name.to_owned())).into(),
+            numbers: numbers(&old.attempt),
             ..EventData::default()
         };
         let (_, leaf) = self.event(EventType::Fenced, old.attempt.run.as_str(), at, data)?;

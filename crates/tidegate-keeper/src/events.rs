@@ -8,6 +8,7 @@ use tidegate_types::digest::Digest;
 use tidegate_types::event::{Event, EventData, EventType};
 use tidegate_types::ids::RunId;
 use tidegate_types::keeper::ReplyBody;
+use tidegate_types::message::Attempt;
 use tidegate_types::to_canonical_json;
 
 use crate::error::{KeeperError, While};
@@ -15,6 +16,13 @@ use crate::service::Keeper;
 
 /// Entries of the site's own log in one answer.
 const LEAVES_AT_ONCE: u64 = 500;
+
+/// Which attempt, and which of its machines where it is not the first.
+pub(crate) fn numbers(attempt: &Attempt) -> BTreeMap<String, u64> {
+    let rank = (attempt.rank > 0).then(|| ("rank".to_owned(), u64::from(attempt.rank)));
+    let attempt = ("attempt".to_owned(), u64::from(attempt.attempt));
+    rank.into_iter().chain([attempt]).collect()
+}
 
 impl Keeper {
     /// Entries of this site's own log, for the organisation's ledger.
@@ -42,6 +50,30 @@ impl Keeper {
         names: &[(&str, &str)],
         digests: &[(&str, Digest)],
     ) -> Result<Vec<u8>, KeeperError> {
+        self.numbered_event(event_type, run, names, digests, BTreeMap::new())
+    }
+
+    /// The same about one attempt, and one of its machines: what happens to each is an event of its own.
+    pub(crate) fn attempt_event(
+        &self,
+        event_type: EventType,
+        attempt: &Attempt,
+        names: &[(&str, &str)],
+        digests: &[(&str, Digest)],
+    ) -> Result<Vec<u8>, KeeperError> {
+        let task = [("task", attempt.task.as_str())];
+        let names: Vec<_> = task.iter().chain(names).copied().collect();
+        self.numbered_event(event_type, &attempt.run, &names, digests, numbers(attempt))
+    }
+
+    fn numbered_event(
+        &self,
+        event_type: EventType,
+        run: &RunId,
+        names: &[(&str, &str)],
+        digests: &[(&str, Digest)],
+        numbers: BTreeMap<String, u64>,
+    ) -> Result<Vec<u8>, KeeperError> {
         let data = EventData {
             digests: digests
                 .iter()
@@ -51,7 +83,7 @@ impl Keeper {
                 .iter()
                 .map(|(key, name)| ((*key).to_owned(), (*name).to_owned()))
                 .collect(),
-            numbers: BTreeMap::new(),
+            numbers,
         };
         let id = canonical_digest(&(event_type, run, &data))
             .while_("recording an event")?

@@ -17,6 +17,7 @@ use tidegate_seal::dsse;
 use tidegate_seal::sign::VerifyingKey;
 use tidegate_types::digest::Digest;
 use tidegate_types::files::catalog::Dataset;
+use tidegate_types::files::rules::MAX_NODES;
 use tidegate_types::files::sites::Site;
 use tidegate_types::files::{Catalog, Pipeline, Sites};
 use tidegate_types::ids::{RunId, SiteName};
@@ -35,8 +36,9 @@ use crate::underway::{AllUnderway, EndsWith};
 
 /// A request is at most this long.
 const REQUEST_BYTES: u64 = 32 << 20;
-/// Requests that are answered at the same time.
-const REQUESTS_AT_ONCE: usize = 64;
+/// Requests that are answered at the same time: each machine of an attempt waits in one for its end, and what ends it needs
+/// another.
+const REQUESTS_AT_ONCE: usize = 4 * MAX_NODES as usize;
 
 /// What a keeper is made of.
 #[derive(Debug)]
@@ -99,6 +101,8 @@ pub struct Keeper {
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
+    /// Held by whoever begins an attempt.
+    pub(crate) starting: tokio::sync::Mutex<()>,
     /// Credentials of stores that workers have not been given yet, as a JSON object. In memory alone: whoever gave them
     /// gives others long before the worker's own end.
     pub(crate) access: Mutex<BTreeMap<Attempt, Zeroizing<Vec<u8>>>>,
@@ -152,6 +156,7 @@ impl Keeper {
             witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
+            starting: tokio::sync::Mutex::default(),
             access: Mutex::new(BTreeMap::new()),
             ended: tokio::sync::Notify::new(),
             underway: AllUnderway::default(),

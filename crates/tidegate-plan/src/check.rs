@@ -187,6 +187,9 @@ impl Checker<'_> {
                     .push(format!("training is on `{name}`, which has no compute"));
                 continue;
             };
+            let hosts = offer.hosts.len();
+            let enough = hosts == 0 || hosts >= self.input.pipeline.train.num_nodes as usize;
+            self.expect(enough, || format!("`{name}` has too few machines"));
             let asked = resources
                 .cpus
                 .as_deref()

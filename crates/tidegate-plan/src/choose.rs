@@ -129,6 +129,16 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
             "write `network: {nodes: allow}` of a site whose machines do, or leave `num_nodes` out",
         ));
     }
+    let hosts = u32::try_from(offer.hosts.len()).unwrap_or(u32::MAX);
+    if train.num_nodes > hosts && hosts > 0 {
+        let why = format!("{} machines are asked for, and the site has {hosts}", train.num_nodes);
+        return Err(refusal(
+            "capacity",
+            training(),
+            why,
+            "ask for fewer, or name more `hosts`",
+        ));
+    }
     // A setup may do without the network, but only its writer knows: naming the site says so.
     if train.setup.is_some() && site.network.setup == NetworkRule::Deny && !resources.name_sites() {
         let why = "`setup` is written, and the site has no network to set anything up from".to_owned();

@@ -8,6 +8,7 @@ use tidegate_contracts::later::Later;
 use tidegate_contracts::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_seal::digest::sha256;
 use tidegate_types::Digest;
+use tidegate_types::message::Attempt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
@@ -88,11 +89,17 @@ impl Hosts {
         })
     }
 
-    /// The host that a job goes to: the one whose digest with the id is the greatest (Thaler and Ravishankar, 1998), so
-    /// that a host more or less moves no more jobs than it must.
-    fn of(&self, id: &str) -> &str {
-        let weight = |name: &&String| *sha256(format!("{name}\n{id}").as_bytes()).as_bytes();
-        self.names.iter().max_by_key(weight).map_or("", String::as_str)
+    /// The host that an attempt goes to: the one whose digest with it is the greatest (Thaler and Ravishankar, 1998), so
+    /// that a host more or less moves no more of them than it must. Where it has several machines, each next one has the
+    /// next host.
+    fn of(&self, attempt: &Attempt) -> &str {
+        let job = format!("{}-{}-{}", attempt.run, attempt.task, attempt.attempt);
+        let weight = |name: &&String| *sha256(format!("{name}\n{job}").as_bytes()).as_bytes();
+        let mut names: Vec<&String> = self.names.iter().collect();
+        names.sort_by_key(|name| std::cmp::Reverse(weight(name)));
+        let rank = usize::try_from(attempt.rank).unwrap_or(usize::MAX);
+        let at = rank.checked_rem(names.len()).unwrap_or(0);
+        names.get(at).map_or("", |name| name.as_str())
     }
 }
 
@@ -290,7 +297,7 @@ fn strange(what: &str) -> ComputeError {
 #[async_trait]
 impl Compute for SshDriver {
     async fn ensure(&self, request: &JobRequest) -> Result<Handle, ComputeError> {
-        let host = self.hosts.of(&request.id);
+        let host = self.hosts.of(&request.attempt);
         let mut job = request.clone();
         if let Some(first) = job
             .command
@@ -391,12 +398,23 @@ mod tests {
     fn a_job_keeps_its_host_when_another_one_comes() {
         let before = Hosts::new(&names(&["a", "b", "c"]), None, None).unwrap();
         let after = Hosts::new(&names(&["d", "c", "b", "a"]), None, None).unwrap();
-        let ids: Vec<String> = (0..200).map(|number| format!("run-{number}/train/1-0")).collect();
-        let moved: Vec<_> = ids.iter().filter(|id| before.of(id) != after.of(id)).collect();
-        assert!(moved.iter().all(|id| after.of(id) == "d"));
+        let attempt = |number: u32, rank| Attempt {
+            run: format!("run-{number}").parse().unwrap(),
+            task: "train".parse().unwrap(),
+            attempt: 1,
+            rank,
+        };
+        let all: Vec<Attempt> = (0..200).map(|number| attempt(number, 0)).collect();
+        let moved: Vec<_> = all.iter().filter(|one| before.of(one) != after.of(one)).collect();
+        assert!(moved.iter().all(|one| after.of(one) == "d"));
         assert!((20..90).contains(&moved.len()), "{}", moved.len());
         for host in ["a", "b", "c"] {
-            assert!(ids.iter().filter(|id| before.of(id) == host).count() > 30);
+            assert!(all.iter().filter(|one| before.of(one) == host).count() > 30);
+        }
+        // Several machines of one attempt are several hosts.
+        for number in 0..20 {
+            let hosts: std::collections::BTreeSet<_> = (0..3).map(|rank| before.of(&attempt(number, rank))).collect();
+            assert_eq!(hosts.len(), 3);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! One attempt from hello to the end.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,8 +52,9 @@ pub struct Options {
     pub digest: Later<Result<Digest, String>>,
     /// Where the machine's `dev`, `proc` and `sys` are: `/`.
     pub machine: PathBuf,
-    /// Something in the network through which the other machines of a job reach this one; nothing is sent there.
-    pub towards: IpAddr,
+    /// Something in the network through which the other machines of a job reach this one; nothing is sent there. The way
+    /// out where it is nothing.
+    pub towards: Option<IpAddr>,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -184,14 +184,14 @@ struct Attempt {
     scratch: Scratch,
     executable: PathBuf,
     accelerators: Accelerators,
-    towards: IpAddr,
+    towards: Option<IpAddr>,
     mail: Mail,
 }
 
 impl Attempt {
     async fn work(&mut self) -> Result<(), Failure> {
         let (code, others) = self.take_code().await?;
-        let (granted, ends) = self.take_data(code, others).await?;
+        let (granted, mut mesh) = self.take_data(code, others).await?;
         let mut inputs = Vec::new();
         for (artifact, permit) in &granted.artifacts {
             inputs.push((artifact.input.clone(), self.receive(artifact, permit).await?));
@@ -223,7 +223,7 @@ impl Attempt {
             // All machines go on with what the first one keeps.
             _ => None,
         };
-        let (took, mesh) = {
+        let took = {
             let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators, rank);
             let task = Task {
                 stage: Stage::Command,
@@ -243,7 +243,7 @@ impl Attempt {
                     .flatten()
                     .collect(),
             };
-            command::run(&task, &mut self.mail, checkpoints, ends).await?
+            command::run(&task, &mut self.mail, checkpoints, mesh.as_mut()).await?
         };
         let finished = WorkerMessage::Finished {
             seconds: whole_seconds(took),
@@ -274,7 +274,7 @@ impl Attempt {
     /// What the command said last to other machines arrives before this one is gone.
     async fn settle(&mut self, mesh: Option<Mesh>) -> Result<(), Failure> {
         match mesh {
-            Some(mesh) => self.mail.while_leased(mesh.settle()).await,
+            Some(mesh) => self.mail.while_leased(mesh.settle()).await?,
             None => Ok(()),
         }
     }
@@ -330,19 +330,16 @@ impl Attempt {
     }
 
     /// Tells that setup is done, and waits for the data, and for the other machines where there are any.
-    async fn take_data(
-        &mut self,
-        code: Option<ArtifactId>,
-        others: u32,
-    ) -> Result<(Granted, Option<nodes::Ends>), Failure> {
+    async fn take_data(&mut self, code: Option<ArtifactId>, others: u32) -> Result<(Granted, Option<Mesh>), Failure> {
         let own = match others {
             0 => None,
             _ => Some(self.own_end().await?),
         };
+        let sandbox = own.as_ref().map_or(&self.evidence, |(_, evidence)| evidence);
         self.mail
             .tell(WorkerMessage::SetupDone {
-                sandbox: self.evidence.clone(),
-                node: own.as_ref().map(|own| own.node().clone()),
+                sandbox: sandbox.clone(),
+                node: own.as_ref().map(|(own, _)| own.node().clone()),
             })
             .await?;
         let Heard::Data(grant) = self.mail.wait().await? else {
@@ -352,31 +349,32 @@ impl Attempt {
         self.mail.renew(granted.grant.lease);
         let nodes = &granted.grant.nodes;
         let expected = if others == 0 { 0 } else { u64::from(others) + 1 };
-        if nodes.len() as u64 != expected {
+        if nodes.len() as u64 != expected || granted.grant.job.others != others {
             let why = "the data grant names another number of machines than the code grant";
             return Err(Failure::new(Stage::Grant, why));
         }
         let rank = self.ticket.attempt.rank;
-        let ends = own.map(|own| own.with(nodes, rank)).transpose()?;
-        Ok((granted, ends))
+        let mut mesh = own.map(|(own, _)| own.with(nodes, rank)).transpose()?;
+        if let Some(mesh) = &mut mesh {
+            self.mail.while_leased(mesh.meet()).await??;
+        }
+        Ok((granted, mesh))
     }
 
-    /// This machine's end of the tunnels to the others, once it was tried that a command can have a network of its own:
-    /// no data is there yet.
-    async fn own_end(&mut self) -> Result<nodes::Own, Failure> {
-        let policy = sandbox::Policy {
-            node: Some(self.ticket.attempt.rank),
-            ..sandbox::Policy::default()
-        };
-        let (executable, folder) = (self.executable.clone(), self.scratch.temporary());
-        let command = ["/bin/sh", "-c", ":"].map(Into::into);
-        let tried = blocking("joining the job's machines", move || {
-            sandbox::run(&executable, &policy, &command, &BTreeMap::new(), &folder, 0)
+    /// This machine's end of the tunnels to the others, and what the sandbox enforces on a command with a network of its own:
+    /// it is tried before any data is there.
+    async fn own_end(&mut self) -> Result<(nodes::Own, SandboxEvidence), Failure> {
+        let (executable, within) = (self.executable.clone(), self.scratch.temporary());
+        let (rank, evidence) = (self.ticket.attempt.rank, self.evidence.clone());
+        let trying = blocking("joining the job's machines", move || {
+            sandbox::try_node(&executable, &within, rank, &evidence)
         });
         let failed = |why: String| Failure::new(Stage::Sandbox, why);
-        let tried = tried.await.map_err(|error| failed(error.to_string()))?;
-        tried.map_err(|error| failed(error.to_string()))?;
-        nodes::Own::open(self.towards).await
+        let tried = self.mail.while_leased(trying).await?;
+        let evidence = tried
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        Ok((nodes::Own::open(self.towards).await?, evidence))
     }
 
     fn check(&self, grant: tidegate_types::message::Grant, moment: Moment) -> Result<Granted, Failure> {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::checkpoint::Checkpoints;
 use crate::error::{Failure, Stage};
 use crate::mail::Mail;
-use crate::nodes::{Ends, Mesh};
+use crate::nodes::{self, Mesh};
 use crate::sandbox::{self, Ended, Policy};
 
 /// One piece of log is not longer than this.
@@ -55,19 +55,23 @@ pub(crate) struct Task<'a> {
 }
 
 /// Runs the command to its end. When this returns, also with an error, nothing that the command
-/// started is running. Where it worked with other machines through `ends`, what it said last may still be on its way.
+/// started is running. What it said last to other machines may still be on its way through `mesh`.
 pub(crate) async fn run(
     task: &Task<'_>,
     mail: &mut Mail,
     checkpoints: Option<Checkpoints>,
-    ends: Option<Ends>,
-) -> Result<(Duration, Option<Mesh>), Failure> {
+    mesh: Option<&mut Mesh>,
+) -> Result<Duration, Failure> {
     let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
     let mut running = sandbox::spawn(task.executable, &task.policy, &command, &task.environment, &task.folder)
         .map_err(|error| Failure::new(Stage::Sandbox, error.to_string()))?;
-    let mesh = match (ends, running.take_joined()) {
-        (Some(ends), Some(joined)) => Some(ends.begin(joined)?),
-        _ => None,
+    let mesh = match (mesh, running.take_joined()) {
+        (Some(mesh), Some(joined)) => {
+            mesh.join(joined)?;
+            Some(&*mesh)
+        }
+        (None, None) => None,
+        _ => return Err(nodes::gone()),
     };
     let started = Instant::now();
     let (stdout, stderr) = running
@@ -77,7 +81,7 @@ pub(crate) async fn run(
     read_into(stdout, send.clone())?;
     read_into(stderr, send)?;
     let mut report = Report::new(task);
-    let watched = watch(&mut running, &mut pieces, &mut report, mail, checkpoints).await;
+    let watched = watch(&mut running, &mut pieces, &mut report, mail, (checkpoints, mesh)).await;
     running.stop();
     let ended = running.ended().await;
     watched?;
@@ -87,7 +91,7 @@ pub(crate) async fn run(
     report.finish(mail).await?;
     told(ended, task.stage)?;
     check_sizes(&task.limits).await?;
-    Ok((started.elapsed(), mesh))
+    Ok(started.elapsed())
 }
 
 /// Returns when the command has ended, or must end.
@@ -96,7 +100,7 @@ async fn watch(
     pieces: &mut mpsc::Receiver<Vec<u8>>,
     report: &mut Report<'_>,
     mail: &mut Mail,
-    mut checkpoints: Option<Checkpoints>,
+    (mut checkpoints, mesh): (Option<Checkpoints>, Option<&Mesh>),
 ) -> Result<(), Failure> {
     let task = report.task;
     let mut last_flush = Instant::now();
@@ -109,6 +113,9 @@ async fn watch(
                 None => open = false,
             },
             () = tokio::time::sleep(TICK) => {}
+        }
+        if mesh.is_some_and(Mesh::is_gone) {
+            return Err(nodes::gone());
         }
         if report.is_full() || last_flush.elapsed() >= FLUSH {
             last_flush = Instant::now();

@@ -8,7 +8,7 @@
 //! Source: Donenfeld, *WireGuard: Next Generation Kernel Network Tunnel* (NDSS 2017), by the library `boringtun`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,10 +19,12 @@ use base64::engine::general_purpose::STANDARD;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use tidegate_seal::random::random_bytes;
 use tidegate_types::message::Node;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::net::UdpSocket;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
@@ -33,17 +35,34 @@ use crate::sandbox::{INTERFACE, Joined, address};
 const PORTS: std::ops::RangeInclusive<u16> = 51_820..=51_899;
 /// How often the tunnels look at their clocks.
 const TICK: Duration = Duration::from_millis(250);
+/// How long the other machines may take to answer, and how long one waits for those before it to speak first.
+const MEETING: Duration = Duration::from_secs(60);
+const POLITE: Duration = Duration::from_secs(3);
+/// Where nothing else is said, something is said this often, in seconds: what is between the machines forgets who may talk.
+const KEEP_ALIVE: u16 = 20;
 /// Packets of one direction that are passed on before the other has its turn.
 const BATCH: usize = 64;
 /// Room for a packet, and for what seals it.
 const PACKET: usize = 1 << 16;
 const SEALED: usize = PACKET + 256;
-/// A network in which nothing was said for so long has nothing more to say; and how long that is waited for.
-const QUIET: Duration = Duration::from_secs(1);
-const SETTLING: Duration = Duration::from_secs(10);
+/// What the system keeps of packets that were not taken yet, each way.
+const WAITING_BYTES: usize = 4 << 20;
+/// A network in which nothing was said for so long has nothing more to say, unless one packet was lost three times; and how
+/// long that is waited for.
+const QUIET: Duration = Duration::from_secs(2);
+const SETTLING: Duration = Duration::from_secs(15);
 /// Ports that the libraries of training expect, on the first machine and on each.
 const MASTER_PORT: u16 = 29_500;
 const TENSORFLOW_PORT: u16 = 2222;
+/// Addresses that nobody has (RFC 5737, RFC 3849): the way to them is the way out.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+fn failed(why: impl std::fmt::Display) -> Failure {
+    Failure::new(Stage::Sandbox, format!("joining the job's machines: {why}"))
+}
 
 /// This machine's end, before the others are known.
 pub(crate) struct Own {
@@ -53,135 +72,195 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Opens it at the address from which this machine reaches `towards`, or else at any that others may reach.
-    pub(crate) async fn open(towards: IpAddr) -> Result<Self, Failure> {
-        let failed = |why: String| Failure::new(Stage::Sandbox, format!("joining the job's machines: {why}"));
-        let bytes = random_bytes::<32>().map_err(|error| failed(error.to_string()))?;
+    /// Opens it at the address from which this machine reaches `towards`, or else the outside.
+    pub(crate) async fn open(towards: Option<IpAddr>) -> Result<Self, Failure> {
+        let bytes = random_bytes::<32>().map_err(failed)?;
         let secret = StaticSecret::from(*Zeroizing::new(bytes));
-        let here = own_address(towards).await;
+        let here = own_address(towards)
+            .await
+            .ok_or_else(|| failed("this machine has no address at which others could reach it"))?;
+        let mut last = None;
         for port in PORTS {
-            if let Ok(socket) = UdpSocket::bind((here, port)).await {
-                let node = Node {
-                    key: STANDARD.encode(PublicKey::from(&secret).as_bytes()),
-                    endpoint: SocketAddr::new(here, port),
-                };
-                return Ok(Self { secret, socket, node });
+            match UdpSocket::bind((here, port)).await {
+                Ok(socket) => {
+                    // As much as the system allows.
+                    let _ = set_socket_recv_buffer_size(&socket, WAITING_BYTES);
+                    let _ = set_socket_send_buffer_size(&socket, WAITING_BYTES);
+                    let node = Node {
+                        key: STANDARD.encode(PublicKey::from(&secret).as_bytes()),
+                        endpoint: SocketAddr::new(here, port),
+                    };
+                    return Ok(Self { secret, socket, node });
+                }
+                Err(error) => last = Some(error),
             }
         }
-        let (first, last) = (PORTS.start(), PORTS.end());
-        Err(failed(format!("no UDP port from {first} to {last} is free at {here}")))
+        let (first, end, why) = (
+            PORTS.start(),
+            PORTS.end(),
+            last.map_or_else(String::new, |error| error.to_string()),
+        );
+        Err(failed(format!(
+            "none of the UDP ports {first} to {end} can be had at {here}: {why}"
+        )))
     }
 
     pub(crate) const fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Knows the others now; `nodes` are all machines by rank.
-    pub(crate) fn with(self, nodes: &[Node], rank: u32) -> Result<Ends, Failure> {
-        let failed = |why: &str| Failure::new(Stage::Grant, format!("the job's machines in the data grant: {why}"));
-        let own = usize::try_from(rank).map_err(|_| failed("this one's rank is out of range"))?;
+    /// Knows the others now, `nodes` are all machines by rank, and begins to talk to them.
+    pub(crate) fn with(self, nodes: &[Node], rank: u32) -> Result<Mesh, Failure> {
+        let failed = |why: String| Failure::new(Stage::Grant, format!("the job's machines in the data grant: {why}"));
+        let own = usize::try_from(rank).map_err(|_| failed("this one's rank is out of range".to_owned()))?;
         if nodes.get(own) != Some(&self.node) {
-            return Err(failed("this one is not among them, or elsewhere than it said"));
+            return Err(failed(
+                "this one is not among them, or elsewhere than it said".to_owned(),
+            ));
         }
-        let mut peers = Vec::new();
-        for (index, (node, place)) in nodes.iter().zip(0_u32..).enumerate() {
+        let mut peers: Vec<Peer> = Vec::new();
+        for (node, place) in nodes.iter().zip(0_u32..) {
+            let same = |other: &&Node| other.endpoint == node.endpoint || other.key == node.key;
+            if nodes.iter().filter(same).count() > 1 {
+                return Err(failed(format!(
+                    "that of rank {place} says that it is where another one is, at {}",
+                    node.endpoint
+                )));
+            }
+            if place == rank {
+                continue;
+            }
             let key = STANDARD.decode(&node.key).ok();
             let key: [u8; 32] = key
                 .and_then(|key| key.try_into().ok())
-                .ok_or_else(|| failed("a key has not 32 bytes in base64"))?;
-            peers.push((index != own).then(|| Peer {
+                .ok_or_else(|| failed(format!("the key of rank {place} has not 32 bytes in base64")))?;
+            let key = PublicKey::from(key);
+            peers.push(Peer {
+                rank: place,
                 endpoint: node.endpoint,
                 address: address(place),
-                tunnel: Tunn::new(self.secret.clone(), PublicKey::from(key), None, None, place, None),
-            }));
+                tunnel: Tunn::new(self.secret.clone(), key, None, Some(KEEP_ALIVE), place, None),
+                unsent: None,
+            });
         }
-        Ok(Ends {
-            peers,
-            socket: self.socket,
-        })
+        Ok(Mesh::begin(peers, self.socket, rank))
     }
 }
 
 /// The address by which this machine is reached from where `towards` is. Nothing is sent.
-async fn own_address(towards: IpAddr) -> IpAddr {
-    let any = match towards {
-        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED),
-    };
-    if let Ok(socket) = UdpSocket::bind((any, 0)).await
-        && socket.connect((towards, 9)).await.is_ok()
-        && let Ok(here) = socket.local_addr()
-    {
-        return here.ip();
+async fn own_address(towards: Option<IpAddr>) -> Option<IpAddr> {
+    for towards in towards.into_iter().chain(OUTSIDE) {
+        let any = match towards {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        if let Ok(socket) = UdpSocket::bind((any, 0)).await
+            && socket.connect((towards, 9)).await.is_ok()
+            && let Ok(here) = socket.local_addr()
+        {
+            return Some(here.ip());
+        }
     }
     // A network without a way out has addresses all the same.
     let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let mut addresses = all.filter_map(|one| Some(one.address?.as_sockaddr_in()?.ip()));
-    let usable = addresses.find(|one| !one.is_loopback() && !one.is_link_local());
-    usable.unwrap_or(Ipv4Addr::LOCALHOST).into()
-}
-
-/// The tunnels to the other machines, and none to this one; by rank.
-pub(crate) struct Ends {
-    peers: Vec<Option<Peer>>,
-    socket: UdpSocket,
+    addresses
+        .find(|one| !one.is_loopback() && !one.is_link_local())
+        .map(IpAddr::from)
 }
 
 struct Peer {
+    rank: u32,
     endpoint: SocketAddr,
     address: Ipv4Addr,
     tunnel: Tunn,
+    /// Why the last packet to it was not sent.
+    unsent: Option<std::io::Error>,
 }
 
 /// Passes packets on between the command's network and the other machines until it is dropped.
 pub(crate) struct Mesh {
-    passing: JoinHandle<()>,
+    passing: JoinHandle<std::io::Error>,
+    joining: Option<oneshot::Sender<Joined>>,
+    /// The machines that have not answered yet, each with where it is and what is known of it.
+    missing: watch::Receiver<Vec<String>>,
     /// When the command or a machine said something last, in milliseconds since `begun`.
     last: Arc<AtomicU64>,
     begun: Instant,
 }
 
-impl Ends {
-    pub(crate) fn begin(self, joined: Joined) -> Result<Mesh, Failure> {
-        let failed =
-            |error: std::io::Error| Failure::new(Stage::Sandbox, format!("joining the job's machines: {error}"));
-        rustix::io::ioctl_fionbio(&joined.device, true).map_err(|error| failed(error.into()))?;
+impl Mesh {
+    fn begin(peers: Vec<Peer>, socket: UdpSocket, rank: u32) -> Self {
         let (last, begun) = (Arc::new(AtomicU64::new(0)), Instant::now());
-        #[expect(
-            deprecated,
-            reason = "unsound for what may change its descriptor; this owns one that stays"
-        )]
-        let device = AsyncFd::new(joined.device).map_err(failed)?;
+        let (joining, coming) = oneshot::channel();
+        let (met, missing) = watch::channel(peers.iter().map(Peer::describe).collect());
         let passing = Passing {
-            device,
-            _namespace: joined.namespace,
-            peers: self.peers,
-            socket: self.socket,
+            network: None,
+            coming: Some(coming),
+            peers,
+            socket,
+            rank,
+            met,
             last: Arc::clone(&last),
             begun,
         };
-        Ok(Mesh {
+        Self {
             passing: tokio::spawn(passing.go_on()),
+            joining: Some(joining),
+            missing,
             last,
             begun,
-        })
+        }
     }
-}
 
-impl Mesh {
+    /// Waits until every other machine has answered.
+    pub(crate) async fn meet(&mut self) -> Result<(), Failure> {
+        let met = tokio::time::timeout(MEETING, self.missing.wait_for(Vec::is_empty));
+        if matches!(met.await, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let missing = self.missing.borrow().join(", ");
+        let seconds = MEETING.as_secs();
+        Err(failed(format!(
+            "no answer within {seconds} seconds from {missing}; does the site's network let UDP through between its machines?"
+        )))
+    }
+
+    /// Gives it the command's network.
+    pub(crate) fn join(&mut self, joined: Joined) -> Result<(), Failure> {
+        rustix::io::ioctl_fionbio(&joined.device, true).map_err(failed)?;
+        let taken = self.joining.take().map(|joining| joining.send(joined));
+        match taken {
+            Some(Ok(())) => Ok(()),
+            _ => Err(failed("there is nobody to pass packets on")),
+        }
+    }
+
+    /// Whether nothing is passed on any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.passing.is_finished()
+    }
+
     /// Waits until what the command sent before it ended has arrived: until nothing is said any more.
-    pub(crate) async fn settle(&self) {
+    pub(crate) async fn settle(&self) -> Result<(), Failure> {
         let until = Instant::now() + SETTLING;
         loop {
             let last = self.begun + Duration::from_millis(self.last.load(Ordering::Relaxed));
-            let now = Instant::now();
-            let wait = (last + QUIET).min(until).saturating_duration_since(now);
-            if wait.is_zero() || self.passing.is_finished() {
-                return;
+            let wait = (last + QUIET).min(until).saturating_duration_since(Instant::now());
+            if self.is_gone() {
+                return Err(gone());
+            }
+            if wait.is_zero() {
+                return Ok(());
             }
             tokio::time::sleep(wait).await;
         }
     }
+}
+
+/// Why a command cannot go on without its network.
+pub(crate) fn gone() -> Failure {
+    failed("the network between them is gone on this machine")
 }
 
 impl Drop for Mesh {
@@ -190,25 +269,81 @@ impl Drop for Mesh {
     }
 }
 
-struct Passing {
+impl Peer {
+    fn describe(&self) -> String {
+        let why = self
+            .unsent
+            .as_ref()
+            .map_or_else(String::new, |error| format!(" ({error})"));
+        format!("rank {} at {}{why}", self.rank, self.endpoint)
+    }
+
+    /// Sends what the tunnel gave; what is lost is lost as in any network.
+    async fn send(unsent: &mut Option<std::io::Error>, socket: &UdpSocket, endpoint: SocketAddr, sealed: &[u8]) {
+        *unsent = socket.send_to(sealed, endpoint).await.err();
+    }
+
+    fn has_answered(&self) -> bool {
+        self.tunnel.time_since_last_handshake().is_some()
+    }
+}
+
+struct Network {
     device: AsyncFd<OwnedFd>,
     _namespace: OwnedFd,
-    peers: Vec<Option<Peer>>,
+}
+
+struct Passing {
+    network: Option<Network>,
+    coming: Option<oneshot::Receiver<Joined>>,
+    peers: Vec<Peer>,
     socket: UdpSocket,
+    rank: u32,
+    met: watch::Sender<Vec<String>>,
     last: Arc<AtomicU64>,
     begun: Instant,
 }
 
 impl Passing {
-    async fn go_on(mut self) {
+    /// Gives why it cannot go on.
+    async fn go_on(mut self) -> std::io::Error {
         let (mut packet, mut sealed) = (vec![0; PACKET], vec![0; SEALED]);
         let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
-                ready = self.device.readable() => {
-                    let Ok(mut ready) = ready else { return };
+                // What the tunnels do depends on their clocks.
+                biased;
+                _ = tick.tick() => self.look_at_clocks(&mut sealed).await,
+                joined = coming(&mut self.coming) => match joined.map(Network::new) {
+                    Some(Ok(network)) => self.network = Some(network),
+                    Some(Err(error)) => return error,
+                    None => {}
+                },
+                received = self.socket.recv_from(&mut packet) => {
+                    let mut next = Some(received);
                     for _ in 0..BATCH {
-                        match rustix::io::read(&self.device, packet.as_mut_slice()) {
+                        // What another machine's absence answers says nothing about the next packet.
+                        if let Some(Ok((length, from))) = next.take() {
+                            let datagram = packet.get(..length).unwrap_or_default();
+                            self.inward(datagram, from, &mut sealed).await;
+                        }
+                        match self.socket.try_recv_from(&mut packet) {
+                            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                            received => next = Some(received),
+                        }
+                    }
+                    if let Some(Ok((length, from))) = next {
+                        let datagram = packet.get(..length).unwrap_or_default();
+                        self.inward(datagram, from, &mut sealed).await;
+                    }
+                }
+                ready = readable(self.network.as_ref()) => {
+                    let mut ready = match ready {
+                        Ok(ready) => ready,
+                        Err(error) => return error,
+                    };
+                    for _ in 0..BATCH {
+                        match rustix::io::read(ready.get_inner(), packet.as_mut_slice()) {
                             Ok(length) => {
                                 said(&self.last, self.begun);
                                 let packet = packet.get(..length).unwrap_or_default();
@@ -219,77 +354,107 @@ impl Passing {
                                 ready.clear_ready();
                                 break;
                             }
-                            Err(error) => {
-                                tracing::warn!(%error, "the command's network is gone");
-                                return;
-                            }
+                            Err(error) => return error.into(),
                         }
                     }
                 }
-                received = self.socket.recv_from(&mut packet) => {
-                    let mut received = received;
-                    for _ in 0..BATCH {
-                        // What another machine's absence answers says nothing about the next packet.
-                        if let Ok((length, from)) = received {
-                            let datagram = packet.get(..length).unwrap_or_default();
-                            self.inward(datagram, from, &mut sealed).await;
-                        }
-                        match self.socket.try_recv_from(&mut packet) {
-                            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                            next => received = next,
-                        }
-                    }
-                }
-                _ = tick.tick() => self.look_at_clocks(&mut sealed).await,
             }
         }
     }
 
     /// What came from another machine goes to the command, if it is sealed by that machine and says that it is its own.
     async fn inward(&mut self, datagram: &[u8], from: SocketAddr, room: &mut [u8]) {
-        let mut peers = self.peers.iter_mut().flatten();
-        let Some(peer) = peers.find(|peer| peer.endpoint == from) else {
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.endpoint == from) else {
             return;
         };
         let mut next = datagram;
         loop {
             match peer.tunnel.decapsulate(Some(from.ip()), next, room) {
                 TunnResult::WriteToNetwork(answer) => {
-                    let _ = self.socket.send_to(answer, peer.endpoint).await;
+                    Peer::send(&mut peer.unsent, &self.socket, peer.endpoint, answer).await;
                     next = &[];
                 }
                 TunnResult::WriteToTunnelV4(packet, source) => {
-                    if source == peer.address {
+                    if let Some(network) = self.network.as_ref().filter(|_| source == peer.address) {
                         said(&self.last, self.begun);
                         // A full device loses packets as any network does.
-                        let _ = rustix::io::write(&self.device, packet);
+                        let _ = rustix::io::write(&network.device, packet);
                     }
-                    return;
+                    break;
                 }
-                TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV6(..) => return,
+                TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV6(..) => break,
             }
         }
+        self.look_who_is_missing();
     }
 
     async fn look_at_clocks(&mut self, room: &mut [u8]) {
-        for peer in self.peers.iter_mut().flatten() {
+        let polite = self.begun.elapsed() < POLITE;
+        for peer in &mut self.peers {
             if let TunnResult::WriteToNetwork(message) = peer.tunnel.update_timers(room) {
-                let _ = self.socket.send_to(message, peer.endpoint).await;
+                Peer::send(&mut peer.unsent, &self.socket, peer.endpoint, message).await;
+            }
+            // One of two speaks first: what both begin at once takes seconds to sort out.
+            let first = self.rank < peer.rank || !polite;
+            if first
+                && !peer.has_answered()
+                && let TunnResult::WriteToNetwork(message) = peer.tunnel.format_handshake_initiation(room, false)
+            {
+                Peer::send(&mut peer.unsent, &self.socket, peer.endpoint, message).await;
             }
         }
+        self.look_who_is_missing();
+    }
+
+    fn look_who_is_missing(&self) {
+        if self.met.borrow().is_empty() {
+            return;
+        }
+        let missing = self.peers.iter().filter(|peer| !peer.has_answered());
+        let _ = self.met.send(missing.map(Peer::describe).collect());
+    }
+}
+
+impl Network {
+    fn new(joined: Joined) -> std::io::Result<Self> {
+        #[expect(
+            deprecated,
+            reason = "unsound for what may change its descriptor; this owns one that stays"
+        )]
+        let device = AsyncFd::new(joined.device)?;
+        Ok(Self {
+            device,
+            _namespace: joined.namespace,
+        })
+    }
+}
+
+/// The command's network, once there is one.
+async fn coming(receiver: &mut Option<oneshot::Receiver<Joined>>) -> Option<Joined> {
+    let Some(waiting) = receiver else {
+        return std::future::pending().await;
+    };
+    let joined = waiting.await;
+    *receiver = None;
+    joined.ok()
+}
+
+async fn readable(network: Option<&Network>) -> std::io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    match network {
+        Some(network) => network.device.readable().await,
+        None => std::future::pending().await,
     }
 }
 
 /// What the command sends to a machine goes there; what it sends elsewhere goes nowhere.
-async fn outward(peers: &mut [Option<Peer>], socket: &UdpSocket, packet: &[u8], room: &mut [u8]) {
+async fn outward(peers: &mut [Peer], socket: &UdpSocket, packet: &[u8], room: &mut [u8]) {
     let Some(IpAddr::V4(to)) = Tunn::dst_address(packet) else {
         return;
     };
-    let mut peers = peers.iter_mut().flatten();
-    if let Some(peer) = peers.find(|peer| peer.address == to)
+    if let Some(peer) = peers.iter_mut().find(|peer| peer.address == to)
         && let TunnResult::WriteToNetwork(sealed) = peer.tunnel.encapsulate(packet, room)
     {
-        let _ = socket.send_to(sealed, peer.endpoint).await;
+        Peer::send(&mut peer.unsent, socket, peer.endpoint, sealed).await;
     }
 }
 

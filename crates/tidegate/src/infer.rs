@@ -50,7 +50,7 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         executable: std::env::current_exe().while_("finding this program")?,
         digest,
         machine: PathBuf::from("/"),
-        towards: stores::towards(&ticket.store),
+        towards: stores::towards(&ticket.store).await,
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await

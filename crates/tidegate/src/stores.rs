@@ -23,9 +23,6 @@ use zeroize::Zeroizing;
 use crate::failure::{Failure, While};
 use crate::project::Project;
 
-/// An address that nobody has (RFC 5737): the way to it is the way out.
-const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-
 /// Opens the store at `address`, which is `folder:` with a path, or that of a cloud's store; connects to
 /// nobody yet.
 pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn Store>, Failure> {
@@ -50,16 +47,17 @@ pub(crate) fn open_paced(
     Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
 }
 
-/// Something in the network through which machines reach each other that all reach the store at `address`; nothing is sent
-/// there. A folder is reached by one machine alone.
-pub(crate) fn towards(address: &str) -> IpAddr {
+/// Something in the network through which machines reach each other that all reach the store at `address`: its server,
+/// where it is not a cloud's. A folder is reached by one machine alone.
+pub(crate) async fn towards(address: &str) -> Option<IpAddr> {
     if !Address::is_meant(address) {
-        return Ipv4Addr::LOCALHOST.into();
+        return Some(Ipv4Addr::LOCALHOST.into());
     }
-    let endpoint = address.parse::<Address>().ok().and_then(|address| address.endpoint);
-    let host = endpoint.as_ref().and_then(|endpoint| endpoint.host_str());
-    let host = host.and_then(|host| host.trim_matches(['[', ']']).parse().ok());
-    host.unwrap_or(SOMEWHERE.into())
+    let endpoint = address.parse::<Address>().ok()?.endpoint?;
+    let port = endpoint.port_or_known_default()?;
+    let host = endpoint.host_str()?.trim_matches(['[', ']']).to_owned();
+    let mut found = tokio::net::lookup_host((host, port)).await.ok()?;
+    found.next().map(|address| address.ip())
 }
 
 /// Opens the custody of a private site's keys: a file below `folder`, a token, or a service.

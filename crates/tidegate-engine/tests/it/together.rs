@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use tidegate_engine::{EngineError, RunStatus};
+use tidegate_types::Refusal;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::Attempt;
 
@@ -14,6 +15,24 @@ fn three_machines() -> String {
 
 fn lost() -> AttemptOutcome {
     AttemptOutcome::Fenced { why: "lost".to_owned() }
+}
+
+fn failed(reason: &str) -> AttemptOutcome {
+    AttemptOutcome::Failed {
+        stage: "command".to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn refused(rule: &str) -> AttemptOutcome {
+    AttemptOutcome::Refused {
+        refusal: Refusal {
+            rule: rule.to_owned(),
+            what: "admitting a worker".to_owned(),
+            why: "two workers have said hello".to_owned(),
+            fix: "start another attempt".to_owned(),
+        },
+    }
 }
 
 fn worked() -> AttemptOutcome {
@@ -82,17 +101,76 @@ fn one_lost_machine_ends_the_attempt_of_all_and_the_next_one_has_all_again() {
 #[test]
 fn a_command_that_fails_on_one_machine_is_the_reason_of_all() {
     let world = World::new("together-fails");
-    world.ends(|attempt| match attempt.rank {
-        1 => Some(AttemptOutcome::Failed {
-            stage: "command".to_owned(),
-            reason: "exit code 7".to_owned(),
-        }),
-        _ => None,
+    world.ends(|attempt| {
+        Some(failed(if attempt.rank == 1 {
+            "exit code 7"
+        } else {
+            "exit code 7, too"
+        }))
     });
     let error = world.run(&three_machines()).unwrap_err();
     assert!(matches!(error, EngineError::Failed { .. }), "{error}");
     assert!(error.to_string().contains("exit code 7"), "{error}");
     assert_eq!(world.compute.started().len(), 3, "it would fail again");
+}
+
+/// A command sees its peers go before anybody sees the machine gone.
+#[test]
+fn a_command_that_fails_because_a_machine_was_lost_is_tried_again() {
+    let world = World::new("together-why");
+    let mut looks = 0;
+    world.ends(move |attempt| match (attempt.attempt, attempt.rank) {
+        (1, 0) => Some(failed("connection reset by peer")),
+        (1, 1) => {
+            looks += 1;
+            (looks > 50).then(lost)
+        }
+        (1, _) => None,
+        (_, 0) => Some(accepted()),
+        _ => Some(worked()),
+    });
+    assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 6);
+}
+
+#[test]
+fn a_ticket_in_two_hands_counts_more_than_a_model() {
+    let world = World::new("together-twice");
+    let mut given = false;
+    world.ends(move |attempt| match attempt.rank {
+        0 => {
+            given = true;
+            Some(accepted())
+        }
+        1 => given.then(|| refused("second-hello")),
+        _ => Some(worked()),
+    });
+    let EngineError::Refused(refusal) = world.run(&three_machines()).unwrap_err() else {
+        panic!("not refused")
+    };
+    assert_eq!(refusal.rule, "second-hello");
+}
+
+#[test]
+fn a_model_is_kept_whatever_becomes_of_the_other_machines() {
+    let world = World::new("together-kept");
+    let fails = Arc::clone(&world.keeper);
+    world.ends(move |attempt| match attempt.rank {
+        0 => {
+            fails.fence_fails.store(true, std::sync::atomic::Ordering::SeqCst);
+            Some(accepted())
+        }
+        _ => None,
+    });
+    // Its end fences what is open, which goes wrong too: the model is there, and the next run uses it.
+    let _ = world.run(&three_machines());
+    world
+        .keeper
+        .fence_fails
+        .store(false, std::sync::atomic::Ordering::SeqCst);
+    let started = world.compute.started().len();
+    assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), started, "nothing was trained again");
 }
 
 #[test]

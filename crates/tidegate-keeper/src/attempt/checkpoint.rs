@@ -115,10 +115,10 @@ impl Keeper {
             tracing::warn!(run = %record.attempt.run, "no more checkpoints are kept: the permit's slot carries no more");
             return Ok(None);
         }
-        let leaf = self.event(
+        let leaf = self.attempt_event(
             EventType::Checkpointed,
-            &record.attempt.run,
-            &[("task", record.attempt.task.as_str()), ("permit", permit.id.as_str())],
+            &record.attempt,
+            &[("permit", permit.id.as_str())],
             &[("packing_list", *told.packing_list_digest)],
         )?;
         let key = format!("checkpoint/{}/{}", attempt_key(&record.attempt), told.number);

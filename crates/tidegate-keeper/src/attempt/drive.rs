@@ -1,11 +1,13 @@
 //! The state machine: one journal transaction for each step, its letter delivered afterwards.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tidegate_contracts::store::{ObjectName, Patience};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side, is_contested};
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
-use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
+use tidegate_types::message::{Attempt, KeeperMessage, Node, WorkerMessage};
 
 use super::checkpoint::Told;
 use super::output::METRICS;
@@ -40,6 +42,53 @@ impl Keeper {
                 return Ok(());
             }
         }
+    }
+
+    /// Ends the other machines of an attempt of which one was refused.
+    pub(super) async fn end_others(&self, attempt: &Attempt) -> Result<(), KeeperError> {
+        for one in self.records.attempts_of(attempt)? {
+            if one.attempt.attempt == attempt.attempt && one.attempt != *attempt && one.outcome.is_none() {
+                self.fence(&one.attempt, "another-machine")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on where another machine of the attempt was refused, or its ticket is in two hands.
+    async fn others_uncontested(&self, record: &AttemptRecord) -> Result<(), KeeperError> {
+        if record.job.others == 0 {
+            return Ok(());
+        }
+        for one in self.records.attempts_of(&record.attempt)? {
+            if one.attempt.attempt != record.attempt.attempt || one.attempt == record.attempt {
+                continue;
+            }
+            let refused = matches!(one.outcome, Some(AttemptOutcome::Refused { .. }));
+            let contested = match &one.hello {
+                Some(hello) => {
+                    let secret = self.ticket_secret(&one).await?;
+                    let contested = is_contested(&one.attempt, self.store(&one.site)?, &secret, hello).await;
+                    contested.map_err(|error| burned(&error))?
+                }
+                None => false,
+            };
+            if contested {
+                return Err(second_hello(&one.attempt).into());
+            }
+            if refused {
+                return Err(refuse(
+                    "fenced",
+                    format!(
+                        "going on with attempt {} of `{}`",
+                        one.attempt.attempt, one.attempt.task
+                    ),
+                    format!("its machine of rank {} was refused", one.attempt.rank),
+                    "start another attempt",
+                )
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// One letter to the attempt's worker, not delivered yet.
@@ -199,6 +248,7 @@ impl Keeper {
             worker: &record.worker,
             accepted: record.hello.as_ref(),
             network_closed: definition.network.run == NetworkRule::Deny,
+            apart: record.job.others > 0 && record.phase != Phase::Waiting,
             files_closed: definition.kind == tidegate_types::files::sites::SiteKind::Private,
         })
     }
@@ -292,15 +342,7 @@ impl Keeper {
                     new.reach("data");
                     answer = Some(self.data_grant(record, worker, Vec::new()).await?);
                 } else {
-                    let unsaid = || {
-                        refuse(
-                            "message-malformed",
-                            "joining the machines of a job",
-                            "one does not say where the others reach it",
-                            "start another attempt",
-                        )
-                    };
-                    new.node = Some(node.ok_or_else(unsaid)?);
+                    new.node = Some(self.believable(record, node)?);
                     new.phase = Phase::SetUp;
                 }
             }
@@ -347,6 +389,7 @@ impl Keeper {
                 new.output_bytes = bytes;
             }
             (Phase::OutputReceived, WorkerMessage::Finished { seconds }) => {
+                self.others_uncontested(record).await?;
                 self.accept(record, &mut new, seconds)?;
             }
             (Phase::DataGranted, WorkerMessage::Finished { seconds }) if record.attempt.rank > 0 => {
@@ -375,6 +418,32 @@ impl Keeper {
         Ok(Some((new, answer)))
     }
 
+    /// Where a machine says that the others reach it, if that can be: what it says is passed on to them.
+    fn believable(&self, record: &AttemptRecord, node: Option<Node>) -> Result<Node, KeeperError> {
+        let rank = record.attempt.rank;
+        let wrong = |why: &str| {
+            refuse(
+                "message-malformed",
+                "joining the machines of a job",
+                format!("that of rank {rank} {why}"),
+                "start another attempt",
+            )
+        };
+        let node = node.ok_or_else(|| wrong("does not say where the others reach it"))?;
+        let key = STANDARD.decode(&node.key).is_ok_and(|key| key.len() == 32);
+        let (address, port) = (node.endpoint.ip(), node.endpoint.port());
+        if !key || address.is_unspecified() || address.is_multicast() || port < 1024 {
+            return Err(wrong("says that it is where nobody can be").into());
+        }
+        let others = self.records.attempts_of(&record.attempt)?.into_iter();
+        let mut others = others.filter(|one| one.attempt.attempt == record.attempt.attempt && one.attempt.rank != rank);
+        let same = |other: &Node| other.key == node.key || other.endpoint == node.endpoint;
+        if others.any(|one| one.node.as_ref().is_some_and(same)) {
+            return Err(wrong("says that it is where another one is").into());
+        }
+        Ok(node)
+    }
+
     /// What follows for a machine that is set up, once the job's other machines are.
     async fn joined(
         &self,
@@ -386,6 +455,7 @@ impl Keeper {
             return Ok(None);
         };
         self.uncontested(record, worker, secret).await?;
+        self.others_uncontested(record).await?;
         let mut new = record.clone();
         new.phase = Phase::DataGranted;
         new.reach("data");

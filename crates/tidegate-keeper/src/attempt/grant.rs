@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tidegate_contracts::journal::Batch;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_types::event::EventType;
+use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, Node};
 
 use super::LEASE_SECONDS;
@@ -38,7 +39,8 @@ impl Keeper {
         for one in self.records.attempts_of(&record.attempt)? {
             if one.attempt.attempt == record.attempt.attempt
                 && one.site == record.site
-                && one.outcome.is_none()
+                // One whose command was quick has ended well already.
+                && matches!(one.outcome, None | Some(AttemptOutcome::Worked { .. }))
                 && let Some(node) = one.node
             {
                 nodes.insert(one.attempt.rank, node);
@@ -100,11 +102,11 @@ impl Keeper {
         }
         let permit = self.permit_record(record.inputs.get(standing).ok_or_else(missing)?)?;
         let now = (self.clock)();
-        let mut told = vec![("permit", permit.id.as_str()), ("task", record.attempt.task.as_str())];
+        let mut told = vec![("permit", permit.id.as_str())];
         told.extend(permits.iter().map(|(name, permit)| (name.as_str(), permit.as_str())));
         let mut digests = vec![("hello", *worker.hello())];
         digests.extend(checkpoint.iter().map(|it| ("checkpoint", it.packing_list_digest)));
-        let leaf = self.event(EventType::Granted, &record.attempt.run, &told, &digests)?;
+        let leaf = self.attempt_event(EventType::Granted, &record.attempt, &told, &digests)?;
         let key = format!("grant/{}/{standing}", attempt_key(&record.attempt));
         self.records.commit(&Batch::default().leaf(&key, leaf))?;
         Ok(Grant {

@@ -40,6 +40,7 @@ use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
 use tidegate_types::message::{Attempt, Job, Ticket};
+use tidegate_types::refusal::Refusal;
 use zeroize::Zeroizing;
 
 use crate::error::{KeeperError, While, refuse};
@@ -67,10 +68,13 @@ impl Keeper {
         worker: Digest,
         permits: &BTreeMap<String, PermitId>,
     ) -> Result<ReplyBody, KeeperError> {
+        // One after the other: what crosses for the first machine of several has crossed for the others.
+        let starting = self.starting.lock().await;
         let record = match self.records.attempt(attempt)? {
             Some(record) => record,
             None => self.new_attempt(attempt, text, site, worker, permits).await?,
         };
+        drop(starting);
         let secret = self.ticket_secret(&record).await?;
         self.watch(attempt.clone());
         Ok(ReplyBody::Ticket {
@@ -109,7 +113,7 @@ impl Keeper {
         let starting = "starting an attempt";
         let (pipeline, digest) = self.pipeline(text)?;
         let prepared = self.prepared_record(&attempt.run, digest)?;
-        self.may_begin(attempt)?;
+        let fence = self.may_begin(attempt)?;
         let job = self.job(&pipeline, site)?;
         self.may_be_joined(attempt, &job, site)?;
         let mut inputs = BTreeMap::new();
@@ -203,25 +207,30 @@ impl Keeper {
             phases: BTreeMap::new(),
             outcome: None,
         };
-        let leaf = self.event(
+        let leaf = self.attempt_event(
             EventType::AttemptStarted,
-            &attempt.run,
-            &[("task", attempt.task.as_str()), ("site", site.as_str())],
+            attempt,
+            &[("site", site.as_str())],
             &[("worker", worker)],
         )?;
         let key = attempt_key(attempt);
-        self.records.commit(
-            &Batch::default()
-                .create("attempts", &key, value(&record)?)
-                .leaf(&format!("attempt/{key}"), leaf),
-        )?;
+        let fence_key = fence_key(attempt);
+        let begun = Batch::default()
+            .create("attempts", &key, value(&record)?)
+            .expect("fences", &fence_key, fence)
+            .leaf(&format!("attempt/{key}"), leaf);
+        if !self.records.commit_if(&begun)? {
+            return Err(not_begun(attempt, "it was fenced meanwhile").into());
+        }
         Ok(record)
     }
 
     /// Of one task at most one output counts: an attempt begins only when every earlier one has
     /// ended without an output or was fenced.
-    fn may_begin(&self, attempt: &Attempt) -> Result<(), KeeperError> {
-        let fence: u32 = self.records.get("fences", &fence_key(attempt))?.unwrap_or(0);
+    /// Gives what the fence was when it was looked at.
+    fn may_begin(&self, attempt: &Attempt) -> Result<Option<Vec<u8>>, KeeperError> {
+        let fenced: Option<u32> = self.records.get("fences", &fence_key(attempt))?;
+        let fence = fenced.unwrap_or(0);
         let earlier = self.records.attempts_of(attempt)?;
         // Other machines of the same attempt work beside it.
         let open = earlier
@@ -237,15 +246,9 @@ impl Keeper {
         } else if accepted {
             "the output of an earlier attempt was accepted"
         } else {
-            return Ok(());
+            return fenced.map(|fence| value(&fence)).transpose();
         };
-        Err(refuse(
-            "fenced",
-            format!("starting attempt {} of `{}`", attempt.attempt, attempt.task),
-            why,
-            "fence the earlier attempt, and start a later one",
-        )
-        .into())
+        Err(not_begun(attempt, why).into())
     }
 
     /// Several machines work at a job only where its pipeline asks for them and its site joins them.
@@ -357,7 +360,13 @@ impl Keeper {
     pub(crate) fn fence(&self, attempt: &Attempt, why: &str) -> Result<ReplyBody, KeeperError> {
         loop {
             let Some(record) = self.records.attempt(attempt)? else {
-                self.records.put("fences", &fence_key(attempt), &attempt.attempt)?;
+                let (key, number) = (fence_key(attempt), attempt.attempt);
+                let before: Option<u32> = self.records.get("fences", &key)?;
+                let old = before.map(|before| value(&before)).transpose()?;
+                let batch = Batch::default().replace("fences", &key, old, value(&before.unwrap_or(0).max(number))?);
+                if !self.records.commit_if(&batch)? {
+                    continue;
+                }
                 return Ok(ReplyBody::AttemptEnded {
                     outcome: AttemptOutcome::Fenced { why: why.to_owned() },
                 });
@@ -370,16 +379,12 @@ impl Keeper {
             new.outcome = Some(outcome.clone());
             // A grant that was not delivered yet never is.
             new.pending = None;
-            let leaf = self.event(
-                EventType::Fenced,
-                &attempt.run,
-                &[("task", attempt.task.as_str()), ("why", why)],
-                &[],
-            )?;
+            let leaf = self.attempt_event(EventType::Fenced, attempt, &[("why", why)], &[])?;
             let key = attempt_key(attempt);
+            let before: u32 = self.records.get("fences", &fence_key(attempt))?.unwrap_or(0);
             let batch = Batch::default()
                 .replace("attempts", &key, Some(value(&record)?), value(&new)?)
-                .set("fences", &fence_key(attempt), value(&attempt.attempt)?)
+                .set("fences", &fence_key(attempt), value(&before.max(attempt.attempt))?)
                 .leaf(&format!("fence/{key}"), leaf);
             if self.records.commit_if(&batch)? {
                 return Ok(ReplyBody::AttemptEnded { outcome });
@@ -406,7 +411,9 @@ impl Keeper {
                     self.record_refusal(&attempt.run, &refusal.rule);
                     let reason = refusal.to_string();
                     let outcome = AttemptOutcome::Refused { refusal };
-                    if self.end_badly(attempt, outcome, &reason).await.is_ok() {
+                    // What makes one machine of an attempt unbelievable makes the attempt so.
+                    let ended = self.end_badly(attempt, outcome, &reason).await;
+                    if ended.is_ok() && self.end_others(attempt).await.is_ok() {
                         break;
                     }
                 }
@@ -431,6 +438,15 @@ impl Keeper {
         self.forget_access(attempt, None);
         self.ended.notify_waiters();
     }
+}
+
+fn not_begun(attempt: &Attempt, why: &str) -> Refusal {
+    refuse(
+        "fenced",
+        format!("starting attempt {} of `{}`", attempt.attempt, attempt.task),
+        why,
+        "fence the earlier attempt, and start a later one",
+    )
 }
 
 pub(crate) fn fence_key(attempt: &Attempt) -> String {

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tidegate_contracts::Journal as _;
 use tidegate_types::ids::PermitId;
-use tidegate_types::keeper::AttemptOutcome;
+use tidegate_types::keeper::{AttemptOutcome, RequestBody};
 use tidegate_types::message::{Attempt, Node, WorkerMessage};
 
 use crate::checkpoints::{gone, list_of, unfinished};
 use crate::worker::{Output, Worker};
-use crate::world::{World, attempt};
+use crate::world::{World, attempt, pause};
 
 fn machine(number: u32, rank: u32) -> Attempt {
     Attempt {
@@ -20,8 +23,8 @@ fn machine(number: u32, rank: u32) -> Attempt {
 /// The worker of one machine, with a ticket.
 async fn worker(world: &mut World, of: Attempt, permits: &BTreeMap<String, PermitId>) -> Worker {
     let node = Node {
-        key: format!("key of {}", of.rank),
-        endpoint: ([127, 0, 0, 1], 51_820).into(),
+        key: STANDARD.encode([u8::try_from(of.rank).unwrap(); 32]),
+        endpoint: ([127, 0, 0, 1], 51_820 + u16::try_from(of.rank).unwrap()).into(),
     };
     let ticket = world.ticket_of(of, permits).await;
     let mut worker = Worker::new(ticket, world.store("cloud"));
@@ -126,7 +129,7 @@ async fn a_machine_alone_is_granted_nothing() {
 async fn a_machine_that_is_not_asked_for_or_does_not_say_where_it_is_gets_nothing() {
     let (mut world, permits, [mut first, _]) = begun().await;
     let mut request = world.start_request(1, &permits);
-    if let tidegate_types::keeper::RequestBody::StartAttempt { attempt, .. } = &mut request {
+    if let RequestBody::StartAttempt { attempt, .. } = &mut request {
         attempt.rank = 2;
     }
     assert_eq!(world.refused(request).await, "nodes-not-allowed");
@@ -134,6 +137,123 @@ async fn a_machine_that_is_not_asked_for_or_does_not_say_where_it_is_gets_nothin
     first.admitted().await;
     first.setup_done().await;
     assert_eq!(world.burned(1).await, "message-malformed");
+}
+
+#[tokio::test]
+async fn what_one_machine_says_of_where_it_is_cannot_hurt_the_others() {
+    type Lie = fn(&mut Node, &Node);
+    let lies: [Lie; 5] = [
+        |node, other| node.key.clone_from(&other.key),
+        |node, other| node.endpoint = other.endpoint,
+        |node, _| node.key = STANDARD.encode([1; 31]),
+        |node, _| node.endpoint.set_port(53),
+        |node, _| node.endpoint.set_ip([224, 0, 0, 1].into()),
+    ];
+    for lie in lies {
+        let (mut world, _, [mut first, mut second]) = begun().await;
+        first.admitted().await;
+        first.setup_done().await;
+        lie(second.node.as_mut().unwrap(), first.node.as_ref().unwrap());
+        second.admitted().await;
+        // The one is set up before the other one lies.
+        while !set_up(&world, 0) {
+            pause().await;
+        }
+        second.setup_done().await;
+        let AttemptOutcome::Refused { refusal } = world.ended_of(machine(1, 1)).await else {
+            panic!("not refused")
+        };
+        assert_eq!(refusal.rule, "message-malformed");
+        assert!(matches!(
+            world.ended_of(machine(1, 0)).await,
+            AttemptOutcome::Fenced { .. }
+        ));
+    }
+}
+
+/// Whether a machine waits for the others, by the keeper's journal.
+fn set_up(world: &World, rank: u32) -> bool {
+    let record = world.journal.get("attempts", &format!("r1.train.1-{rank}")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record.unwrap()).unwrap();
+    record["phase"] == "set_up"
+}
+
+#[tokio::test]
+async fn a_ticket_in_two_hands_burns_the_attempt_of_all_machines() {
+    for late in [false, true] {
+        let (mut world, _, [mut first, mut second]) = begun().await;
+        for worker in [&mut first, &mut second] {
+            worker.admitted().await;
+            worker.setup_done().await;
+        }
+        first.data_grant().await;
+        second.data_grant().await;
+        if late {
+            // Nobody looks into the mailbox of a machine that is done, but whoever accepts the output.
+            second.tell(WorkerMessage::Finished { seconds: 1 }).await;
+            world.ended_of(machine(1, 1)).await;
+        }
+        let thief = Worker::new(second.ticket().clone(), world.store("cloud"));
+        thief.contest().await;
+        if !late {
+            second.log("a line\n").await;
+            let AttemptOutcome::Refused { refusal } = world.ended_of(machine(1, 1)).await else {
+                panic!("not refused")
+            };
+            assert_eq!(refusal.rule, "second-hello");
+            assert!(matches!(world.ended(1).await, AttemptOutcome::Fenced { .. }));
+            continue;
+        }
+        first.output(Output::default()).await;
+        first.tell(WorkerMessage::Finished { seconds: 1 }).await;
+        assert_eq!(world.burned(1).await, "second-hello");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_is_done_quickly_keeps_nothing_from_the_others() {
+    let (mut world, _, [mut first, mut second]) = begun().await;
+    for worker in [&mut first, &mut second] {
+        worker.admitted().await;
+        worker.setup_done().await;
+    }
+    first.data_grant().await;
+    second.data_grant().await;
+    second.tell(WorkerMessage::Finished { seconds: 1 }).await;
+    world.ended_of(machine(1, 1)).await;
+    // As if the keeper had been killed before it granted the data of the first one.
+    let key = "r1.train.1-0";
+    let old = world.journal.get("attempts", key).unwrap().unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&old).unwrap();
+    record["phase"] = "set_up".into();
+    let new = tidegate_types::to_canonical_json(&record).unwrap();
+    let batch = tidegate_contracts::journal::Batch::default().replace("attempts", key, Some(old), new);
+    world.journal.commit(&batch).unwrap();
+    world.restart().await;
+    world.ticket_of(machine(1, 0), &BTreeMap::new()).await;
+    first.data_grant().await;
+    assert_eq!(first.granted.as_ref().unwrap().nodes.len(), 2);
+}
+
+#[tokio::test]
+async fn what_happens_to_each_machine_is_an_event_of_its_own() {
+    let (mut world, _, _workers) = begun().await;
+    world.fence_of(machine(1, 0)).await;
+    world.fence_of(machine(1, 1)).await;
+    let leaves = world.journal.log_leaves(0, u64::MAX).unwrap();
+    let events = leaves
+        .iter()
+        .map(|leaf| serde_json::from_slice::<tidegate_types::event::Event>(leaf).unwrap());
+    let of = |word: &str| -> Vec<_> {
+        let all = events.clone().filter(|event| event.event_type.ends_with(word));
+        all.map(|event| (event.id, event.data.numbers)).collect()
+    };
+    for word in ["attempt-started", "fenced"] {
+        let of = of(word);
+        assert_eq!(of.len(), 2, "{word}");
+        assert_ne!(of[0].0, of[1].0, "{word}");
+        assert_eq!(of[1].1.get("rank"), Some(&1), "{word}");
+    }
 }
 
 #[tokio::test]

@@ -84,11 +84,19 @@ fn confine(order: &Order) -> Result<SandboxEvidence, String> {
     // So that what watches the command gets its turn also beside a command that takes all processors.
     let _ = rustix::process::nice(NICE);
     let node = order.policy.node;
-    let own_network = (!order.policy.network || node.is_some()) && own_namespaces();
+    let moved = if !order.policy.network || node.is_some() {
+        own_namespaces()
+    } else {
+        Err(String::new())
+    };
+    let own_network = moved.is_ok();
     if let Some(rank) = node {
-        if !own_network {
-            return Err("a network of the command's own, in which it reaches the job's other machines".to_owned());
-        }
+        moved.map_err(|why| {
+            format!(
+                "a network of the command's own, in which it reaches the job's other machines: {why}; it needs the root user, \
+                 or user namespaces for everybody"
+            )
+        })?;
         joined::join(rank)?;
     }
     drop_privileges()?;
@@ -206,21 +214,19 @@ fn tasks_of(user: u32) -> u64 {
 }
 
 /// Moves into a network of its own, where the machine allows that.
-fn own_namespaces() -> bool {
+fn own_namespaces() -> Result<(), String> {
     use nix::sched::{CloneFlags, unshare};
     let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
     if unshare(own).is_ok() {
-        return true;
+        return Ok(());
     }
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    if unshare(own | CloneFlags::CLONE_NEWUSER).is_err() {
-        return false;
-    }
+    unshare(own | CloneFlags::CLONE_NEWUSER).map_err(|error| format!("namespaces: {error}"))?;
     // Without these the process goes on as nobody, which would read none of its own files.
     let mapped = fs::write("/proc/self/setgroups", "deny")
         .and_then(|()| fs::write("/proc/self/uid_map", format!("{user} {user} 1")))
         .and_then(|()| fs::write("/proc/self/gid_map", format!("{group} {group} 1")));
-    mapped.is_ok()
+    mapped.map_err(|error| format!("a namespace of users: {error}"))
 }
 
 /// Gives up every capability, also those that the root user would get back by becoming another program.

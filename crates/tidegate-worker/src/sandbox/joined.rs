@@ -43,6 +43,10 @@ pub struct Joined {
 
 /// Makes the device inside the namespace that this process has just moved into, and passes its other end on.
 pub(super) fn join(rank: u32) -> Result<(), String> {
+    // Where there is none, the library would make one that stays.
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        return Err("a tunnel device: this machine has no `/dev/net/tun`".to_owned());
+    }
     let device = DeviceBuilder::new()
         .name(INTERFACE)
         .ipv4(address(rank), PREFIX, None)

@@ -39,7 +39,7 @@ use tokio::sync::oneshot;
 
 pub use confine::sandbox_exec_main;
 pub use joined::{INTERFACE, Joined, address};
-pub use probe::self_test;
+pub use probe::{self_test, try_node};
 
 /// The subcommand of the executable that must lead to [`sandbox_exec_main`].
 pub const SUBCOMMAND: &str = "sandbox-exec";

@@ -36,6 +36,8 @@ pub(super) enum Probe {
     Escape {
         /// Somebody listens here.
         listener: SocketAddr,
+        /// Whether having sent a datagram counts.
+        datagrams: bool,
         /// Whether anybody can be reached outside. Where a machine has not even a network with itself, having a socket
         /// counts.
         reachable: bool,
@@ -60,12 +62,14 @@ impl Probe {
         let code = match self {
             Self::Escape {
                 listener,
+                datagrams,
                 reachable,
                 secret,
                 outside,
             } => {
                 let socket = std::net::UdpSocket::bind("127.0.0.1:0");
                 let open = match &socket {
+                    _ if !datagrams => false,
                     Ok(socket) => !reachable || socket.send_to(b"x", listener).is_ok(),
                     Err(_) => false,
                 };
@@ -136,6 +140,50 @@ pub fn self_test(executable: &Path, within: &Path) -> SandboxEvidence {
         .unwrap_or_default()
 }
 
+/// What the sandbox enforces on a command that works with other machines: that it reaches nobody here is tried, as
+/// [`self_test`] does; the rest is as in `evidence`. Blocks for half a minute at the most.
+///
+/// # Errors
+/// As [`super::spawn`], and where the command reaches somebody.
+pub fn try_node(
+    executable: &Path,
+    within: &Path,
+    rank: u32,
+    evidence: &SandboxEvidence,
+) -> Result<SandboxEvidence, SandboxError> {
+    let failed = |what: &str| SandboxError::NotEnforced { what: what.to_owned() };
+    let folder = Folder::new(within).ok_or_else(|| failed("a folder to try it in"))?;
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|_| failed("somebody to be reached"))?;
+    let listener = listener.local_addr().map_err(|_| failed("somebody to be reached"))?;
+    let policy = Policy {
+        node: Some(rank),
+        seconds: 30,
+        ..Policy::default()
+    };
+    let order = Order {
+        parent: std::process::id(),
+        policy: policy.clone(),
+        command: Vec::new(),
+        environment: std::collections::BTreeMap::new(),
+        probe: Some(Probe::Escape {
+            // It is no datagram's failure that shows that nobody is reached: there is a network.
+            datagrams: false,
+            listener,
+            reachable: true,
+            secret: folder.0.join("secret"),
+            outside: folder.0.join("outside"),
+        }),
+    };
+    let done = complete(start(executable, order, &folder.0, Limits::of(&policy))?, executable, 0)?;
+    match done.ended {
+        Ended::Exited(code) if code == i32::from(STOPPED) => Ok(SandboxEvidence {
+            network: done.evidence.network,
+            ..evidence.clone()
+        }),
+        _ => Err(failed("the network around a command that works with other machines")),
+    }
+}
+
 fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let inside = folder.join("inside");
     fs::DirBuilder::new().mode(0o700).create(&inside).ok()?;
@@ -166,6 +214,7 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let attempt = &attempt;
     let escape = Probe::Escape {
         listener: address,
+        datagrams: true,
         reachable,
         secret,
         outside,

@@ -31,6 +31,6 @@ fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
         executable: executable().to_owned(),
         digest: digest.into(),
         machine: "/".into(),
-        towards: std::net::Ipv4Addr::LOCALHOST.into(),
+        towards: Some(std::net::Ipv4Addr::LOCALHOST.into()),
     }
 }

@@ -117,3 +117,72 @@ async fn a_machine_that_is_not_where_it_said_does_not_begin() {
         assert!(reason.contains(why), "{reason}");
     }
 }
+
+/// One end sends a quarter of a gibibyte, the other one says how many megabytes came in a second.
+const SPEED: &str = r#"cat > speed.py <<'END'
+import os, socket, sys, threading, time
+
+TOTAL, piece = 1 << 28, bytes(1 << 20)
+
+def receive(server):
+    other, _ = server.accept()
+    got, begun, room = 0, None, bytearray(1 << 20)
+    while got < TOTAL:
+        got += other.recv_into(room)
+        begun = begun or time.monotonic()
+    print(f"{got / (time.monotonic() - begun) / 1e6:.0f}", flush=True)
+    other.close()
+
+def send(address):
+    while True:
+        try:
+            other = socket.create_connection(address)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    for _ in range(TOTAL // len(piece)):
+        other.sendall(piece)
+    other.recv(1)
+
+if os.environ["RANK"] == "0":
+    receive(socket.create_server((os.environ["MASTER_ADDR"], 29500)))
+    server = socket.create_server(("127.0.0.1", 0))
+    sender = threading.Thread(target=send, args=(server.getsockname(),))
+    sender.start()
+    receive(server)
+    sender.join()
+    open(os.environ["TIDEGATE_OUTPUT"] + "/model", "w").write("none")
+else:
+    send((os.environ["MASTER_ADDR"], 29500))
+END
+python3 speed.py"#;
+
+/// Not a test but a measurement: `cargo test --release -p tidegate-worker --test it -- --ignored --nocapture how_fast`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn how_fast_machines_of_one_job_talk() {
+    for round in 1..=5 {
+        let (mut first, mut second) = (machine(0, 1, SPEED).await, machine(1, 1, SPEED).await);
+        let mut working = Vec::new();
+        for keeper in [&mut first, &mut second] {
+            working.push(keeper.start());
+            until_set_up(keeper).await.unwrap();
+        }
+        let nodes = [&first, &second].map(|keeper| keeper.node.clone().unwrap());
+        for keeper in [&mut first, &mut second] {
+            keeper.grant_data_with(&nodes).await;
+        }
+        let (of_first, of_second) = tokio::join!(first.ending(), second.ending());
+        assert!(of_first.failed.is_none(), "{:?} {}", of_first.failed, of_first.text());
+        assert!(of_second.failed.is_none(), "{:?}", of_second.failed);
+        let told = of_first.text();
+        let [tunnel, loopback] = [0, 1].map(|line| told.lines().nth(line).unwrap().parse::<f64>().unwrap());
+        println!(
+            "round {round}: {tunnel} MB/s through the tunnel, {loopback} on the loopback interface, {:.3} of it",
+            tunnel / loopback
+        );
+        for worker in working {
+            worker.await.unwrap().unwrap();
+        }
+    }
+}
