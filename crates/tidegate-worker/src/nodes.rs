@@ -36,7 +36,7 @@ const PORTS: std::ops::RangeInclusive<u16> = 51_820..=51_899;
 /// How often the tunnels look at their clocks.
 const TICK: Duration = Duration::from_millis(250);
 /// How long the other machines may take to answer, and how long one waits for those before it to speak first.
-const MEETING: Duration = Duration::from_secs(60);
+const MEETING: Duration = Duration::from_secs(30);
 const POLITE: Duration = Duration::from_secs(3);
 /// Where nothing else is said, something is said this often, in seconds: what is between the machines forgets who may talk.
 const KEEP_ALIVE: u16 = 20;

@@ -2,7 +2,10 @@
 
 use std::net::TcpListener;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::fakes::MemoryStore;
+use tidegate_types::message::Node;
 
 use crate::keeper::{Ending, Keeper};
 
@@ -27,7 +30,33 @@ def refused(address, port):
     sys.exit(f"{address}:{port} was reached")
 
 refused("127.0.0.1", int(os.environ["OUTSIDE"]))
-refused("10.111.0.77", 80)
+for address in json.loads(os.environ["OUTSIDE_TOO"]):
+    refused(address, int(os.environ["OUTSIDE"]))
+if rank == 1:
+    # More datagrams than anybody takes at once, each of them counted.
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind((own, 4000))
+    udp.settimeout(20)
+    ready = udp.recv(10)
+    assert ready == b"ready", ready
+    for number in range(300):
+        udp.sendto(number.to_bytes(4, "big"), (first, 4000))
+else:
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    udp.bind((own, 4000))
+    udp.settimeout(0.2)
+    other = json.loads(os.environ["SM_HOSTS"])[1]
+    got = set()
+    while not got:
+        udp.sendto(b"ready", (other, 4000))
+        try:
+            got.add(udp.recv(4))
+        except OSError:
+            pass
+    udp.settimeout(5)
+    while len(got) < 300:
+        got.add(udp.recv(4))
 if rank == 0:
     server = socket.create_server((own, port))
     other, _ = server.accept()
@@ -71,10 +100,18 @@ async fn machines_of_one_job_reach_one_another_and_nobody_else() {
     // What listens on the machine itself is out of reach for what runs there.
     let outside = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = outside.local_addr().unwrap().port().to_string();
+    // Nor do others reach it by any address that this machine has.
+    let addresses = nix::ifaddrs::getifaddrs().unwrap();
+    let addresses = addresses.filter_map(|one| Some(one.address?.as_sockaddr_in()?.ip().to_string()));
+    let addresses = serde_json::json!(addresses.collect::<Vec<_>>()).to_string();
     let (mut first, mut second) = (machine(0, 1, TOGETHER).await, machine(1, 1, TOGETHER).await);
     let mut working = Vec::new();
     for keeper in [&mut first, &mut second] {
         keeper.job.environment.insert("OUTSIDE".to_owned(), port.clone());
+        keeper
+            .job
+            .environment
+            .insert("OUTSIDE_TOO".to_owned(), addresses.clone());
         working.push(keeper.start());
         until_set_up(keeper).await.unwrap();
     }
@@ -99,6 +136,31 @@ async fn machines_of_one_job_reach_one_another_and_nobody_else() {
     }
 }
 
+/// A stranger who knows where a machine waits, and one that never answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_does_not_answer_is_named_before_anything_is_opened() {
+    let mut first = machine(0, 1, "exit 7").await;
+    let working = first.start();
+    until_set_up(&mut first).await.unwrap();
+    let own = first.node.clone().unwrap();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let other = Node {
+        key: STANDARD.encode([9; 32]),
+        endpoint: silent.local_addr().unwrap(),
+    };
+    first.grant_data_with(&[own.clone(), other.clone()]).await;
+    // It speaks, and what answers is nothing that the other one's key has made.
+    let mut room = [0; 2048];
+    let (length, from) = silent.recv_from(&mut room).unwrap();
+    assert_eq!((length, from), (148, own.endpoint), "WireGuard's first message");
+    silent.send_to(&room[..length], own.endpoint).unwrap();
+    silent.send_to(b"anything", own.endpoint).unwrap();
+    let (stage, reason, _) = first.ending().await.failed.unwrap();
+    assert_eq!(stage, "sandbox");
+    assert!(reason.contains(&format!("rank 1 at {}", other.endpoint)), "{reason}");
+    working.await.unwrap().unwrap_err();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_not_where_it_said_does_not_begin() {
     let (mut first, mut second) = (machine(0, 1, "exit 7").await, machine(1, 1, "exit 7").await);
@@ -107,6 +169,7 @@ async fn a_machine_that_is_not_where_it_said_does_not_begin() {
         until_set_up(keeper).await.unwrap();
     }
     let (own, other) = (first.node.clone().unwrap(), second.node.clone().unwrap());
+    assert_ne!(own.endpoint, other.endpoint);
     // The keeper names somebody else in its place, and then too few.
     first.grant_data_with(&[other.clone(), own]).await;
     second.grant_data_with(&[other]).await;
