@@ -62,7 +62,7 @@ pub(crate) struct Taken {
 }
 
 struct Taking<'a> {
-    shown: String,
+    source: SourceText<'a>,
     folder: PathBuf,
     arguments: &'a TaskArguments,
     /// The state folder, which is nobody's code.
@@ -92,8 +92,8 @@ pub(crate) fn take(
     };
     let task: Task = read(&source).map_err(|error| Failure::File(vec![error]))?;
     let mut taking = Taking {
+        source,
         folder: file.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf),
-        shown: shown.clone(),
         arguments,
         state: state.canonicalize().unwrap_or_else(|_| state.to_path_buf()),
         code: BTreeMap::new(),
@@ -103,13 +103,14 @@ pub(crate) fn take(
     };
     let num_nodes = task.num_nodes.unwrap_or(1);
     if !(1..=MAX_NODES).contains(&num_nodes) {
-        return Err(taking.wrong(&format!("`num_nodes`: from 1 to {MAX_NODES} machines work at a job")));
+        let why = format!("`num_nodes`: from 1 to {MAX_NODES} machines work at a job");
+        return Err(taking.wrong_at(&["num_nodes"], why));
     }
     let run = task.run.filter(|run| !run.trim().is_empty());
     let run = run.ok_or_else(|| taking.wrong("`run` is missing: there is nothing to train"))?;
     if let Some(workdir) = &task.workdir {
         let folder = taking.local(workdir)?;
-        taking.bring(&folder, "")?;
+        taking.bring(&["workdir"], &folder, "")?;
     }
     let mut bound = taking.inputs(from)?;
     let shown_at: Vec<String> = bound.keys().cloned().collect();
@@ -117,17 +118,15 @@ pub(crate) fn take(
         let from = match mount {
             Mount::Path(path) => path.clone(),
             Mount::Bucket(bucket) => bucket.source.clone().ok_or_else(|| {
-                taking.wrong(&format!(
-                    "`file_mounts: {to}`: a bucket for what comes out is not made here; write to `$TIDEGATE_OUTPUT`"
-                ))
+                let why = "a bucket for what comes out is not made here; write to `$TIDEGATE_OUTPUT`";
+                taking.wrong_at(&["file_mounts", to], format!("`file_mounts: {to}`: {why}"))
             })?,
         };
-        let place = taking.home(to)?;
+        let place = taking.home(to, &["file_mounts", to])?;
         if from.contains("://") {
             let input = bound.remove(&place).ok_or_else(|| {
-                taking.wrong(&format!(
-                    "`file_mounts: {to}`: a job reads no bucket; say which dataset it is: `--input {to}=DATASET`"
-                ))
+                let why = format!("a job reads no bucket; say which dataset it is: `--input {to}=DATASET`");
+                taking.wrong_at(&["file_mounts", to], format!("`file_mounts: {to}`: {why}"))
             })?;
             taking.show(&place, &input);
         } else {
@@ -136,10 +135,11 @@ pub(crate) fn take(
                 .iter()
                 .any(|other| within(&place, other) || within(other, &place))
             {
-                return Err(taking.wrong(&format!("`file_mounts: {to}`: an input stands there")));
+                let why = format!("`file_mounts: {to}`: an input stands there");
+                return Err(taking.wrong_at(&["file_mounts", to], why));
             }
             let local = taking.local(&from)?;
-            taking.bring(&local, &format!("{HOME}/{place}"))?;
+            taking.bring(&["file_mounts", to], &local, &format!("{HOME}/{place}"))?;
         }
     }
     for (place, input) in bound {
@@ -199,7 +199,12 @@ pub(crate) fn take(
 
 impl Taking<'_> {
     fn wrong(&self, why: &str) -> Failure {
-        Failure::Usage(format!("{}: {why}", self.shown))
+        Failure::Usage(format!("{}: {why}", self.source.file))
+    }
+
+    /// The same at the place of a key; not for secrets, for what stands there is shown.
+    fn wrong_at(&self, path: &[&str], why: impl Into<String>) -> Failure {
+        Failure::File(vec![self.source.fault(path, why)])
     }
 
     /// A path of the file's author.
@@ -214,16 +219,21 @@ impl Taking<'_> {
     }
 
     /// Where something stands below the home folder of the job, by how the task calls it.
-    fn home(&self, place: &str) -> Result<String, Failure> {
+    fn home(&self, place: &str, at: &[&str]) -> Result<String, Failure> {
         let below = place
             .strip_prefix("~/")
             .or_else(|| Some(place).filter(|place| !place.starts_with(['/', '~'])));
         let below = below.map(|below| below.trim_start_matches("./").trim_end_matches('/').to_owned());
         let below = below.filter(|below| ObjectName::new(below.clone()).is_ok());
         below.ok_or_else(|| {
-            self.wrong(&format!(
+            let why = format!(
                 "`{place}`: a job has a home folder and no other place of its own; write `~/NAME`, of letters, digits, `.`, `_`, `-`"
-            ))
+            );
+            if at.is_empty() {
+                self.wrong(&why)
+            } else {
+                self.wrong_at(at, why)
+            }
         })
     }
 
@@ -243,12 +253,11 @@ impl Taking<'_> {
     }
 
     /// Takes a file, or all of a folder, into the code.
-    fn bring(&mut self, from: &Path, to: &str) -> Result<(), Failure> {
-        let real = from.canonicalize();
-        let real = real.map_err(|error| Failure::Usage(format!("{}: {error}", from.display())))?;
+    fn bring(&mut self, at: &[&str], from: &Path, to: &str) -> Result<(), Failure> {
+        let wrong = |why: &str| self.wrong_at(at, format!("{}: {why}", from.display()));
+        let real = from.canonicalize().map_err(|error| wrong(&error.to_string()))?;
         if real.starts_with(&self.state) {
-            let why = "what is in the state folder is nobody's code";
-            return Err(Failure::Usage(format!("{}: {why}", from.display())));
+            return Err(wrong("what is in the state folder is nobody's code"));
         }
         let left_out = if from.is_dir() {
             LeftOut::of(from)?
@@ -322,7 +331,7 @@ impl Taking<'_> {
                 Some(below) => format!("~/{below}"),
                 None => to.to_owned(),
             };
-            bound.insert(self.home(&to)?, format!("TIDEGATE_INPUT_{}", part.to_uppercase()));
+            bound.insert(self.home(&to, &[])?, format!("TIDEGATE_INPUT_{}", part.to_uppercase()));
         }
         Ok(bound)
     }
@@ -364,11 +373,20 @@ impl Taking<'_> {
             .keys()
             .find_map(|name| Some((name, environment_name_fault(name)?)))
         {
-            return Err(self.wrong(&format!("`envs: {name}`: {why}")));
+            let why = format!("`envs: {name}`: {why}");
+            // One of `--env` stands in no file.
+            return Err(if written.contains_key(name) {
+                self.wrong_at(&["envs", name], why)
+            } else {
+                self.wrong(&why)
+            });
         }
         match open.first() {
             None => Ok(values),
-            Some(name) => Err(self.wrong(&format!("`envs: {name}` has no value; give one: `--env {name}=VALUE`"))),
+            Some(name) => {
+                let why = format!("`envs: {name}` has no value; give one: `--env {name}=VALUE`");
+                Err(self.wrong_at(&["envs", name], why))
+            }
         }
     }
 

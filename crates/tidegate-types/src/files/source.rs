@@ -94,6 +94,13 @@ impl Place {
 }
 
 impl SourceText<'_> {
+    /// An error at the value of a key, or where the nearest key around it is.
+    #[must_use]
+    pub fn fault(&self, path: &[&str], message: impl Into<String>) -> FileError {
+        let outline = Outline::read(self).unwrap_or_else(|_| Outline::empty());
+        self.error(outline.value(path), message, None)
+    }
+
     /// An error at `place`.
     pub(super) fn error(&self, place: Place, message: impl Into<String>, help: Option<String>) -> FileError {
         let index = usize::try_from(place.line.saturating_sub(1)).unwrap_or(usize::MAX);

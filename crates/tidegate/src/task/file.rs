@@ -1,8 +1,11 @@
 //! The shape of a task file, as SkyPilot documents it ("SkyPilot YAML").
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The file. Keys that only say how a platform is used are read and left aside; others are refused as unknown.
 #[derive(Debug, Deserialize)]
@@ -70,18 +73,49 @@ pub(super) struct Place {
 }
 
 /// Accelerators: one kind as a text, or kinds with their numbers, any of which would do.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 pub(super) enum Kinds {
     Text(String),
     Numbers(BTreeMap<String, u32>),
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+/// What is put somewhere: a path, or a bucket.
+#[derive(Debug)]
 pub(super) enum Mount {
     Path(String),
     Bucket(Bucket),
+}
+
+/// Reads what is either a text or a mapping, so that what is wrong inside the mapping is told as it is.
+struct TextOr<T, M>(&'static str, fn(String) -> T, fn(M) -> T);
+
+impl<'de, T, M: Deserialize<'de>> Visitor<'de> for TextOr<T, M> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<T, E> {
+        Ok((self.1)(text.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        M::deserialize(MapAccessDeserializer::new(map)).map(self.2)
+    }
+}
+
+impl<'de> Deserialize<'de> for Kinds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let kinds = TextOr("accelerators such as `T4:2` or `{T4: 2}`", Self::Text, Self::Numbers);
+        deserializer.deserialize_any(kinds)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextOr("a path or a bucket", Self::Path, Self::Bucket))
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -55,12 +55,13 @@ impl Taking<'_> {
         let memory = gigabytes.map(|text| {
             let number: Option<u64> = text.trim_end_matches("GB").trim().parse().ok();
             let bytes = number.and_then(|number| number.checked_mul(1 << 30));
-            bytes
-                .map(ByteSize)
-                .ok_or_else(|| self.wrong("`resources: memory` is a whole number of GB, such as `16` or `16+`"))
+            bytes.map(ByteSize).ok_or_else(|| {
+                let why = "`resources: memory` is a whole number of GB, such as `16` or `16+`";
+                self.wrong_at(&["resources", "memory"], why)
+            })
         });
         if let Some(Err(error)) = asked.cpus.as_ref().map(|cpus| cpus.parse::<CpuRequest>()) {
-            return Err(self.wrong(&format!("`resources: cpus`: {error}")));
+            return Err(self.wrong_at(&["resources", "cpus"], format!("`resources: cpus`: {error}")));
         }
         Ok(Resources {
             infra,
@@ -80,13 +81,16 @@ impl Taking<'_> {
                 Some((kind, number)) => format!("{kind}:{number}"),
                 None => {
                     let why = "`resources: accelerators`: name one kind; a job is not placed by any of several";
-                    return Err(self.wrong(why));
+                    return Err(self.wrong_at(&["resources", "accelerators"], why));
                 }
             },
         };
         match read_accelerators(&text) {
             Ok(_) => Ok(Some(text)),
-            Err(error) => Err(self.wrong(&format!("`resources: accelerators`: {error}"))),
+            Err(error) => Err(self.wrong_at(
+                &["resources", "accelerators"],
+                format!("`resources: accelerators`: {error}"),
+            )),
         }
     }
 
@@ -107,9 +111,8 @@ impl Taking<'_> {
         let cloud = parts.next().unwrap_or_default().to_ascii_lowercase();
         let region = parts.next().or(place.region.as_deref().filter(|region| *region != "*"));
         if parts.next().is_some() {
-            return Err(
-                self.wrong("a zone cannot be chosen; the site's `machine: {networks: …}` says where machines are")
-            );
+            let why = "a zone cannot be chosen; the site's `machine: {networks: …}` says where machines are";
+            return Err(self.wrong_at(&["resources"], why));
         }
         if cloud.is_empty() && region.is_none() {
             return Ok(None);
@@ -134,11 +137,12 @@ impl Taking<'_> {
                 .into_iter()
                 .chain(place.region.as_deref())
                 .collect();
-            return Err(self.wrong(&format!(
+            let why = format!(
                 "`{}` is neither a site nor a cloud or region of one; the sites file has {}",
                 asked.join(" in "),
                 known.join(", ")
-            )));
+            );
+            return Err(self.wrong_at(&["resources"], why));
         }
         Ok(Some(found))
     }

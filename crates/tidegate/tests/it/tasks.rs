@@ -220,6 +220,13 @@ fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
         ),
         ("infra: cloud", "region: us-east-1", "`us-east-1` is neither"),
         ("cpus: 2+", "cpus: 2x", "`resources: cpus`"),
+        ("cpus: 2+", "cpus: 2x", "task.yaml:LINE:"),
+        ("num_nodes: 1", "num_nodes: 0", "task.yaml:LINE:12"),
+        ("EPOCHS: 12", "SM_EPOCHS: 12", "task.yaml:LINE:"),
+        ("../extra.txt", "../missing.txt", "task.yaml:LINE:"),
+        ("~/settings/extra.txt", "/etc/extra.txt", "task.yaml:LINE:"),
+        ("../extra.txt", "{source: s3://b, modee: COPY}", "unknown key `modee`"),
+        ("../extra.txt", "[a]", "a path or a bucket"),
         ("EPOCHS: 12", "SM_EPOCHS: 12", "`envs: SM_EPOCHS`"),
         ("~/settings/extra.txt", "~/data/extra.txt", "an input stands there"),
         ("~/settings/extra.txt", "/etc/extra.txt", "write `~/NAME`"),
@@ -230,7 +237,13 @@ fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
     ] {
         hospital.write("job/task.yaml", &TASK.replace(from, to));
         let shown = wrong(&hospital, &words(&["plan"]));
-        assert!(shown.contains(told), "{to}: {shown}");
+        let written = TASK.replace(from, to);
+        let line = written
+            .lines()
+            .position(|line| line.contains(to))
+            .map_or(0, |line| line + 1);
+        let told = told.replace("LINE", &line.to_string());
+        assert!(shown.contains(&told), "{to}: {shown}");
     }
     hospital.write("job/task.yaml", TASK);
     for (from, to, told) in [
