@@ -46,13 +46,15 @@ struct Access {
 }
 
 impl Engine {
-    /// One attempt, from its ticket to how it ended.
+    /// One attempt, from its ticket to how it ended. `told` hears how, once, as soon as that is known: removing a machine takes
+    /// time.
     pub(crate) async fn attempt(
         &self,
         run: &RunRecord,
         attempt: &Attempt,
         site: &SiteName,
         permits: &BTreeMap<String, PermitId>,
+        told: &(dyn Fn(&AttemptOutcome) + Sync),
     ) -> Result<Tried, EngineError> {
         let job = job_id(attempt);
         let (mut there, mut known) = (None, false);
@@ -61,7 +63,10 @@ impl Engine {
                 ended: Some((_, outcome)),
                 crowded,
                 ..
-            }) => return Ok(Tried { outcome, crowded }),
+            }) => {
+                told(&outcome);
+                return Ok(Tried { outcome, crowded });
+            }
             Some(record) => (there, known) = (record.handle, true),
             // Before anything is asked for: whoever finds this entry open has something to fence.
             None => put(
@@ -132,6 +137,7 @@ impl Engine {
                         let outcome = self.fence(attempt, "not-started").await?;
                         tracing::warn!(run = %run.id, %site, %error, "worker not started");
                         let outcome = explained(outcome, Some(&error.to_string()));
+                        told(&outcome);
                         // Whatever the last try met: an earlier one may have started something.
                         let crowded = matches!(error, ComputeError::Capacity { .. });
                         let outcome = self.ended(attempt, outcome, true, phases)?;
@@ -154,6 +160,7 @@ impl Engine {
                 u64::try_from((moment - begun).as_millis()).unwrap_or(u64::MAX),
             )
         }));
+        told(&outcome);
         let deleted = compute.delete(&handle).await;
         if let Err(error) = &deleted {
             tracing::warn!(run = %run.id, %site, %error, "a job was not removed; the next run tries again");

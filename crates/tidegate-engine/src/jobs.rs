@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest};
 use tidegate_seal::random::random_bytes;
 use tidegate_types::ids::{RunId, SiteName};
@@ -114,8 +115,12 @@ impl Engine {
             job.left = false;
             put(&*self.journal, "jobs", &job_id(&job.attempt), &job)?;
         }
-        for job in &lost {
-            let outcome = self.fence(&job.attempt, why).await?;
+        // All at once: there may be many, and little time.
+        let fencing = lost
+            .iter()
+            .map(|job| async move { (job, self.fence(&job.attempt, why).await) });
+        for (job, outcome) in join_all(fencing).await {
+            let outcome = outcome?;
             // What was asked for a moment ago may not be listed yet.
             let left = unswept.contains(&job.site) || job.handle.is_none();
             self.ended(&job.attempt, outcome, left, BTreeMap::new())?;

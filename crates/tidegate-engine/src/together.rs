@@ -9,6 +9,7 @@ use futures::stream::FuturesUnordered;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::Attempt;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::attempt::Tried;
@@ -94,7 +95,7 @@ impl Engine {
     ) -> Result<Tried, EngineError> {
         let count = self.pipeline.train.num_nodes;
         if count <= 1 {
-            return self.attempt(run, attempt, site, permits).await;
+            return self.attempt(run, attempt, site, permits, &|_| {}).await;
         }
         let nodes: Vec<Attempt> = (0..count)
             .map(|rank| Attempt {
@@ -102,9 +103,17 @@ impl Engine {
                 ..attempt.clone()
             })
             .collect();
+        let (tell, mut heard) = mpsc::unbounded_channel();
+        let tell = &tell;
         let mut working: FuturesUnordered<_> = nodes
             .iter()
-            .map(|node| async move { (node, self.attempt(run, node, site, permits).await) })
+            .map(|node| async move {
+                let told = |outcome: &AttemptOutcome| {
+                    // Whoever hears it is here for as long as this is.
+                    let _ = tell.send((node, outcome.clone()));
+                };
+                (node, self.attempt(run, node, site, permits, &told).await)
+            })
             .collect();
         let mut left: Vec<&Attempt> = nodes.iter().collect();
         let mut together = Together::default();
@@ -112,34 +121,55 @@ impl Engine {
         let mut fenced: Option<BTreeMap<u32, AttemptOutcome>> = None;
         let mut until: Option<(Instant, &str)> = None;
         loop {
-            let next = match until {
-                Some((until, _)) => tokio::time::timeout_at(until, working.next()).await,
-                None => Ok(working.next().await),
+            let time = async {
+                match until {
+                    Some((until, _)) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
             };
-            let why = match next {
-                Ok(None) => return Ok(together.end()),
-                // They had their time.
-                Err(_) => until.take().map(|(_, why)| why),
-                Ok(Some((node, tried))) => {
+            let why = tokio::select! {
+                biased;
+                // Its other end is kept here.
+                Some((node, outcome)) = heard.recv() => {
                     left.retain(|one| *one != node);
-                    let before = fenced.as_ref().and_then(|fenced| fenced.get(&node.rank));
-                    let tried = self.of_one(node, tried, before, &together)?;
-                    together.crowded |= tried.crowded;
-                    if let AttemptOutcome::Accepted { .. } = &tried.outcome {
-                        until = Some((Instant::now() + AFTERWARDS, DONE));
-                        together.accepted = Some(tried.outcome);
-                        None
-                    } else {
-                        match together.add(tried.outcome, fenced.is_some()) {
+                    let ours = fenced.as_ref().is_some_and(|fenced| fenced.contains_key(&node.rank));
+                    match outcome {
+                        AttemptOutcome::Worked { .. } => None,
+                        AttemptOutcome::Accepted { .. } => {
+                            until = Some((Instant::now() + AFTERWARDS, DONE));
+                            together.accepted = Some(outcome);
+                            None
+                        }
+                        outcome => match together.add(outcome, ours) {
                             Weight::Fenced => None,
                             Weight::Failed => {
                                 until = until.or(Some((Instant::now() + LOOKING, ALONE)));
                                 None
                             }
                             Weight::Lost | Weight::Refused => Some(ALONE),
-                        }
+                        },
                     }
                 }
+                next = working.next() => match next {
+                    None => return Ok(together.end()),
+                    Some((_, Ok(tried))) => {
+                        together.crowded |= tried.crowded;
+                        None
+                    }
+                    Some((node, Err(error))) => {
+                        left.retain(|one| *one != node);
+                        let before = fenced.as_ref().and_then(|fenced| fenced.get(&node.rank));
+                        let outcome = self.not_followed(node, error, before, &together)?;
+                        if let AttemptOutcome::Accepted { .. } = outcome {
+                            together.accepted = Some(outcome);
+                        } else {
+                            together.add(outcome, before.is_some());
+                        }
+                        Some(ALONE).filter(|_| together.accepted.is_none())
+                    }
+                },
+                // They had their time.
+                () = time => until.take().map(|(_, why)| why),
             };
             if let Some(why) = why.filter(|_| fenced.is_none()) {
                 until = None;
@@ -163,18 +193,14 @@ impl Engine {
         }
     }
 
-    /// What came of one machine, also where following it went wrong.
-    fn of_one(
+    /// How a machine ended that could not be followed to its end, where the attempt is over anyway.
+    fn not_followed(
         &self,
         node: &Attempt,
-        tried: Result<Tried, EngineError>,
+        error: EngineError,
         before: Option<&AttemptOutcome>,
         together: &Together,
-    ) -> Result<Tried, EngineError> {
-        let error = match tried {
-            Ok(tried) => return Ok(tried),
-            Err(error) => error,
-        };
+    ) -> Result<AttemptOutcome, EngineError> {
         let fenced_first = matches!(&error, EngineError::Refused(refusal) if refusal.rule == "fenced");
         let outcome = match before {
             Some(outcome) => outcome.clone(),
@@ -183,6 +209,6 @@ impl Engine {
             None => return Err(error),
         };
         tracing::warn!(run = %node.run, rank = node.rank, %error, "a machine of an attempt that is over was not followed");
-        Ok(Tried::of(self.ended(node, outcome, true, BTreeMap::new())?))
+        self.ended(node, outcome, true, BTreeMap::new())
     }
 }
