@@ -46,7 +46,11 @@ impl Keeper {
             plain.push(b'\n');
         }
         let longer = length.saturating_add(plain.len() as u64);
-        if longer > LOG_BYTES {
+        // The permit's slot is one for all attempts and all their machines.
+        let all = self.records.attempts_of(&record.attempt)?.into_iter();
+        let others = all.filter(|one| one.attempt != record.attempt);
+        let others = others.map(|one| if kind == METRICS { one.metric_bytes } else { one.log_bytes });
+        if others.fold(longer, u64::saturating_add) > LOG_BYTES {
             return Ok(length);
         }
         let folder = self.folder.join("logs").join(record.attempt.run.as_str());

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tidegate_contracts::conformance::{self, ComputeSubject};
+use tidegate_contracts::journal::Journal;
 use tidegate_contracts::{Compute, ComputeError, Handle, JobState};
-use tidegate_local::program_digest;
+use tidegate_local::{SqliteJournal, program_digest};
 use tidegate_ssh::{Hosts, SshDriver};
 
 use crate::clouds::{ADMIN, hospital_at, hospital_over};
+use crate::fixture::Hospital;
+use crate::nodes::TOGETHER;
 use crate::peers::{Peer, free_port, seaweed};
 
 const SERVER: &str = "/usr/sbin/sshd";
@@ -174,13 +177,9 @@ fn what_a_shell_would_read_otherwise_is_told_at_its_place() {
     assert_eq!(told.matches("sites.yaml:15:").count(), 2, "{told}");
 }
 
-#[test]
-fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
-    let (Some(peer), Some(machines)) = (seaweed(), machines()) else {
-        return;
-    };
-    let hospital = hospital_over(&peer);
-    let folder = tempfile::tempdir().unwrap();
+/// A hospital whose cloud has two machines that are reached by ssh.
+fn hospital_with_hosts(store: &Peer, machines: &Peer, folder: &Path) -> Hospital {
+    let hospital = hospital_over(store);
     hospital.edit(
         "sites.yaml",
         "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.10 USD/h, spot_price: 0.04 USD/h}",
@@ -188,9 +187,19 @@ fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
             "compute: {{driver: ssh, hosts: [gpu-1, gpu-2], ssh_config: {}/config, folder: {}, cpus: 2, memory: 2 GiB, \
              price: 0.10 USD/h}}",
             machines.folder().display(),
-            folder.path().display()
+            folder.display()
         ),
     );
+    hospital
+}
+
+#[test]
+fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
+    let (Some(peer), Some(machines)) = (seaweed(), machines()) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let hospital = hospital_with_hosts(&peer, &machines, folder.path());
     let run = || {
         let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
         let output = command.envs(ADMIN).env("TIDEGATE_LOG", "trace").output().unwrap();
@@ -210,4 +219,43 @@ fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
     // Nothing ran beside the state of the site here.
     assert!(!hospital.state().join("sites/cloud/compute").exists());
     assert_eq!(run()["reused"].as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn machines_that_are_reached_by_ssh_train_together_each_on_a_host_of_its_own() {
+    let (Some(peer), Some(machines)) = (seaweed(), machines()) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let hospital = hospital_with_hosts(&peer, &machines, folder.path());
+    hospital.write("train.py", TOGETHER);
+    hospital.edit(
+        "sites.yaml",
+        "    compute: {driver: ssh",
+        "    network: {nodes: allow}\n    compute: {driver: ssh",
+    );
+    let trainer = "trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}";
+    let command = "num_nodes: 3\n  code: [train.py]\n  run: python3 train.py";
+    hospital.edit("tidegate.yaml", trainer, command);
+    let run = || {
+        let mut command = hospital.command(&["run", "--yes"]);
+        command.envs(ADMIN).output().unwrap()
+    };
+    let few = run();
+    let told = String::from_utf8_lossy(&few.stderr).into_owned();
+    assert_eq!(few.status.code(), Some(3), "{told}");
+    assert!(told.contains("3 machines are asked for, and the site has 2"), "{told}");
+
+    hospital.edit("tidegate.yaml", "num_nodes: 3", "num_nodes: 2");
+    let output = run();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    let journal = SqliteJournal::open(hospital.state().join("control/journal.sqlite")).unwrap();
+    let jobs = journal.scan("jobs", "").unwrap().into_iter();
+    let jobs = jobs.map(|(_, job)| serde_json::from_slice::<Value>(&job).unwrap());
+    let hosts: Vec<String> = jobs
+        .map(|job| job["handle"]["platform"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(hosts.len(), 2, "{hosts:?}");
+    assert_ne!(hosts[0], hosts[1]);
 }

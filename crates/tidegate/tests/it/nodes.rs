@@ -133,7 +133,7 @@ fn a_machine_that_is_lost_takes_the_others_with_it_and_all_go_on_from_the_checkp
 }
 
 /// The second machine tells the first one a number, which that one needs to begin with.
-const TOGETHER: &str = "
+pub(crate) const TOGETHER: &str = "
 import os, socket, subprocess, time
 own = os.environ['SKYPILOT_NODE_IPS'].split('\\n')[int(os.environ['RANK'])]
 port = int(os.environ['MASTER_PORT'])
