@@ -49,7 +49,13 @@ impl Keeper {
         // The permit's slot is one for all attempts and all their machines.
         let all = self.records.attempts_of(&record.attempt)?.into_iter();
         let others = all.filter(|one| one.attempt != record.attempt);
-        let others = others.map(|one| if kind == METRICS { one.metric_bytes } else { one.log_bytes });
+        let others = others.map(|one| {
+            if kind == METRICS {
+                one.metric_bytes
+            } else {
+                one.log_bytes
+            }
+        });
         if others.fold(longer, u64::saturating_add) > LOG_BYTES {
             return Ok(length);
         }

@@ -41,6 +41,16 @@ async fn begun() -> (World, BTreeMap<String, PermitId>, [Worker; 2]) {
     (world, permits, [first, second])
 }
 
+/// Brings both machines to where they have the data.
+async fn granted(first: &mut Worker, second: &mut Worker) {
+    for worker in [&mut *first, &mut *second] {
+        worker.admitted().await;
+        worker.setup_done().await;
+    }
+    first.data_grant().await;
+    second.data_grant().await;
+}
+
 #[tokio::test]
 async fn data_is_granted_once_all_machines_are_set_up_and_the_first_ones_output_counts() {
     let (mut world, _, [mut first, mut second]) = begun().await;
@@ -117,12 +127,7 @@ async fn a_machine_alone_is_granted_nothing() {
     // The next attempt needs both of them again.
     let mut first = worker(&mut world, machine(2, 0), &permits).await;
     let mut second = worker(&mut world, machine(2, 1), &permits).await;
-    for worker in [&mut first, &mut second] {
-        worker.admitted().await;
-        worker.setup_done().await;
-    }
-    first.data_grant().await;
-    second.data_grant().await;
+    granted(&mut first, &mut second).await;
 }
 
 #[tokio::test]
@@ -182,12 +187,7 @@ fn set_up(world: &World, rank: u32) -> bool {
 async fn a_ticket_in_two_hands_burns_the_attempt_of_all_machines() {
     for late in [false, true] {
         let (mut world, _, [mut first, mut second]) = begun().await;
-        for worker in [&mut first, &mut second] {
-            worker.admitted().await;
-            worker.setup_done().await;
-        }
-        first.data_grant().await;
-        second.data_grant().await;
+        granted(&mut first, &mut second).await;
         if late {
             // Nobody looks into the mailbox of a machine that is done, but whoever accepts the output.
             second.tell(WorkerMessage::Finished { seconds: 1 }).await;
@@ -213,12 +213,7 @@ async fn a_ticket_in_two_hands_burns_the_attempt_of_all_machines() {
 #[tokio::test]
 async fn a_machine_that_is_done_quickly_keeps_nothing_from_the_others() {
     let (mut world, _, [mut first, mut second]) = begun().await;
-    for worker in [&mut first, &mut second] {
-        worker.admitted().await;
-        worker.setup_done().await;
-    }
-    first.data_grant().await;
-    second.data_grant().await;
+    granted(&mut first, &mut second).await;
     second.tell(WorkerMessage::Finished { seconds: 1 }).await;
     world.ended_of(machine(1, 1)).await;
     // As if the keeper had been killed before it granted the data of the first one.
@@ -259,12 +254,7 @@ async fn what_happens_to_each_machine_is_an_event_of_its_own() {
 #[tokio::test]
 async fn every_machine_goes_on_with_what_the_first_one_kept() {
     let (mut world, permits, [mut first, mut second]) = begun().await;
-    for worker in [&mut first, &mut second] {
-        worker.admitted().await;
-        worker.setup_done().await;
-    }
-    first.data_grant().await;
-    second.data_grant().await;
+    granted(&mut first, &mut second).await;
     let (old, new) = (
         unfinished(&first, b"a third").await,
         unfinished(&first, b"a half").await,
