@@ -107,7 +107,7 @@ class Tell(xgboost.callback.TrainingCallback):
     def after_iteration(self, model, epoch, evals_log):
         # Of several machines the first one speaks.
         if (epoch + 1) % 10 == 0 and os.environ.get("RANK", "0") == "0":
-            figures = {f"{part}_{name}": round(values[-1], 6) for part, all_ in evals_log.items() for name, values in all_.items()}
+            figures = {f"{part}_{name}": round(float(values[-1]), 6) for part, all_ in evals_log.items() for name, values in all_.items()}
             print(f"tree {epoch + 1}: {figures}", flush=True)
             with open(os.environ["TIDEGATE_METRICS"], "a") as file:
                 file.write(json.dumps({"tree": epoch + 1, **figures}) + "\n")

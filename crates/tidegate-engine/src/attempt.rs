@@ -110,6 +110,7 @@ impl Engine {
                 task: attempt.task.clone(),
                 attempt: attempt.attempt,
                 site: site.clone(),
+                machines: self.pipeline.train.num_nodes,
             });
         }
         let mut access = Access {

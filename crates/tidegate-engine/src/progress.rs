@@ -98,6 +98,19 @@ pub enum Progress {
         attempt: u32,
         /// Where.
         site: SiteName,
+        /// On how many machines.
+        machines: u32,
+    },
+    /// Of several machines one ended without having done its work; what becomes of the attempt is told by itself.
+    MachineLost {
+        /// The task.
+        task: TaskName,
+        /// The try.
+        attempt: u32,
+        /// Which machine, from 0.
+        rank: u32,
+        /// Why.
+        reason: String,
     },
     /// An attempt gave a model.
     AttemptDone {

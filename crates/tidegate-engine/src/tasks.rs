@@ -261,7 +261,10 @@ impl Engine {
     /// What of the training of this run took how long; nothing where an earlier result was used.
     fn training_of(&self, record: &RunRecord) -> Result<Vec<SummaryPhase>, EngineError> {
         let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
-        let of_run = jobs.iter().filter(|job| job.attempt.run == record.id);
+        // Of several machines, what is told is the first one's.
+        let of_run = jobs
+            .iter()
+            .filter(|job| job.attempt.run == record.id && job.attempt.rank == 0);
         let last = of_run.map(|job| &job.attempt).max();
         last.map_or(Ok(Vec::new()), |attempt| self.phases_of(attempt))
     }

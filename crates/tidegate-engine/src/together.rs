@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::attempt::Tried;
 use crate::error::EngineError;
+use crate::progress::Progress;
 use crate::run::Engine;
 use crate::state::RunRecord;
 use crate::train::worth_retrying;
@@ -24,7 +25,7 @@ const AFTERWARDS: Duration = Duration::from_secs(5);
 const LOOKING: Duration = Duration::from_secs(15);
 /// Why a machine is fenced whose work nobody needs any more, or that can do nothing by itself.
 const DONE: &str = "the output of the attempt was accepted";
-const ALONE: &str = "another machine of the attempt was lost";
+const ALONE: &str = "another machine of the attempt was lost, or its command failed";
 
 /// What came of the machines until now.
 #[derive(Default)]
@@ -33,6 +34,8 @@ struct Together {
     accepted: Option<AttemptOutcome>,
     /// What says most about why the attempt was lost.
     worst: Option<(Weight, AttemptOutcome)>,
+    /// Of a command that had failed before that.
+    failed: Option<AttemptOutcome>,
     crowded: bool,
 }
 
@@ -61,6 +64,10 @@ impl Together {
             AttemptOutcome::Fenced { .. } if fenced => Weight::Fenced,
             AttemptOutcome::Fenced { .. } => Weight::Lost,
         };
+        // Afterwards it may have failed because the first one was done.
+        if weight == Weight::Failed && self.accepted.is_none() && self.failed.is_none() {
+            self.failed = Some(outcome.clone());
+        }
         if self.worst.as_ref().is_none_or(|(worst, _)| *worst < weight) {
             self.worst = Some((weight, outcome));
         }
@@ -69,9 +76,9 @@ impl Together {
 
     fn end(self) -> Tried {
         let worst = match (self.accepted, self.worst) {
-            (Some(accepted), None) => Some(accepted),
-            (Some(accepted), Some((weight, _))) if weight < Weight::Refused => Some(accepted),
-            (_, worst) => worst.map(|(_, outcome)| outcome),
+            (Some(_), Some((Weight::Refused, refused))) => Some(refused),
+            (Some(accepted), _) => self.failed.or(Some(accepted)),
+            (None, worst) => worst.map(|(_, outcome)| outcome),
         };
         let outcome = worst.unwrap_or_else(|| AttemptOutcome::Fenced {
             why: "no machine gave an output".to_owned(),
@@ -140,7 +147,7 @@ impl Engine {
                             together.accepted = Some(outcome);
                             None
                         }
-                        outcome => match together.add(outcome, ours) {
+                        outcome => match together.add(self.told(node, outcome, ours), ours) {
                             Weight::Fenced => None,
                             Weight::Failed => {
                                 until = until.or(Some((Instant::now() + LOOKING, ALONE)));
@@ -191,6 +198,35 @@ impl Engine {
                 fenced = Some(outcomes);
             }
         }
+    }
+
+    /// Tells of a machine that ended without having done its work; gives the outcome that names it.
+    fn told(&self, node: &Attempt, outcome: AttemptOutcome, ours: bool) -> AttemptOutcome {
+        let rank = node.rank;
+        let (outcome, reason) = match outcome {
+            AttemptOutcome::Failed { stage, reason } => {
+                let reason = format!("on the machine of rank {rank}, {reason}");
+                let told = format!("{stage}: {reason}");
+                (AttemptOutcome::Failed { stage, reason }, told)
+            }
+            AttemptOutcome::Fenced { why } if !ours => {
+                let why = format!("the machine of rank {rank}: {why}");
+                (AttemptOutcome::Fenced { why: why.clone() }, why)
+            }
+            AttemptOutcome::Refused { refusal } => {
+                let why = refusal.to_string();
+                (AttemptOutcome::Refused { refusal }, why)
+            }
+            // It was ended for what was told of another one.
+            outcome => return outcome,
+        };
+        (self.progress)(&Progress::MachineLost {
+            task: node.task.clone(),
+            attempt: node.attempt,
+            rank,
+            reason,
+        });
+        outcome
     }
 
     /// How a machine ended that could not be followed to its end, where the attempt is over anyway.

@@ -126,7 +126,7 @@ pub(crate) fn able(input: &PlanInput<'_>, name: &SiteName, site: &Site) -> Resul
             "nodes-not-allowed",
             training(),
             why,
-            "write `network: {nodes: allow}` of a site whose machines do, or leave `num_nodes` out",
+            "write `network: {nodes: allow}` in the sites file, of a site whose machines do, or leave `num_nodes` out",
         ));
     }
     let hosts = u32::try_from(offer.hosts.len()).unwrap_or(u32::MAX);

@@ -171,8 +171,10 @@ pub(crate) fn variables(rank: u32, count: u32, accelerators: u32) -> BTreeMap<St
         ("SM_CURRENT_HOST", own),
         ("SM_NETWORK_INTERFACE_NAME", INTERFACE.to_owned()),
         ("SKYPILOT_NUM_NODES", count),
-        ("SKYPILOT_NODE_RANK", rank),
+        ("SKYPILOT_NODE_RANK", rank.clone()),
         ("SKYPILOT_NODE_IPS", addresses.join("\n")),
+        ("SKYPILOT_SETUP_NODE_RANK", rank),
+        ("SKYPILOT_SETUP_NODE_IPS", addresses.join("\n")),
         ("SKYPILOT_NUM_GPUS_PER_NODE", accelerators.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

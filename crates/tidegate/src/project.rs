@@ -70,13 +70,18 @@ fn folder_of(file: &Path) -> PathBuf {
 }
 
 impl Project {
-    /// Reads and checks everything; nothing is written.
+    /// Reads and checks everything but the files of the training; nothing is written.
     pub(crate) fn open(file: &Path, sample: Option<u64>) -> Result<Self, Failure> {
-        Self::open_with(file, sample, &TaskArguments::default())
+        Self::read(file, sample, &TaskArguments::default(), false)
     }
 
-    /// As [`Self::open`], with a task file in place of the pipeline's `train:`, if there is one.
+    /// As [`Self::open`], with the files of the training, and with a task file in place of the pipeline's `train:`, if there is
+    /// one.
     pub(crate) fn open_with(file: &Path, sample: Option<u64>, task: &TaskArguments) -> Result<Self, Failure> {
+        Self::read(file, sample, task, true)
+    }
+
+    fn read(file: &Path, sample: Option<u64>, task: &TaskArguments, with_code: bool) -> Result<Self, Failure> {
         let name = file.display().to_string();
         let source = read_text(file)?;
         let mut pipeline = read_pipeline(&name, &source).map_err(|error| Failure::File(vec![error]))?;
@@ -155,7 +160,7 @@ impl Project {
             ),
             None => {
                 let mut code = BTreeMap::new();
-                for path in &pipeline.train.code {
+                for path in pipeline.train.code.iter().filter(|_| with_code) {
                     let bytes = read_bytes(&folder.join(path))?;
                     code.insert(path.clone(), STANDARD.encode(bytes));
                 }

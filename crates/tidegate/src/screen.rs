@@ -186,8 +186,18 @@ impl Bars {
                 self.tasks.enable_steady_tick(Duration::from_millis(120));
             }
             Progress::TaskStarted { task, site } => self.tasks.set_message(format!("{task} on {site}")),
-            Progress::AttemptStarted { task, attempt, site } => {
-                self.tasks.set_message(format!("{task} on {site}, attempt {attempt}"));
+            Progress::AttemptStarted {
+                task,
+                attempt,
+                site,
+                machines,
+            } => {
+                let on = match machines {
+                    1 => String::new(),
+                    machines => format!(", {machines} machines"),
+                };
+                self.tasks
+                    .set_message(format!("{task} on {site}, attempt {attempt}{on}"));
             }
             Progress::TaskDone { .. } => self.tasks.inc(1),
             Progress::Permitted {
@@ -219,6 +229,7 @@ impl Bars {
             }
             Progress::Prepared { .. }
             | Progress::Judged { .. }
+            | Progress::MachineLost { .. }
             | Progress::AttemptDone { .. }
             | Progress::AttemptLost { .. } => {}
         }
@@ -250,6 +261,14 @@ fn line(progress: &Progress) -> Option<String> {
         Progress::AttemptDone { task, phases, .. } => {
             let parts = phases.iter().map(|one| format!("{} {:.1} s", one.phase, one.seconds));
             format!("    {task}: {}", parts.collect::<Vec<_>>().join(", "))
+        }
+        Progress::MachineLost {
+            task,
+            attempt,
+            rank,
+            reason,
+        } => {
+            format!("    {task}: attempt {attempt}, machine of rank {rank} ended: {reason}")
         }
         Progress::AttemptLost { task, attempt, reason } => {
             format!("    {task}: attempt {attempt} ended without a model: {reason}")

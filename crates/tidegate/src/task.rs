@@ -352,6 +352,8 @@ impl Taking<'_> {
             ("SKYPILOT_NUM_NODES", "1"),
             ("SKYPILOT_NODE_RANK", "0"),
             ("SKYPILOT_NODE_IPS", "127.0.0.1"),
+            ("SKYPILOT_SETUP_NODE_RANK", "0"),
+            ("SKYPILOT_SETUP_NODE_IPS", "127.0.0.1"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidegate_engine::{EngineError, RunStatus};
+use tidegate_engine::{EngineError, Progress, RunStatus};
 use tidegate_types::Refusal;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::Attempt;
@@ -94,7 +94,7 @@ fn one_lost_machine_ends_the_attempt_of_all_and_the_next_one_has_all_again() {
     });
     assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
     assert_eq!(world.compute.started().len(), 6);
-    let why = "another machine of the attempt was lost".to_owned();
+    let why = "another machine of the attempt was lost, or its command failed".to_owned();
     assert_eq!(fenced(&world), [(1, 0, why.clone()), (1, 1, why)]);
 }
 
@@ -131,6 +131,32 @@ fn a_command_that_fails_because_a_machine_was_lost_is_tried_again() {
     });
     assert_eq!(world.run(&three_machines()).unwrap().status, RunStatus::Done);
     assert_eq!(world.compute.started().len(), 6);
+}
+
+#[test]
+fn a_command_that_fails_on_one_machine_fails_the_run_also_where_the_first_one_gave_a_model() {
+    let world = World::new("together-despite");
+    let mut looks = 0;
+    world.ends(move |attempt| match attempt.rank {
+        0 => {
+            looks += 1;
+            (looks > 50).then(accepted)
+        }
+        1 => Some(failed("the command ended with exit code 7")),
+        _ => Some(worked()),
+    });
+    let error = world.run(&three_machines()).unwrap_err().to_string();
+    assert!(
+        error.contains("on the machine of rank 1, the command ended with exit code 7"),
+        "{error}"
+    );
+    let told = world.told.lock().unwrap();
+    let lost = told.iter().find_map(|progress| match progress {
+        Progress::MachineLost { rank, reason, .. } => Some((*rank, reason.clone())),
+        _ => None,
+    });
+    let (rank, reason) = lost.unwrap();
+    assert!(rank == 1 && reason.contains("exit code 7"), "{reason}");
 }
 
 #[test]

@@ -470,6 +470,7 @@ impl Keeper {
         let reason = if record.site == self.site {
             "its log on the site says why".to_owned()
         } else {
+            let code = code.filter(|_| !reason.contains("exit code"));
             let code = code.map_or(String::new(), |code| format!(" (exit code {code})"));
             let reason: String = reason.chars().filter(|it| !it.is_control()).take(REASON).collect();
             format!("{reason}{code}")

@@ -201,6 +201,7 @@ pub struct Train {
     pub retries: u32,
     /// How many machines of a site train together; each has the inputs, and the first one's output counts.
     #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 64))]
     pub num_nodes: u32,
 }
 

@@ -98,12 +98,13 @@ pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
             show::line(&format!("    {}", run.why))?;
         }
         if let Some(spending) = spending {
+            let several = spending.jobs.iter().any(|job| job.rank > 0);
             for job in &spending.jobs {
                 show::line(&format!(
                     "    {}, attempt {}{}, at site {} for {} s: {}",
                     job.task,
                     job.attempt,
-                    if job.rank > 0 {
+                    if several {
                         format!(", rank {}", job.rank)
                     } else {
                         String::new()

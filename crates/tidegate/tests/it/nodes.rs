@@ -73,6 +73,7 @@ fn xgboost_trains_on_two_machines_that_reach_one_another_alone() {
     assert!(output.status.success(), "{message}{logs}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(summary["status"], "done");
+    assert!(!summary["training"].as_array().unwrap().is_empty(), "{summary}");
     let trees = summary["metrics"]["home"]["roc_auc"].as_f64().unwrap();
     assert!(trees > 0.6, "{summary}");
     // Each had its share of the same rows, and both are in the accounts of the run.

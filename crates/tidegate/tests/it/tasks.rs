@@ -201,6 +201,22 @@ fn secrets_reach_the_command_and_nothing_else() {
     }
 }
 
+/// The keeper reads the pipeline too, and its training is not what is trained.
+#[test]
+fn files_of_the_training_that_a_task_takes_the_place_of_need_not_be_there() {
+    let hospital = hospital();
+    hospital.edit(
+        "tidegate.yaml",
+        "trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}",
+        "code: [missing.py]\n  run: python3 missing.py",
+    );
+    hospital.write("job/task.yaml", TASK);
+    hospital.succeed(&words(&["plan"]));
+    let without = hospital.tidegate(&["plan"]);
+    let told = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(!without.status.success() && told.contains("missing.py"), "{told}");
+}
+
 #[test]
 fn what_a_task_cannot_have_here_is_told_with_what_to_do() {
     let hospital = hospital();
