@@ -23,12 +23,12 @@ pub struct Spending {
     /// Whether something has no price, and so is not in that.
     pub unpriced: bool,
     /// What runs for it now.
-    pub jobs: Vec<RunningJob>,
+    pub jobs: Vec<MachineTime>,
 }
 
-/// An attempt that has not ended.
+/// What one machine did for an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RunningJob {
+pub struct MachineTime {
     /// Its task.
     pub task: TaskName,
     /// Which try it is, from 1.
@@ -37,7 +37,7 @@ pub struct RunningJob {
     pub rank: u32,
     /// Where it runs.
     pub site: SiteName,
-    /// For how long, in seconds.
+    /// For how long, in seconds, until it ended or until now.
     pub seconds: u64,
     /// What it has cost, where its site has a price.
     pub cost: Option<Money>,
@@ -81,18 +81,33 @@ pub fn spending(journal: &dyn Journal, record: &RunRecord, now: u64) -> Result<S
     if record.status == RunStatus::Running {
         let jobs = jobs_of(journal, &record.id)?.into_iter();
         let open = jobs.filter(|job| job.ended.is_none());
-        spending.jobs = open
-            .map(|job| RunningJob {
-                cost: cost_of(&job, now),
-                seconds: now.saturating_sub(job.began),
-                task: job.attempt.task,
-                attempt: job.attempt.attempt,
-                rank: job.attempt.rank,
-                site: job.site,
-            })
-            .collect();
+        spending.jobs = open.map(|job| MachineTime::of(job, now)).collect();
     }
     Ok(spending)
+}
+
+/// What each machine did for a run, lost ones too, at `now` (Unix time), by a control plane's journal.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn machine_times(journal: &dyn Journal, run: &RunId, now: u64) -> Result<Vec<MachineTime>, EngineError> {
+    let mut jobs = jobs_of(journal, run)?;
+    jobs.sort_by(|one, other| one.attempt.cmp(&other.attempt));
+    Ok(jobs.into_iter().map(|job| MachineTime::of(job, now)).collect())
+}
+
+impl MachineTime {
+    fn of(job: JobRecord, now: u64) -> Self {
+        let ended = job.ended.as_ref().map_or(now, |(ended, _)| *ended);
+        Self {
+            cost: cost_of(&job, now),
+            seconds: ended.saturating_sub(job.began),
+            task: job.attempt.task,
+            attempt: job.attempt.attempt,
+            rank: job.attempt.rank,
+            site: job.site,
+        }
+    }
 }
 
 fn jobs_of(journal: &dyn Journal, run: &RunId) -> Result<Vec<JobRecord>, EngineError> {

@@ -38,7 +38,7 @@ mod tasks;
 mod together;
 mod train;
 
-pub use accounts::{RunningJob, Spending, spending};
+pub use accounts::{MachineTime, Spending, machine_times, spending};
 pub use client::{KeeperClient, Watchdog};
 pub use error::EngineError;
 pub use key::ControlKey;

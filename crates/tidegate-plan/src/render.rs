@@ -129,6 +129,13 @@ fn runs(out: &mut String, plan: &Plan) {
         ]
     });
     table(out, rows.collect());
+    if let Some(task) = plan.tasks.iter().find(|task| task.machines > 1) {
+        let _ = writeln!(
+            out,
+            "  Each of the {} machines opens what crosses for `{}`; they reach one another, sealed, and nobody else.",
+            task.machines, task.task
+        );
+    }
 }
 
 fn column(column: &ColumnReport) -> Vec<String> {

@@ -125,7 +125,12 @@ pub(crate) fn take(
         let place = taking.home(to, &["file_mounts", to])?;
         if from.contains("://") {
             let input = bound.remove(&place).ok_or_else(|| {
-                let why = format!("a job reads no bucket; say which dataset it is: `--input {to}=DATASET`");
+                let given: Vec<String> = shown_at.iter().map(|place| format!("`~/{place}`")).collect();
+                let given = match given.as_slice() {
+                    [] => String::new(),
+                    given => format!("; what is given is {}", given.join(", ")),
+                };
+                let why = format!("a job reads no bucket; say which dataset it is: `--input {to}=DATASET`{given}");
                 taking.wrong_at(&["file_mounts", to], format!("`file_mounts: {to}`: {why}"))
             })?;
             taking.show(&place, &input);

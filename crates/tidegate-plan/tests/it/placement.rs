@@ -102,6 +102,10 @@ fn every_machine_is_paid_and_told() {
     assert!(one > 0 && (3 * one - 2..=3 * one).contains(&all), "{one} {all}");
     let text = report.render(&three);
     assert!(text.contains("cloud (3 machines)"), "{text}");
+    assert!(
+        text.contains("Each of the 3 machines opens what crosses for `train`"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_contracts::journal::Journal;
-use tidegate_engine::{CrossingEntry, RunRecord, RunStatus, Spending, spending};
+use tidegate_engine::{CrossingEntry, MachineTime, RunRecord, RunStatus, Spending, machine_times, spending};
 use tidegate_local::SqliteJournal;
 use tidegate_types::ids::RunId;
 
@@ -77,6 +77,27 @@ fn standing(state: &State) -> Result<Vec<RunStanding>, Failure> {
     runs(state)?.into_iter().map(standing).collect()
 }
 
+/// One line for each machine.
+fn show_machines(machines: &[MachineTime]) -> Result<(), Failure> {
+    let several = machines.iter().any(|one| one.rank > 0);
+    for one in machines {
+        let rank = if several {
+            format!(", rank {}", one.rank)
+        } else {
+            String::new()
+        };
+        show::line(&format!(
+            "    {}, attempt {}{rank}, at site {} for {} s: {}",
+            one.task,
+            one.attempt,
+            one.site,
+            one.seconds,
+            one.cost.map_or_else(|| "unpriced".to_owned(), |cost| cost.to_string())
+        ))?;
+    }
+    Ok(())
+}
+
 /// Runs and where they are.
 pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
     let runs = standing(state)?;
@@ -98,22 +119,7 @@ pub(crate) fn status(state: &State, format: Format) -> Result<(), Failure> {
             show::line(&format!("    {}", run.why))?;
         }
         if let Some(spending) = spending {
-            let several = spending.jobs.iter().any(|job| job.rank > 0);
-            for job in &spending.jobs {
-                show::line(&format!(
-                    "    {}, attempt {}{}, at site {} for {} s: {}",
-                    job.task,
-                    job.attempt,
-                    if several {
-                        format!(", rank {}", job.rank)
-                    } else {
-                        String::new()
-                    },
-                    job.site,
-                    job.seconds,
-                    job.cost.map_or_else(|| "unpriced".to_owned(), |cost| cost.to_string())
-                ))?;
-            }
+            show_machines(&spending.jobs)?;
             show::line(&format!("    {spending} so far"))?;
             show::line("    if it was interrupted, the same `tidegate run` goes on with it")?;
         }
@@ -181,14 +187,18 @@ pub(crate) fn cost(state: &State, format: Format) -> Result<(), Failure> {
     for run in runs(state)? {
         let crossings: Vec<CrossingEntry> = entries(state, "crossings", &format!("{}/", run.id))?;
         let bytes: u64 = crossings.iter().map(|entry| entry.bytes).sum();
-        let cost = run.cost.clone();
-        lines.push((run.id.to_string(), run.status, crossings.len(), bytes, cost, crossings));
+        let journal = SqliteJournal::open(state.layout.journal()).while_(READING)?;
+        let machines = machine_times(&journal, &run.id, now()).while_(READING)?;
+        lines.push((run, bytes, crossings, machines));
     }
     if format == Format::Json {
         let runs: Vec<_> = lines
             .iter()
-            .map(|(run, status, _, bytes, cost, crossings)| {
-                serde_json::json!({"run": run, "status": status, "bytes": bytes, "cost": cost, "crossings": crossings})
+            .map(|(run, bytes, crossings, machines)| {
+                serde_json::json!({
+                    "run": run.id, "status": run.status, "bytes": bytes, "cost": run.cost, "crossings": crossings,
+                    "machines": machines
+                })
             })
             .collect();
         return show::json(&runs);
@@ -196,12 +206,15 @@ pub(crate) fn cost(state: &State, format: Format) -> Result<(), Failure> {
     if lines.is_empty() {
         show::line("No run yet: nothing was spent, and nothing left.")?;
     }
-    for (run, status, crossings, bytes, cost, _) in lines {
+    for (run, bytes, crossings, machines) in lines {
         show::line(&format!(
-            "{run:<48} {:<10} {crossings:>3} crossings {bytes:>12} bytes  {}",
-            status.as_str(),
-            cost.unwrap_or_else(|| "not ended".to_owned())
+            "{:<48} {:<10} {:>3} crossings {bytes:>12} bytes  {}",
+            run.id,
+            run.status.as_str(),
+            crossings.len(),
+            run.cost.unwrap_or_else(|| "not ended".to_owned())
         ))?;
+        show_machines(&machines)?;
     }
     Ok(())
 }

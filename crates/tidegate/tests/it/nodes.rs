@@ -88,6 +88,22 @@ fn xgboost_trains_on_two_machines_that_reach_one_another_alone() {
         "{logs}"
     );
     assert_eq!((ended(&hospital, "accepted"), ended(&hospital, "worked")), (1, 1));
+    // Each machine was paid for its time.
+    let costs: Value = serde_json::from_str(&hospital.succeed(&["cost", "--format", "json"])).unwrap();
+    let machines = costs[0]["machines"].as_array().unwrap();
+    let ranks: Vec<_> = machines.iter().map(|one| one["rank"].as_u64().unwrap()).collect();
+    assert_eq!(ranks, [0, 1]);
+    assert!(
+        machines
+            .iter()
+            .all(|one| one["cost"].as_str().unwrap().ends_with("USD")),
+        "{costs}"
+    );
+    assert!(
+        hospital
+            .succeed(&["cost"])
+            .contains("train, attempt 1, rank 1, at site cloud for")
+    );
     assert!(nobody_works(&hospital));
 }
 
