@@ -101,8 +101,8 @@ pub struct Keeper {
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
     pub(crate) watched: Mutex<BTreeSet<Attempt>>,
-    /// Held by whoever begins an attempt.
-    pub(crate) starting: tokio::sync::Mutex<()>,
+    /// Held by whoever begins an attempt, by run and task; there are as many as requests are answered at most.
+    pub(crate) starting: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Credentials of stores that workers have not been given yet, as a JSON object. In memory alone: whoever gave them
     /// gives others long before the worker's own end.
     pub(crate) access: Mutex<BTreeMap<Attempt, Zeroizing<Vec<u8>>>>,
@@ -156,7 +156,7 @@ impl Keeper {
             witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
             watched: Mutex::new(BTreeSet::new()),
-            starting: tokio::sync::Mutex::default(),
+            starting: Mutex::default(),
             access: Mutex::new(BTreeMap::new()),
             ended: tokio::sync::Notify::new(),
             underway: AllUnderway::default(),

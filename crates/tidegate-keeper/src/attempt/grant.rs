@@ -1,11 +1,8 @@
 //! Grants: data keys for an admitted worker, after policy was asked once more.
 
-use std::collections::BTreeMap;
-
 use tidegate_contracts::journal::Batch;
 use tidegate_seal::dsse::payload_digest;
 use tidegate_types::event::EventType;
-use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, Node};
 
 use super::LEASE_SECONDS;
@@ -31,23 +28,6 @@ impl Keeper {
         let checkpoint = self.granted_checkpoint(record, worker)?;
         let grant = self.grant(record, worker, &names, "train", checkpoint).await?;
         Ok(KeeperMessage::DataGrant(Grant { nodes, ..grant }))
-    }
-
-    /// All machines that work at an attempt's job, by rank, once each of them is set up.
-    pub(super) fn nodes(&self, record: &AttemptRecord) -> Result<Option<Vec<Node>>, KeeperError> {
-        let mut nodes = BTreeMap::new();
-        for one in self.records.attempts_of(&record.attempt)? {
-            if one.attempt.attempt == record.attempt.attempt
-                && one.site == record.site
-                // One whose command was quick has ended well already.
-                && matches!(one.outcome, None | Some(AttemptOutcome::Worked { .. }))
-                && let Some(node) = one.node
-            {
-                nodes.insert(one.attempt.rank, node);
-            }
-        }
-        let wanted = usize::try_from(record.job.others).map_or(usize::MAX, |others| others.saturating_add(1));
-        Ok((nodes.len() == wanted).then(|| nodes.into_values().collect()))
     }
 
     /// Asks policy once more, and seals the keys of `names` to the worker.

@@ -19,6 +19,7 @@
 mod checkpoint;
 mod drive;
 mod grant;
+mod nodes;
 mod output;
 
 use std::collections::BTreeMap;
@@ -68,8 +69,10 @@ impl Keeper {
         worker: Digest,
         permits: &BTreeMap<String, PermitId>,
     ) -> Result<ReplyBody, KeeperError> {
-        // One after the other: what crosses for the first machine of several has crossed for the others.
-        let starting = self.starting.lock().await;
+        // One after the other: what crosses for the first machine of several has crossed for the others. Other tasks wait
+        // for nothing of it.
+        let turn = self.turn(attempt)?;
+        let starting = turn.lock().await;
         let record = match self.records.attempt(attempt)? {
             Some(record) => record,
             None => self.new_attempt(attempt, text, site, worker, permits).await?,
@@ -93,6 +96,17 @@ impl Keeper {
             },
             recipient: self.keys.identity.recipient(),
         })
+    }
+
+    /// What whoever begins an attempt of this task holds meanwhile.
+    fn turn(&self, attempt: &Attempt) -> Result<Arc<tokio::sync::Mutex<()>>, KeeperError> {
+        let mut turns = self
+            .starting
+            .lock()
+            .map_err(|_| KeeperError::failed("starting an attempt", "a part of it failed before"))?;
+        // Nobody holds these any more, or waits for them.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Ok(Arc::clone(turns.entry(fence_key(attempt)).or_default()))
     }
 
     async fn ticket_secret(&self, record: &AttemptRecord) -> Result<Zeroizing<[u8; 32]>, KeeperError> {

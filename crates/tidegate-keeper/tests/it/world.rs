@@ -495,7 +495,11 @@ impl World {
 
     /// Waits for the rule that ends an attempt, and finds the refusal in the site's own log.
     pub(crate) async fn burned(&mut self, number: u32) -> String {
-        let AttemptOutcome::Refused { refusal } = self.ended(number).await else {
+        self.burned_of(attempt(number)).await
+    }
+
+    pub(crate) async fn burned_of(&mut self, attempt: Attempt) -> String {
+        let AttemptOutcome::Refused { refusal } = self.ended_of(attempt).await else {
             panic!("not refused")
         };
         assert!(self.recorded(&refusal.rule), "{}", refusal.rule);

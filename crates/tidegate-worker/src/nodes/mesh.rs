@@ -187,10 +187,10 @@ impl Passing {
     async fn go_on(mut self) -> std::io::Error {
         let (mut packet, mut sealed) = (vec![0; PACKET], vec![0; SEALED]);
         let mut tick = tokio::time::interval(TICK);
+        // What the tunnels do depends on their clocks; after that each direction has its turn, however busy the other one is.
+        self.look_at_clocks(&mut sealed).await;
         loop {
             tokio::select! {
-                // What the tunnels do depends on their clocks.
-                biased;
                 _ = tick.tick() => self.look_at_clocks(&mut sealed).await,
                 joined = coming(&mut self.coming) => match joined.map(Network::new) {
                     Some(Ok(network)) => self.network = Some(network),
