@@ -11,7 +11,11 @@
   does not know what they are about.
 
 GET /peer/… tells and steers: `machines`, `requests`, `full?subnet=ID`, `price?zone=NAME&is=PRICE`, `busy?count=N`,
-`interrupt?machine=ID` (the cloud takes a machine back).
+`interrupt?machine=ID` (the cloud takes a machine back), `likely?machine=ID` (it may soon), `notice?machine=ID&seconds=N` (it
+will).
+
+- Each machine has the part of the metadata service that says so, with tokens, below /machine/ID: the link-local address
+  in its user-data is written over.
 """
 
 import base64
@@ -53,6 +57,8 @@ LATE = 0.4
 LOCK = threading.RLock()
 PUBLISHED = botocore.session.get_session().get_service_model("ec2")
 TOKENS, STARTED, PROCESSES, FULL, PRICES, REQUESTS = {}, {}, {}, set(), {}, []
+# What the metadata service says to machines, by path, and the tokens that it gave.
+SAID, METADATA_TOKENS = {}, set()
 BUSY = 0
 MACHINE = threading.local()
 
@@ -108,8 +114,9 @@ def run(machine, user_data):
     # The routes are those of the machine that the tests run on.
     os.symlink("/bin/true", os.path.join(folder, "bin", "ip"))
     script = os.path.join(folder, "user-data")
+    own = f"http://127.0.0.1:{PORT}/machine/{machine.id}".encode()
     with open(script, "wb") as file:
-        file.write(user_data)
+        file.write(user_data.replace(b"http://169.254.169.254", own))
     os.chmod(script, 0o700)
     command = [script]
     if os.geteuid() == 0 and shutil.which("unshare"):
@@ -260,6 +267,23 @@ for name, secret, allowed in [("AKADMIN", "SKADMIN", policy), ("AKSETUP", "SKSET
     iam.access_keys[name] = key
 
 
+# What machines ask about themselves.
+def metadata(environ):
+    path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+    if method == "PUT" and path.endswith("/latest/api/token"):
+        seconds = environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS", "")
+        if not seconds.isdigit() or not 1 <= int(seconds) <= 21600:
+            return "400 Bad Request", ""
+        token = os.urandom(16).hex()
+        METADATA_TOKENS.add(token)
+        return "200 OK", token
+    if method != "GET" or environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN") not in METADATA_TOKENS:
+        return "401 Unauthorized", ""
+    _, _, machine, below = path.split("/", 3)
+    answer = SAID.get((machine, below))
+    return ("404 Not Found", "") if answer is None else ("200 OK", json.dumps(answer))
+
+
 # The server.
 def every_machine():
     from moto.ec2.models import ec2_backends
@@ -292,6 +316,12 @@ def peer(path, query):
             PRICES[value("zone")] = value("is")
         elif path == "/peer/busy":
             BUSY = int(value("count"))
+        elif path == "/peer/likely":
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            SAID[value("machine"), "latest/meta-data/events/recommendations/rebalance"] = {"noticeTime": now}
+        elif path == "/peer/notice":
+            ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + int(value("seconds"))))
+            SAID[value("machine"), "latest/meta-data/spot/instance-action"] = {"action": "terminate", "time": ends}
         elif path == "/peer/interrupt":
             for one in every_machine():
                 if one.id == value("machine"):
@@ -317,6 +347,10 @@ def application(environ, start_response):
         answer = peer(path, environ["QUERY_STRING"])
         start_response("200 OK" if answer is not None else "404 Not Found", [("content-type", "application/json")])
         return [json.dumps(answer).encode()]
+    if path.startswith("/machine/"):
+        status, answer = metadata(environ)
+        start_response(status, [("content-type", "text/plain")])
+        return [answer.encode()]
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     form = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body)))
     action, version = form.pop("Action", ""), form.pop("Version", "")

@@ -35,6 +35,9 @@ pub(crate) fn watching(address: &Address, pace: &Pace) -> Result<Watching, OpenE
     Ok(Watching::paced(Paced { client, pace }))
 }
 
+/// The metadata service of a machine in a cloud, which speaks without TLS and to this machine alone.
+pub(crate) const METADATA: &str = "http://169.254.169.254";
+
 /// The way to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {

@@ -14,14 +14,12 @@ use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
 use crate::address::secure;
-use crate::client::{Server, Way, word};
+use crate::client::{METADATA, Server, Way, word};
 use crate::credentials::Environment;
 
 /// The longest answer that is read.
 const ANSWER_BYTES: usize = 1 << 20;
 const AUTHORITY: &str = "https://login.microsoftonline.com";
-/// The machine's own metadata service, which speaks without TLS and to this machine alone.
-const METADATA: &str = "http://169.254.169.254";
 /// A token is not used so shortly before it ends.
 const MARGIN: Duration = Duration::from_secs(300);
 

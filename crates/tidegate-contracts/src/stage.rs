@@ -86,6 +86,15 @@ pub struct ModelAtHome<'a> {
     pub home: &'a Path,
 }
 
+/// Work on rows that a machine of the site can do in the keeper's place.
+#[derive(Debug, Clone, Copy)]
+pub enum RowsWork<'a> {
+    /// What [`HomeStages::prepare`] does.
+    Prepare,
+    /// What [`HomeStages::evaluate`] and all that follows it ask of the rows: the model's scores.
+    Judge(&'a ModelAtHome<'a>),
+}
+
 /// How good a model is, and what the gates say.
 #[derive(Debug, Clone)]
 pub struct Judged {
@@ -131,6 +140,13 @@ pub trait HomeStages: Send + Sync + fmt::Debug {
 
     /// Snapshot, split, de-identify, measure.
     async fn prepare(&self, context: &StageContext<'_>) -> Result<PreparedFiles, StageError>;
+
+    /// Whether a machine has anything to do before that work is done here at once. Puts what it needs into the folder
+    /// `into`, which is empty: `code`, small and with the site's keys, and `rows`.
+    async fn pack(&self, context: &StageContext<'_>, work: RowsWork<'_>, into: &Path) -> Result<bool, StageError>;
+
+    /// Takes what a machine made of that from the folder `from`. What it refused, or found wrong, is this method's error.
+    async fn unpack(&self, context: &StageContext<'_>, from: &Path) -> Result<(), StageError>;
 
     /// Judges a model on the test part.
     async fn evaluate(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Judged, StageError>;

@@ -12,6 +12,7 @@ use tidegate_types::refusal::Refusal;
 
 use crate::crossings::crossings;
 use crate::error::EngineError;
+use crate::rows::is_rows;
 use crate::run::Engine;
 use crate::state::{JobRecord, RunRecord, RunStatus, scan};
 
@@ -71,9 +72,9 @@ pub fn spending(journal: &dyn Journal, record: &RunRecord, now: u64) -> Result<S
         spending.add(entry.cost);
     }
     // Attempts are in their task's cost as soon as it has ended.
-    let train = TaskName::new("train").ok();
-    if !train.is_some_and(|train| record.tasks.contains_key(&train)) {
-        spending.add(jobs_cost(journal, &record.id, None, now)?);
+    let jobs = jobs_of(journal, &record.id)?.into_iter();
+    for job in jobs.filter(|job| !record.tasks.contains_key(&job.attempt.task)) {
+        spending.add(cost_of(&job, now));
     }
     for state in record.tasks.values() {
         spending.add(state.cost);
@@ -150,10 +151,20 @@ impl Engine {
         }
     }
 
+    /// Whether what a task costs is what its attempts cost.
+    pub(crate) fn is_paid_by_attempt(&self, planned: &PlannedTask) -> bool {
+        let offer = self
+            .sites
+            .sites
+            .get(&planned.site)
+            .and_then(|site| site.compute.as_ref());
+        planned.kind == Step::Train || (is_rows(&planned.task) && offer.is_some_and(|offer| offer.rows))
+    }
+
     /// What a task that takes so long on its site costs. Training is paid by attempt, and deploying is
     /// copying, which takes no machine.
     pub(crate) fn time_cost(&self, planned: &PlannedTask, elapsed: Duration) -> Option<Money> {
-        if matches!(planned.kind, Step::Train | Step::Deploy) {
+        if self.is_paid_by_attempt(planned) || planned.kind == Step::Deploy {
             return Some(Money::ZERO);
         }
         let seconds = u64::try_from(elapsed.as_millis().div_ceil(1000)).unwrap_or(u64::MAX);

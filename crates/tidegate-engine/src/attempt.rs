@@ -20,6 +20,7 @@ use crate::error::{EngineError, While};
 use crate::jobs::{ensured, explained, job_id};
 use crate::ledger::Fact;
 use crate::progress::Progress;
+use crate::rows::is_rows;
 use crate::run::Engine;
 use crate::state::{JobRecord, RunRecord, get, put, value};
 
@@ -28,6 +29,8 @@ const GONE_FOR: Duration = Duration::from_secs(5);
 /// The same for a job that ended by itself: its last word is in the mailbox, and a keeper that is slow
 /// or was started again will read it.
 const ENDED_FOR: Duration = Duration::from_secs(60);
+/// The same where it ended well: what it made is there, and may take long to fetch.
+const ENDED_WELL_FOR: Duration = Duration::from_secs(6 * 3600);
 /// For how many seconds a worker's credentials of its store are asked: as long as every cloud gives them, also to those
 /// who have borrowed their own role.
 const SESSION: u64 = 3600;
@@ -81,7 +84,7 @@ impl Engine {
                     left: false,
                     handle: None,
                     phases: BTreeMap::new(),
-                    price: self.price(site, true),
+                    price: self.price(site, !is_rows(&attempt.task)),
                     crowded: false,
                 },
             )?,
@@ -110,7 +113,11 @@ impl Engine {
                 task: attempt.task.clone(),
                 attempt: attempt.attempt,
                 site: site.clone(),
-                machines: self.pipeline.train.num_nodes,
+                machines: if is_rows(&attempt.task) {
+                    1
+                } else {
+                    self.pipeline.train.num_nodes
+                },
             });
         }
         let mut access = Access {
@@ -196,7 +203,7 @@ impl Engine {
             ticket: serde_json::to_string(&ticket).while_(making)?,
             environment: BTreeMap::new(),
             owner: self.owner.clone(),
-            spot: self.pipeline.train.resources.use_spot,
+            spot: self.pipeline.train.resources.use_spot && !is_rows(&attempt.task),
         };
         Ok((request, access.lasts))
     }
@@ -272,6 +279,7 @@ impl Engine {
         );
         tokio::pin!(asked);
         let (mut ended, mut gone) = (None, None);
+        let mut patience = ENDED_FOR;
         let (mut reason, mut running, mut blind) = (None, None, false);
         let mut pause = compute.observe_every().min(Duration::from_secs(1));
         loop {
@@ -293,6 +301,7 @@ impl Engine {
             }
             (ended, gone) = match state {
                 Ok(JobState::Ended(code)) => {
+                    patience = if code == Some(0) { ENDED_WELL_FOR } else { ENDED_FOR };
                     reason = code.map(|code| format!("its job ended with exit code {code}"));
                     (ended.or(Some(now)), None)
                 }
@@ -314,7 +323,7 @@ impl Engine {
                 }
             };
             let since = |moment: Option<tokio::time::Instant>| moment.map_or(Duration::ZERO, |moment| now - moment);
-            if since(ended) >= ENDED_FOR || since(gone) >= GONE_FOR {
+            if since(ended) >= patience || since(gone) >= GONE_FOR {
                 let outcome = self.fence(attempt, "lost").await?;
                 return Ok((explained(outcome, reason.as_deref()), running));
             }

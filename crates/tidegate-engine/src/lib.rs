@@ -31,6 +31,7 @@ mod key;
 mod ledger;
 mod planning;
 mod progress;
+mod rows;
 mod run;
 mod state;
 mod summary;

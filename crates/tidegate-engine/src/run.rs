@@ -9,7 +9,7 @@ use tidegate_contracts::compute::Compute;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_contracts::later::Later;
 use tidegate_contracts::store::{Store, WorkerStores};
-use tidegate_plan::{PlannedTask, Step};
+use tidegate_plan::PlannedTask;
 use tidegate_policy::PolicySet;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
@@ -375,7 +375,7 @@ impl Engine {
             self.may_go_on(record, running.unwrap_or_default())?;
         };
         // A model that this run trained before it was interrupted was paid for all the same.
-        let cost = if planned.kind == Step::Train {
+        let cost = if self.is_paid_by_attempt(planned) {
             self.jobs_cost(&record.id, Some(task))?
         } else if reused {
             Some(Money::ZERO)

@@ -17,6 +17,7 @@ use crate::crossings::Wanted;
 use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
+use crate::rows::is_rows;
 use crate::run::Engine;
 use crate::state::{JobRecord, JudgedStep, PreparedStep, ReleasedStep, RunRecord, RunStatus, TrainedStep, scan, value};
 use crate::summary::{
@@ -77,12 +78,13 @@ impl Engine {
             run: run.id.clone(),
             pipeline: self.text.clone(),
         };
+        let (reply, worked) = self.on_machines(run, "prepare", body).await?;
         let ReplyBody::Prepared {
             inputs,
             labels,
             risk,
             reused,
-        } = self.keeper.ask("prepare", body).await?
+        } = reply
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -99,7 +101,7 @@ impl Engine {
             suppressed: risk.suppressed_rows,
             k: risk.k,
         });
-        Ok((PreparedStep { inputs, labels, risk }, reused))
+        Ok((PreparedStep { inputs, labels, risk }, reused && !worked))
     }
 
     async fn judge(
@@ -127,7 +129,7 @@ impl Engine {
                 model: artifact,
             }
         };
-        let step = match self.keeper.ask(word, body).await? {
+        let step = match self.on_machines(run, word, body).await?.0 {
             ReplyBody::Evaluated { quality, raw, gates } => JudgedStep { quality, raw, gates },
             ReplyBody::Refined { quality, gates } => JudgedStep {
                 quality,
@@ -180,7 +182,7 @@ impl Engine {
             manifest,
             gates,
             checkpoint,
-        } = self.keeper.ask("release", body).await?
+        } = self.on_machines(run, "release", body).await?.0
         else {
             return Err(self.keeper.wrong_reply());
         };
@@ -264,7 +266,7 @@ impl Engine {
         // Of several machines, what is told is the first one's.
         let of_run = jobs
             .iter()
-            .filter(|job| job.attempt.run == record.id && job.attempt.rank == 0);
+            .filter(|job| job.attempt.run == record.id && job.attempt.rank == 0 && !is_rows(&job.attempt.task));
         let last = of_run.map(|job| &job.attempt).max();
         last.map_or(Ok(Vec::new()), |attempt| self.phases_of(attempt))
     }

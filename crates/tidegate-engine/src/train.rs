@@ -155,7 +155,7 @@ impl Engine {
         ))
     }
 
-    fn lost(&self, task: &TaskName, attempt: u32, reason: &str) {
+    pub(crate) fn lost(&self, task: &TaskName, attempt: u32, reason: &str) {
         (self.progress)(&Progress::AttemptLost {
             task: task.clone(),
             attempt,
@@ -238,7 +238,7 @@ impl Engine {
     }
 
     /// Gives the sites time until there may be room again; longer each time.
-    async fn wait_for_room(&self, run: &RunRecord, rounds: u32) -> Result<(), EngineError> {
+    pub(crate) async fn wait_for_room(&self, run: &RunRecord, rounds: u32) -> Result<(), EngineError> {
         let pause = CROWDED * 2_u32.pow(rounds.saturating_sub(1).min(5));
         let until = tokio::time::Instant::now() + pause;
         while tokio::time::Instant::now() < until {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use tidegate_contracts::journal::Batch;
-use tidegate_contracts::stage::{ModelAtHome, StageContext, StageError};
+use tidegate_contracts::stage::{ModelAtHome, RowsWork, StageContext, StageError};
 use tidegate_contracts::store::ObjectName;
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_seal::packing;
@@ -87,6 +87,10 @@ impl Keeper {
         }
         let dataset = self.dataset(&pipeline)?;
         let folder = self.stage_folder()?;
+        let asked = (text, &pipeline, digest);
+        if self.is_for_a_machine(run, "prepare", asked, RowsWork::Prepare).await? {
+            return Ok(ReplyBody::OnMachine);
+        }
         let context = self.context(&pipeline, text, &folder);
         let prepared = self.stages.prepare(&context).await?;
         if let Some(refusal) = prepared.labels.refusals.first() {
@@ -286,7 +290,6 @@ impl Keeper {
         let judgement = match self.records.get::<Judgement>("judgements", &key)? {
             Some(judgement) => judgement,
             None => {
-                self.spend_evaluation(&pipeline)?;
                 let folder = self.stage_folder()?;
                 let context = self.context(&pipeline, text, &folder);
                 let (at, home) = (self.folder.join(&record.folder), self.folder.join(&prepared.home));
@@ -294,6 +297,14 @@ impl Keeper {
                     folder: &at,
                     home: &home,
                 };
+                self.charge_evaluation(&pipeline, &key)?;
+                let (name, asked) = (if refined { "refine" } else { "evaluate" }, (text, &pipeline, digest));
+                if self
+                    .is_for_a_machine(run, name, asked, RowsWork::Judge(&at_home))
+                    .await?
+                {
+                    return Ok(ReplyBody::OnMachine);
+                }
                 let judged = if refined {
                     self.stages.refine(&context, &at_home).await?
                 } else {
@@ -327,9 +338,13 @@ impl Keeper {
         })
     }
 
-    /// Counts one look at the test part. The part depends on the dataset and its division alone, so
-    /// another query over the same people spends from the same budget.
-    fn spend_evaluation(&self, pipeline: &Pipeline) -> Result<(), KeeperError> {
+    /// Counts one look at the test part, once for each that is asked for, whatever comes of it: a refusal tells something,
+    /// too. The part depends on the dataset and its division alone, so another query over the same people spends from the same
+    /// budget.
+    fn charge_evaluation(&self, pipeline: &Pipeline, judgement: &str) -> Result<(), KeeperError> {
+        if self.records.get::<bool>("charged", judgement)?.is_some() {
+            return Ok(());
+        }
         let prepare = &pipeline.prepare;
         let key = canonical_digest(&(&prepare.from, &prepare.split))
             .while_("counting evaluations")?
@@ -344,7 +359,12 @@ impl Keeper {
             )
             .into());
         }
-        self.records.put("evaluations", &key, &(spent + 1))
+        self.records
+            .commit(&Batch::default().set("evaluations", &key, value(&(spent + 1))?).set(
+                "charged",
+                judgement,
+                value(&true)?,
+            ))
     }
 }
 

@@ -34,6 +34,7 @@
 
 pub mod admission;
 mod attempt;
+mod away;
 mod crossing;
 mod custodian;
 mod deploy;

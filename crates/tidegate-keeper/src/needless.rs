@@ -16,9 +16,10 @@ use tidegate_types::artifact::SealedObject;
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::AttemptOutcome;
 
+use crate::attempt::SETUPS;
 use crate::crossing::forget_notes;
 use crate::error::{KeeperError, While};
-use crate::records::{AttemptRecord, PermitRecord, value};
+use crate::records::{AttemptRecord, PermitRecord, SetupRecord, value};
 use crate::transfers::Transfers;
 
 /// Seconds for which something that nobody names must have stood there.
@@ -244,6 +245,20 @@ impl Transfers {
                 known.kept.extend(names);
             } else if attempt.site == *site {
                 let why = Needless::AttemptEnded;
+                known.needless.extend(names.into_iter().map(|name| (name, why)));
+            }
+        }
+        for setup in self.records.all::<Option<SetupRecord>>(SETUPS)?.into_iter().flatten() {
+            let names = objects(&setup.sealed.packing_list, &setup.sealed.objects)?;
+            let permit = permits.iter().find(|permit| permit.id == setup.sealed.permit);
+            let code = permit
+                .map(|permit| self.records.tombstone(&permit.artifact))
+                .transpose()?;
+            if code.flatten().is_none() {
+                known.kept.extend(names);
+            } else if setup.site == *site {
+                // Its key went with that of the code.
+                let why = Needless::Shredded;
                 known.needless.extend(names.into_iter().map(|name| (name, why)));
             }
         }

@@ -17,6 +17,7 @@ use tidegate_types::keeper::{LedgerProof, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
 use tidegate_types::permit::{Permit, StandingSlot};
 
+use crate::away::{AWAY_BYTES, is_away, rows_stay_home};
 use crate::crossing::shredded;
 use crate::error::{KeeperError, While, refuse};
 use crate::records::{ArtifactRecord, PermitRecord, PreparedRecord, value};
@@ -29,9 +30,11 @@ const PERMIT_SECONDS: u64 = 24 * 3600;
 pub(crate) const LOG_BYTES: u64 = 64 << 20;
 /// The most bytes of a model that comes home, over all attempts.
 pub(crate) const OUTPUT_BYTES: u64 = 1 << 30;
-
 /// The most bytes of unfinished work of one job, over all attempts.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 30;
+/// What a setup left, and the most bytes of it.
+pub(crate) const SETUP: &str = "setup";
+pub(crate) const SETUP_BYTES: u64 = 8 << 30;
 
 /// The most bytes that an artifact of so many bytes has when it is sealed, packing list and index
 /// included.
@@ -125,24 +128,17 @@ impl Keeper {
 
     /// What the run prepared, if `pipeline` is the pipeline that it prepared for.
     pub(crate) fn prepared_record(&self, run: &RunId, pipeline: Digest) -> Result<PreparedRecord, KeeperError> {
-        let record = self.records.prepared(run)?.ok_or_else(|| {
-            refuse(
-                "not-prepared",
-                format!("working on run `{run}`"),
-                "this site has prepared nothing for it",
-                "prepare first",
-            )
-        })?;
-        if record.pipeline != pipeline {
-            return Err(refuse(
-                "pipeline-changed",
-                format!("working on run `{run}`"),
-                "the pipeline is not the one that was prepared",
-                "start another run",
-            )
-            .into());
-        }
-        Ok(record)
+        fitting(self.records.prepared(run)?, run, pipeline)
+    }
+
+    /// What the worker of a task is given, if `pipeline` is the pipeline that it is for.
+    pub(crate) fn given_record(
+        &self,
+        run: &RunId,
+        task: &TaskName,
+        pipeline: Digest,
+    ) -> Result<PreparedRecord, KeeperError> {
+        fitting(self.given(run, task)?, run, pipeline)
     }
 
     pub(crate) fn artifact_record(&self, artifact: &ArtifactId) -> Result<ArtifactRecord, KeeperError> {
@@ -168,7 +164,10 @@ impl Keeper {
         if self.records.tombstone(wanted.artifact)?.is_some() {
             return Err(shredded(wanted.artifact));
         }
-        let prepared = self.prepared_record(wanted.run, digest)?;
+        if is_away(wanted.task) && *wanted.to != self.site {
+            return Err(rows_stay_home(wanted.task, wanted.to, &self.site).into());
+        }
+        let prepared = self.given_record(wanted.run, wanted.task, digest)?;
         let artifact = self.artifact_record(wanted.artifact)?;
         let inputs: BTreeSet<&ArtifactId> = prepared.inputs.values().collect();
         let own_bundle = artifact.manifest.kind == ArtifactKind::Bundle
@@ -233,13 +232,18 @@ impl Keeper {
     ) -> Result<PermitRecord, KeeperError> {
         let signing = "signing a permit";
         let artifact = self.artifact_record(wanted.artifact)?;
-        let prepared = self.prepared_record(wanted.run, digest)?;
+        let prepared = self.given_record(wanted.run, wanted.task, digest)?;
         let now = (self.clock)();
         let name = sha256(format!("{}.{now}", wanted.index()).as_bytes());
         let id = PermitId::new(format!("p-{}", name.to_hex().get(..20).unwrap_or_default())).while_(signing)?;
         let is_input = artifact.manifest.kind == ArtifactKind::Dataset;
         let bytes = artifact.manifest.total_bytes();
-        let attempts = pipeline.train.retries.saturating_add(1);
+        let away = is_away(wanted.task);
+        let attempts = if away {
+            u32::MAX
+        } else {
+            pipeline.train.retries.saturating_add(1)
+        };
         let expires = now + pipeline.deadline.map_or(PERMIT_SECONDS, |seconds| seconds.0.max(60));
         let permit = Permit {
             id: id.clone(),
@@ -267,10 +271,15 @@ impl Keeper {
             byte_limit: sealed_bytes(bytes).saturating_mul(3),
             revocation_epoch: 0,
             checkpoint: checkpoint.clone(),
-            standing: if is_input {
-                self.slots(wanted.to, &artifact.manifest.label)
-            } else {
-                Vec::new()
+            standing: match artifact.manifest.kind {
+                ArtifactKind::Dataset => {
+                    let output = if away { sealed_bytes(AWAY_BYTES) } else { OUTPUT_BYTES };
+                    self.slots(wanted.to, &artifact.manifest.label, output)
+                }
+                ArtifactKind::Code if pipeline.train.setup.is_some() && !away => {
+                    vec![self.slot(wanted.to, &artifact.manifest.label, SETUP, SETUP_BYTES)]
+                }
+                _ => Vec::new(),
             },
         };
         let envelope =
@@ -310,21 +319,25 @@ impl Keeper {
         Ok(record)
     }
 
-    /// What crosses besides the subject for the same job.
-    fn slots(&self, worker_site: &SiteName, label: &Label) -> Vec<StandingSlot> {
-        let slot = |name: &str, byte_limit: u64| StandingSlot {
+    fn slot(&self, worker_site: &SiteName, label: &Label, name: &str, byte_limit: u64) -> StandingSlot {
+        StandingSlot {
             slot: name.to_owned(),
             from: worker_site.clone(),
             to: self.site.clone(),
             label: label.clone(),
             byte_limit,
-        };
+        }
+    }
+
+    /// What crosses besides the subject for the same job.
+    fn slots(&self, worker_site: &SiteName, label: &Label, output_bytes: u64) -> Vec<StandingSlot> {
+        let slot = |name: &str, byte_limit: u64| self.slot(worker_site, label, name, byte_limit);
         vec![
             slot("hello", 1 << 20),
             slot("log", LOG_BYTES),
             slot("metric", LOG_BYTES),
             slot("checkpoint", CHECKPOINT_BYTES),
-            slot("output", OUTPUT_BYTES),
+            slot("output", output_bytes),
         ]
     }
 
@@ -343,4 +356,25 @@ impl Keeper {
             definition: canonical_digest(&self.site_definition(site)?.identity()).while_("naming a site")?,
         })
     }
+}
+
+fn fitting(record: Option<PreparedRecord>, run: &RunId, pipeline: Digest) -> Result<PreparedRecord, KeeperError> {
+    let record = record.ok_or_else(|| {
+        refuse(
+            "not-prepared",
+            format!("working on run `{run}`"),
+            "this site has prepared nothing for it",
+            "prepare first",
+        )
+    })?;
+    if record.pipeline != pipeline {
+        return Err(refuse(
+            "pipeline-changed",
+            format!("working on run `{run}`"),
+            "the pipeline is not the one that was prepared",
+            "start another run",
+        )
+        .into());
+    }
+    Ok(record)
 }

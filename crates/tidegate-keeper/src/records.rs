@@ -17,6 +17,7 @@ use tidegate_types::message::{Attempt, Job, Node};
 use tidegate_types::permit::{Envelope, Evidence};
 use tidegate_types::to_canonical_json;
 
+use crate::away::ROWS;
 use crate::error::{KeeperError, While};
 
 /// An artifact that stands in a folder of this site.
@@ -111,8 +112,26 @@ pub(crate) struct CheckpointRecord {
     pub(crate) permit: PermitId,
     /// The key of the worker that signed its packing list, standard base64.
     pub(crate) signing_key: String,
-    /// Its data key, sealed to this site as its worker sent it; base64 of an age file.
+    /// Its data key, sealed to this site as its worker sent it; base64 of an age file. Empty where it is derived.
     pub(crate) sealed_key: String,
+}
+
+/// What a setup left, in the store of its site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SetupRecord {
+    pub(crate) site: SiteName,
+    /// The attempt that sent it.
+    pub(crate) attempt: Attempt,
+    /// The machine that it ran on, as its worker told it.
+    pub(crate) machine: Digest,
+    /// Of its permit's payload.
+    pub(crate) permit_digest: Digest,
+    /// Its key is derived from that of the code under its permit, and goes with that.
+    pub(crate) sealed: CheckpointRecord,
+    /// With this, 32 bytes in hexadecimal.
+    pub(crate) salt: String,
+    /// When it was sent (Unix time).
+    pub(crate) sent: u64,
 }
 
 /// A place in one direction of a mailbox.
@@ -192,6 +211,11 @@ pub(crate) struct AttemptRecord {
 }
 
 impl AttemptRecord {
+    /// The input whose permit has the slots for what comes back.
+    pub(crate) fn subject(&self) -> &'static str {
+        if self.inputs.contains_key(ROWS) { ROWS } else { "train" }
+    }
+
     /// Notes that something was reached now, for the first time.
     pub(crate) fn reach(&mut self, phase: &str) {
         let since = milliseconds().saturating_sub(self.ticketed);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tidegate_contracts::journal::Batch;
-use tidegate_contracts::stage::ModelAtHome;
+use tidegate_contracts::stage::{ModelAtHome, RowsWork};
 use tidegate_seal::digest::{canonical_digest, sha256};
 use tidegate_seal::{dsse, packing};
 use tidegate_transfer::Description;
@@ -57,6 +57,18 @@ impl Keeper {
         let released = match self.records.get::<Released>("releases", &key)? {
             Some(released) => released,
             None => {
+                let (at, home) = (self.folder.join(&record.folder), self.folder.join(&prepared.home));
+                let at_home = ModelAtHome {
+                    folder: &at,
+                    home: &home,
+                };
+                let asked = (text, &pipeline, digest);
+                if self
+                    .is_for_a_machine(run, "release", asked, RowsWork::Judge(&at_home))
+                    .await?
+                {
+                    return Ok(ReplyBody::OnMachine);
+                }
                 let checkpoint = self.witness(
                     intent,
                     Some(&Intended {
@@ -86,19 +98,9 @@ impl Keeper {
                 };
                 let folder = self.stage_folder()?;
                 let context = self.context(&pipeline, text, &folder);
-                let (at, home) = (self.folder.join(&record.folder), self.folder.join(&prepared.home));
                 let bundled = self
                     .stages
-                    .bundle(
-                        &context,
-                        &ModelAtHome {
-                            folder: &at,
-                            home: &home,
-                        },
-                        version,
-                        &provenance,
-                        &sign,
-                    )
+                    .bundle(&context, &at_home, version, &provenance, &sign)
                     .await?;
                 let passed = bundled.gates.iter().all(|gate| gate.passed);
                 let Some(files) = bundled.files.filter(|_| passed) else {

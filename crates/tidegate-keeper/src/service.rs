@@ -176,6 +176,8 @@ impl Keeper {
     /// # Errors
     /// When the mailbox or the journal is lost for good.
     pub async fn run(self: &Arc<Self>, stop: impl Future<Output = ()> + Send) -> Result<(), KeeperError> {
+        // Of runs that were ended while it was packed, nobody else would remove it.
+        self.forget_packed(Path::new(crate::away::TABLE))?;
         for record in self.records.open_attempts()? {
             self.watch(record.attempt);
         }

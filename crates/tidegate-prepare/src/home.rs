@@ -139,8 +139,12 @@ impl Home {
 
     /// The snapshot lies beside the preparations: `snapshots/` and `prepared/KEY/home`.
     pub(crate) fn snapshot(&self, home: &Path) -> Result<Snapshot, PrepareError> {
+        Snapshot::open(&self.snapshot_folder(home))
+    }
+
+    pub(crate) fn snapshot_folder(&self, home: &Path) -> PathBuf {
         let folder = home.ancestors().nth(3).unwrap_or(home).join("snapshots");
-        Snapshot::open(&Snapshot::path(&folder, &self.snapshot))
+        Snapshot::path(&folder, &self.snapshot)
     }
 
     fn rows(

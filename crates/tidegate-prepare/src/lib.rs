@@ -20,6 +20,7 @@
 //! * [`rehearse`] executes the query on every row and keeps nothing, to find what is wrong before it costs.
 //! * [`prepare()`] makes the inputs of the training and measures their risk. What it makes depends on
 //!   rows of train and validation alone: changing a row of refine or test changes no byte of it.
+//! * [`look`] and [`take_over`] are the two ends of a preparation on another machine of the site.
 //! * [`home_rows`], [`raw_rows`] and [`apply_recipe`] give rows at home, as the frozen [`Recipe`] makes
 //!   them, to evaluation, refinement and prediction.
 //! * [`scan()`] and [`first_catalog`] describe a source nobody has written a catalog for;
@@ -27,6 +28,7 @@
 //!
 //! Errors ([`PrepareError`]) name files, lines, columns and rules. None holds a value of the data.
 
+mod away;
 mod disclosure;
 mod error;
 mod execute;
@@ -47,6 +49,7 @@ mod sort;
 mod split;
 mod spool;
 
+pub use away::{Needed, home_folders, look, take_over};
 pub use error::PrepareError;
 pub use home::{Rows, home_rows, raw_rows};
 pub use ingest::SourceFile;

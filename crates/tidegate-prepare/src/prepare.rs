@@ -146,6 +146,17 @@ impl<'a> PrepareInput<'a> {
         ))
     }
 
+    /// Where what is prepared from a snapshot stands.
+    pub(crate) fn target(
+        &self,
+        name: &DatasetName,
+        dataset: &Dataset,
+        snapshot: &Digest,
+    ) -> Result<PathBuf, PrepareError> {
+        let key = self.key(name, dataset, "prepared", snapshot)?;
+        Ok(self.folder.join("prepared").join(key.to_hex()))
+    }
+
     pub(crate) fn survey(
         &self,
         files: &[InputFile],
@@ -308,7 +319,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
     let _lock = lock(input.folder).await?;
     let snapshot = Snapshot::take(&input.sources(dataset)?, &input.folder.join("snapshots"))?;
     let prepared = input.folder.join("prepared");
-    let target = prepared.join(input.key(name, dataset, "prepared", &snapshot.digest)?.to_hex());
+    let target = input.target(name, dataset, &snapshot.digest)?;
     if let Some(reused) = open(&target, input.keys)? {
         return Ok(reused);
     }
@@ -355,7 +366,7 @@ pub async fn prepare(input: &PrepareInput<'_>) -> Result<Prepared, PrepareError>
 }
 
 /// One preparation at a time in one folder; the lock ends with the process.
-async fn lock(folder: &Path) -> Result<File, PrepareError> {
+pub(crate) async fn lock(folder: &Path) -> Result<File, PrepareError> {
     let path = folder.join("lock");
     let failed = |source| PrepareError::file("locking", &path, source);
     fs::create_dir_all(folder).map_err(failed)?;
@@ -375,7 +386,7 @@ async fn lock(folder: &Path) -> Result<File, PrepareError> {
 }
 
 /// What was prepared before, where it is whole and as it was written.
-fn open(target: &Path, keys: &Keys) -> Result<Option<Prepared>, PrepareError> {
+pub(crate) fn open(target: &Path, keys: &Keys) -> Result<Option<Prepared>, PrepareError> {
     let Some(report) = sealed::open(target, keys)? else {
         return Ok(None);
     };

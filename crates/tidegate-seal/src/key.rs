@@ -37,6 +37,14 @@ impl DataKey {
         &self.0
     }
 
+    /// The key of something that belongs to what this one seals: it goes with this one. HMAC-SHA-256 under the key of
+    /// `tidegate.data-key.derived.v1`, a zero byte, the purpose, a zero byte and the salt, as in NIST SP 800-108.
+    #[must_use]
+    pub fn derived(&self, purpose: &str, salt: &[u8; 32]) -> Self {
+        let context = [b"tidegate.data-key.derived.v1", purpose.as_bytes(), salt].join(&0);
+        Self::from_bytes(*hmac_sha256(self.0.as_ref(), &context).as_bytes())
+    }
+
     /// What a packing list says about the key: it shows that a key is the right one, and nothing of
     /// the key. HMAC-SHA-256 under the key of [`COMMITMENT_CONTEXT`].
     #[must_use]
@@ -54,6 +62,20 @@ impl fmt::Debug for DataKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_derived_key_is_another_for_each_purpose_and_salt() {
+        let key = DataKey::from_bytes([7; 32]);
+        let derived = |purpose: &str, salt: u8| *key.derived(purpose, &[salt; 32]).expose();
+        let hmac = hmac_sha256(
+            &[7; 32],
+            &[&b"tidegate.data-key.derived.v1\0setup\0"[..], &[1; 32]].concat(),
+        );
+        assert_eq!(derived("setup", 1), *hmac.as_bytes());
+        let all = [derived("setup", 1), derived("setup", 2), derived("other", 1), [7; 32]];
+        let different: std::collections::BTreeSet<_> = all.into_iter().collect();
+        assert_eq!(different.len(), 4);
+    }
 
     #[test]
     fn the_commitment_tells_keys_apart_and_shows_none() {

@@ -413,6 +413,8 @@ pub enum ReplyBody {
         /// SHA-256 of my policies.
         policies: Digest,
     },
+    /// A machine of this site has to do that: start attempts of the task until one worked, and ask again.
+    OnMachine,
     /// What was prepared.
     Prepared {
         /// What may be asked to cross: inputs of the training by name.

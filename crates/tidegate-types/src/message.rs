@@ -8,9 +8,10 @@
 //! worker                          keeper
 //!   │ out/000001 Hello ──────────▶ │ checks secret, self test, worker digest; compare-and-set
 //!   │ ◀────────── in/000001 CodeGrant │ key of the code, and nothing else
-//!   │ out/000002 SetupDone ───────▶ │ network is closed; policy is asked again
+//!   │ out/000002 Setup, Log… ─────▶ │ what setup left, where it is kept for later
+//!   │ out/000003 SetupDone ───────▶ │ network is closed; policy is asked again
 //!   │ ◀────────── in/000002 DataGrant │ keys of the inputs, recipient of outputs, lease
-//!   │ out/000003… Log, Metric, Checkpoint ▶ │ ◀ in/000003… Lease, Access, Cancel
+//!   │ out/000004… Log, Metric, Checkpoint ▶ │ ◀ in/000003… Lease, Access, Cancel
 //!   │ out/00000n Output ──────────▶ │ one output for a task is accepted
 //!   │ out/00000n+1 Finished ──────▶ │
 //! ```
@@ -171,6 +172,17 @@ pub enum WorkerMessage {
         /// base64 of an age file to the output recipient holding the data key.
         grant: String,
     },
+    /// What `setup` left stands sealed in the store, for later attempts of whatever run.
+    Setup {
+        /// Digest of what the setup ran on: the same on a machine where it would leave the same.
+        machine: Digest,
+        /// Object name of the signed packing list.
+        packing_list: String,
+        /// SHA-256 of that object.
+        packing_list_digest: Digest,
+        /// 32 bytes in hexadecimal: its data key is derived from that of the code with them.
+        salt: String,
+    },
     /// The last message of a good attempt; the only one after the command of a machine that is not the first.
     Finished {
         /// Wall-clock seconds of the command.
@@ -178,7 +190,7 @@ pub enum WorkerMessage {
     },
     /// The last message of a failed attempt.
     Failed {
-        /// What failed: `setup`, `command`, `memory`, `time`, `lease`, `grant`, `input`, `output`, `sandbox`.
+        /// What failed: `setup`, `command`, `memory`, `time`, `lease`, `grant`, `input`, `output`, `sandbox`, `machine`.
         stage: String,
         /// For a person; never holds output of the command.
         reason: String,
@@ -243,6 +255,9 @@ pub struct Grant {
     /// In a data grant: the unfinished work to go on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<GrantedCheckpoint>,
+    /// In a code grant: what the same setup left before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<GrantedSetup>,
     /// In a data grant of a job of several machines: all of them, this one too, by rank.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Node>,
@@ -294,6 +309,21 @@ pub struct GrantedCheckpoint {
     pub signing_key: String,
     /// base64 of an age file to the hello's recipient holding the 32-byte data key.
     pub sealed_key: String,
+}
+
+/// What the same setup left before, on a machine like this one or another. It stands in the same store, under the standing
+/// slot `setup` of the permit of that time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantedSetup {
+    /// As its worker told it.
+    pub machine: Digest,
+    /// That permit.
+    pub permit: PermitId,
+    /// SHA-256 of its DSSE payload.
+    pub permit_digest: Digest,
+    /// Where it stands, and who made it.
+    pub sealed: GrantedCheckpoint,
 }
 
 /// What a worker runs: the same contract for the built-in trainer and for anybody's command.

@@ -1,6 +1,7 @@
 //! One attempt from hello to the end.
 
 mod restore;
+mod setup;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use crate::error::{Failure, Stage, WorkerError, folder};
 use crate::grant::{self, CODE, Expectation, Granted, Moment};
 use crate::mail::{Heard, Mail, now};
 use crate::nodes::{self, Mesh};
+use crate::notice::Notices;
 use crate::outgoing::{Before, Outgoing, Parcel};
 use crate::sandbox;
 use crate::scratch::Scratch;
@@ -57,6 +59,8 @@ pub struct Options {
     /// Something in the network through which the other machines of a job reach this one; nothing is sent there. The way
     /// out where it is nothing.
     pub towards: Option<IpAddr>,
+    /// Where word comes from that the machine will be taken away.
+    pub notices: Notices,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -96,7 +100,7 @@ pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(),
     let hello = Outbox::new(ticket.attempt.clone(), Side::Worker).seal(&signer, hello)?;
     let before = scratch.note_hello(&hello.digest)?;
     let access = Access::open(opener, &ticket.credentials).map_err(WorkerError::Store)?;
-    let mut mail = Mail::new(access, &ticket, identity, signer, owner.clone());
+    let mut mail = Mail::new(access, &ticket, identity, signer, owner.clone(), options.notices);
     if !mail.hello(&hello).await? {
         tell_contest(&ticket, &*mail.store(), &secret, &hello, before.as_ref()).await;
         return Err(WorkerError::TicketUsed);
@@ -236,6 +240,7 @@ impl Attempt {
                 folder: self.scratch.code(),
                 recipient: &granted.grant.output_recipient,
                 metrics: Some(self.scratch.metrics()),
+                notice: self.scratch.notice(),
                 limits: vec![
                     (self.scratch.output(), limit),
                     (self.scratch.checkpoint(), limit.saturating_mul(CHECKPOINTS)),
@@ -245,7 +250,9 @@ impl Attempt {
                     .flatten()
                     .collect(),
             };
-            command::run(&task, &mut self.mail, checkpoints, mesh.as_mut()).await?
+            command::run(&task, &mut self.mail, checkpoints, mesh.as_mut())
+                .await?
+                .took
         };
         let finished = WorkerMessage::Finished {
             seconds: whole_seconds(took),
@@ -261,6 +268,7 @@ impl Attempt {
             state: self.scratch.state(),
             limit,
             before: Before::nothing()?,
+            data_key: None,
         };
         let sealed = self.mail.while_leased(outgoing.send(parcel)).await??;
         let output = WorkerMessage::Output {
@@ -291,8 +299,8 @@ impl Attempt {
         self.mail.begin_lease(granted.grant.lease);
         let code = match granted.artifacts.as_slice() {
             [(artifact, permit)] => {
-                self.receive(artifact, permit).await?;
-                Some(artifact.artifact)
+                let manifest = self.receive(artifact, permit).await?;
+                Some((artifact.artifact, manifest.label))
             }
             _ => {
                 self.scratch
@@ -311,24 +319,9 @@ impl Attempt {
                 ),
             ));
         }
-        if !job.setup.trim().is_empty() {
-            let rank = self.ticket.attempt.rank;
-            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators, rank);
-            let task = Task {
-                stage: Stage::Setup,
-                executable: &self.executable,
-                policy: around.setup_policy(),
-                text: &job.setup,
-                environment: around.environment(&[]),
-                folder: self.scratch.code(),
-                recipient: &granted.grant.output_recipient,
-                metrics: None,
-                limits: Vec::new(),
-                notes: Vec::new(),
-            };
-            command::run(&task, &mut self.mail, None, None).await?;
-        }
-        Ok((code, job.others))
+        let others = job.others;
+        self.set_up(&granted, code.clone()).await?;
+        Ok((code.map(|(code, _)| code), others))
     }
 
     /// Tells that setup is done, and waits for the data, and for the other machines where there are any.

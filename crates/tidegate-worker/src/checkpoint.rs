@@ -59,11 +59,14 @@ pub(crate) struct Checkpoints {
     refused: bool,
     /// Looks in a row after which nothing could be held.
     unheld: u32,
+    /// Whether nothing is saved for later any more.
+    hurried: bool,
 }
 
 /// A copy that is being sent.
 struct UnderWay {
-    sending: JoinHandle<Result<Sealed, Failure>>,
+    /// Nothing where what was held did not stand still after all.
+    sending: JoinHandle<Result<Option<Sealed>, Failure>>,
     standing: Standing,
     copy: PathBuf,
     begun: Instant,
@@ -116,7 +119,22 @@ impl Checkpoints {
             failures: 0,
             refused: false,
             unheld: 0,
+            hurried: false,
         }))
+    }
+
+    /// There may be no later: what stands still is sent as soon as it can be. Where it is certain that there is none, so is
+    /// everything that comes after.
+    pub(crate) fn hurry(&mut self, certain: bool) {
+        self.hurried = certain;
+        self.failures = 0;
+        self.send_at = Instant::now();
+        self.look_at = self.send_at;
+    }
+
+    /// Sends what is under way to its end. What a command was writing when it was stopped is not taken.
+    pub(crate) async fn last(&mut self) -> Result<News, Failure> {
+        self.sent().await
     }
 
     /// Looks whether something is to be sent, or was sent; returns soon.
@@ -150,7 +168,7 @@ impl Checkpoints {
                 self.held = Some((held, at, since));
                 Ok(News::default())
             }
-            Some((held, at, _)) if standing.has_names_of(&held) => self.begin(held, at).await,
+            Some((held, at, _)) if standing.has_names_of(&held) => Ok(self.begin(held, at)),
             old => {
                 if let Some((_, at, _)) = old {
                     remove(at).await;
@@ -197,18 +215,11 @@ impl Checkpoints {
         Ok(News::default())
     }
 
-    /// Copies what was held, and begins to send it.
-    async fn begin(&mut self, held: Standing, at: PathBuf) -> Result<News, Failure> {
+    /// Begins to copy and send what was held.
+    fn begin(&mut self, held: Standing, at: PathBuf) -> News {
         let copy = self.state.join(format!("checkpoint-{}", self.number));
         let (from, to, still) = (at.clone(), copy.clone(), held.clone());
         let begun = Instant::now();
-        let copied = tokio::task::spawn_blocking(move || still.copy(&from, &to)).await;
-        remove(at).await;
-        match copied.map_err(|_| inside())? {
-            Ok(true) => {}
-            Ok(false) => return Ok(News::default()),
-            Err(error) => return Ok(self.failed(&error.to_string())),
-        }
         let (outgoing, parcel) = (
             Arc::clone(&self.outgoing),
             Parcel {
@@ -218,38 +229,51 @@ impl Checkpoints {
                 state: self.state.clone(),
                 limit: self.limit,
                 before: self.before.clone(),
+                data_key: None,
             },
         );
-        let sending = tokio::spawn(async move { outgoing.send(parcel).await });
+        let sending = tokio::spawn(async move {
+            let copied = tokio::task::spawn_blocking(move || still.copy(&from, &to)).await;
+            remove(at).await;
+            let copied = copied.map_err(|_| inside())?;
+            if !copied.map_err(|error| Failure::new(Stage::Output, error.to_string()))? {
+                return Ok(None);
+            }
+            outgoing.send(parcel).await.map(Some)
+        });
         self.under_way = Some(UnderWay {
             sending,
             standing: held,
             copy,
             begun,
         });
-        Ok(News::default())
+        News::default()
     }
 
     /// What became of a sending that has ended.
     async fn sent(&mut self) -> Result<News, Failure> {
+        // Taken only once it has ended: whoever stops waiting for it may have it ended.
+        let Some(under_way) = &mut self.under_way else {
+            return Ok(News::default());
+        };
+        let sent = (&mut under_way.sending).await;
         let Some(UnderWay {
-            sending,
-            standing,
-            copy,
-            begun,
+            standing, copy, begun, ..
         }) = self.under_way.take()
         else {
             return Ok(News::default());
         };
-        let sent = sending.await.map_err(|_| inside())?;
         remove(copy).await;
+        let sent = sent.map_err(|_| inside())?;
         match sent {
-            Ok(sealed) => {
+            Ok(None) => Ok(News::default()),
+            Ok(Some(sealed)) => {
                 self.left = self.left.saturating_sub(sealed.bytes);
                 self.sent = standing;
                 self.before = sealed.before;
                 self.failures = 0;
-                self.send_at = Instant::now() + begun.elapsed() * PAUSE_PER_SENDING;
+                let pause = if self.hurried { 0 } else { PAUSE_PER_SENDING };
+                self.send_at = Instant::now() + begun.elapsed() * pause;
                 Ok(News {
                     message: Some(WorkerMessage::Checkpoint {
                         packing_list: sealed.packing_list,
@@ -265,7 +289,8 @@ impl Checkpoints {
 
     /// Unfinished work that cannot be kept now is no reason to end the work.
     fn failed(&mut self, why: &str) -> News {
-        let pause = AFTER_FAILURE * 2_u32.pow(self.failures.min(6));
+        let times = if self.hurried { 0 } else { self.failures.min(6) };
+        let pause = AFTER_FAILURE * 2_u32.pow(times);
         self.send_at = Instant::now() + pause.min(LONGEST_PAUSE);
         self.failures += 1;
         tracing::warn!(why, "a checkpoint was not sent");
@@ -291,7 +316,8 @@ async fn look(folder: &std::path::Path) -> Result<Result<Standing, TransferError
 
 async fn remove(folder: PathBuf) {
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder)).await;
-    if !matches!(removed, Ok(Ok(()))) {
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    if !removed.is_ok_and(|removed| removed.as_ref().err().is_none_or(gone)) {
         tracing::warn!("a copy of a checkpoint could not be removed; it goes with the attempt");
     }
 }

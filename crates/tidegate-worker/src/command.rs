@@ -48,10 +48,20 @@ pub(crate) struct Task<'a> {
     /// Whom logs and metrics are sealed to.
     pub(crate) recipient: &'a str,
     pub(crate) metrics: Option<PathBuf>,
+    /// Where the command reads that its machine will be taken away.
+    pub(crate) notice: PathBuf,
     /// Folders whose files together may have at most so many bytes each.
     pub(crate) limits: Vec<(PathBuf, u64)>,
     /// What its log begins with.
     pub(crate) notes: Vec<String>,
+}
+
+/// A command that ended well.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ran {
+    pub(crate) took: Duration,
+    /// Whether it saw its folders where every machine shows them.
+    pub(crate) in_room: bool,
 }
 
 /// Runs the command to its end. When this returns, also with an error, nothing that the command
@@ -61,7 +71,7 @@ pub(crate) async fn run(
     mail: &mut Mail,
     checkpoints: Option<Checkpoints>,
     mesh: Option<&mut Mesh>,
-) -> Result<Duration, Failure> {
+) -> Result<Ran, Failure> {
     let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
     let mut running = sandbox::spawn(task.executable, &task.policy, &command, &task.environment, &task.folder)
         .map_err(|error| Failure::new(Stage::Sandbox, error.to_string()))?;
@@ -81,6 +91,12 @@ pub(crate) async fn run(
     read_into(stdout, send.clone())?;
     read_into(stderr, send)?;
     let mut report = Report::new(task);
+    mail.notices().again();
+    if let Some(why) = running.unshared.take() {
+        report.note(&format!(
+            "this machine gives the command no /dev/shm of its own ({why}): what shares memory by name fails"
+        ));
+    }
     let watched = watch(&mut running, &mut pieces, &mut report, mail, (checkpoints, mesh)).await;
     running.stop();
     let ended = running.ended().await;
@@ -89,9 +105,18 @@ pub(crate) async fn run(
         report.keep(&piece);
     }
     report.finish(mail).await?;
-    told(ended, task.stage)?;
+    if let Err(failure) = told(ended, task.stage) {
+        // Who ends this worker may have ended the command with it, or the command has saved and gone.
+        if by_the_machine(ended, mail).await {
+            return Err(mail.notices().failure());
+        }
+        return Err(failure);
+    }
     check_sizes(&task.limits).await?;
-    Ok(started.elapsed())
+    Ok(Ran {
+        took: started.elapsed(),
+        in_room: running.in_room,
+    })
 }
 
 /// Returns when the command has ended, or must end.
@@ -117,6 +142,19 @@ async fn watch(
         if mesh.is_some_and(Mesh::is_gone) {
             return Err(nodes::gone());
         }
+        if let Some(notice) = mail.notices().news() {
+            report.note(&notice.line());
+            if let Err(error) = notice.write(&task.notice) {
+                tracing::warn!(%error, "the command could not be told that its machine is taken away");
+            }
+            if let Some(checkpoints) = &mut checkpoints {
+                checkpoints.hurry(notice.ends.is_some());
+            }
+        }
+        if mail.notices().work_left().is_some_and(|left| left.is_zero()) {
+            running.stop();
+            return Err(leave(report, mail, checkpoints).await);
+        }
         if report.is_full() || last_flush.elapsed() >= FLUSH {
             last_flush = Instant::now();
             report.flush(mail).await?;
@@ -136,6 +174,41 @@ async fn watch(
             mail.look_aside().await?;
         }
     }
+}
+
+/// What a stopped command has told, and its unfinished work that is under way, go home before the machine ends.
+async fn leave(report: &mut Report<'_>, mail: &mut Mail, checkpoints: Option<Checkpoints>) -> Failure {
+    let last = async {
+        report.flush(mail).await?;
+        if let Some(mut checkpoints) = checkpoints {
+            let news = mail.while_leased(checkpoints.last()).await??;
+            if let Some(message) = news.message {
+                mail.tell(message).await?;
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    match last.await {
+        Err(failure) if failure.stage != Stage::Machine => {
+            tracing::warn!(why = failure.reason, "something was not told")
+        }
+        _ => {}
+    }
+    mail.notices().failure()
+}
+
+/// Whether a command ended badly because its machine is taken away. The word of that may come a moment after the command heard
+/// it.
+async fn by_the_machine(ended: Ended, mail: &mut Mail) -> bool {
+    if ended == Ended::Signalled(libc::SIGTERM) {
+        let heard = async {
+            while !mail.notices().is_certain() {
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        let _ = tokio::time::timeout(FLUSH, heard).await;
+    }
+    mail.notices().is_certain() && matches!(ended, Ended::Exited(_) | Ended::Signalled(_))
 }
 
 fn told(ended: Ended, stage: Stage) -> Result<(), Failure> {

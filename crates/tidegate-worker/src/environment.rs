@@ -77,6 +77,7 @@ impl<'a> Surroundings<'a> {
             ("TIDEGATE_OUTPUT", output.clone()),
             ("TIDEGATE_CHECKPOINT", checkpoint.clone()),
             ("TIDEGATE_METRICS", text(scratch.metrics())),
+            ("TIDEGATE_NOTICE", text(scratch.notice())),
             ("TIDEGATE_TRAINER", text(self.executable.to_owned())),
             // The names that scripts for SageMaker and Vertex AI know.
             ("SM_MODEL_DIR", output.clone()),
@@ -105,17 +106,19 @@ impl<'a> Surroundings<'a> {
     fn base(&self) -> Policy {
         let scratch = self.scratch;
         let mut read = toolchains(OsStr::new(&self.path));
-        read.push(self.executable.to_owned());
+        read.extend([self.executable.to_owned(), scratch.notice_folder()]);
         Policy {
             read,
             write: vec![scratch.code(), scratch.home(), scratch.temporary()],
             devices: Vec::new(),
             network: false,
             node: None,
+            shared_memory: true,
+            room: Some(scratch.root().to_owned()),
             memory_bytes: self.job.memory_bytes,
             seconds: self.job.seconds,
             processes: tasks(),
-            file_bytes: FILE_BYTES,
+            file_bytes: FILE_BYTES.max(self.job.output_bytes),
         }
     }
 

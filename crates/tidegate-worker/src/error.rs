@@ -88,6 +88,8 @@ pub enum Stage {
     Output,
     /// The sandbox could not be closed.
     Sandbox,
+    /// The machine is taken away.
+    Machine,
 }
 
 impl Stage {
@@ -107,6 +109,7 @@ impl Stage {
             Self::Tampered => "tampered",
             Self::Output => "output",
             Self::Sandbox => "sandbox",
+            Self::Machine => "machine",
         }
     }
 }

@@ -68,6 +68,9 @@ pub(crate) fn check(grant: Grant, expected: &Expectation<'_>) -> Result<Granted,
     if expected.moment == Moment::Code && grant.checkpoint.is_some() {
         return Err("the code grant names something else than the code");
     }
+    if expected.moment != Moment::Code && grant.setup.is_some() {
+        return Err("the data grant names what a setup left");
+    }
     let mut names = BTreeSet::new();
     let mut artifacts = Vec::new();
     for granted in &grant.artifacts {
@@ -228,6 +231,7 @@ mod tests {
                 permit_envelope: envelope.clone(),
             }],
             checkpoint: None,
+            setup: None,
             nodes: Vec::new(),
             output_recipient: String::new(),
             job: Job::default(),

@@ -10,6 +10,7 @@
 //! 4. It runs the command in the sandbox. What the command prints and measures is sealed to the
 //!    keeper; the lease is watched all the time. Its unfinished work is sealed and sent too, whenever
 //!    that stands still, and what a lost attempt had sent is there before the command starts.
+//!    Where the machine will be taken away and somebody says so before, that work is sent at once.
 //! 5. It describes the output, seals it under a key of its own and sends it into the site's store, and
 //!    tells the keeper the key, sealed.
 //!
@@ -31,6 +32,7 @@ mod error;
 mod grant;
 mod mail;
 mod nodes;
+mod notice;
 mod outgoing;
 pub mod sandbox;
 mod scratch;
@@ -38,3 +40,4 @@ mod scratch;
 pub use access::Opener;
 pub use attempt::{Options, own_executable, run};
 pub use error::{Stage, WorkerError};
+pub use notice::{Notice, Notices};

@@ -16,6 +16,7 @@ use tidegate_types::message::{Grant, KeeperMessage, Ticket, WorkerMessage};
 
 use crate::access::Access;
 use crate::error::{Failure, Stage};
+use crate::notice::Notices;
 
 /// How often a message is tried to be delivered while the store fails in passing.
 const TRIES: u32 = 8;
@@ -48,6 +49,8 @@ pub(crate) struct Mail {
     owner: VerifyingKey,
     /// The attempt is over from this second on (Unix time).
     lease: u64,
+    /// It is also over when the machine ends.
+    notices: Notices,
 }
 
 impl Mail {
@@ -58,6 +61,7 @@ impl Mail {
         identity: Identity,
         signer: SigningKey,
         owner: VerifyingKey,
+        notices: Notices,
     ) -> Self {
         Self {
             access: Arc::new(access),
@@ -68,6 +72,7 @@ impl Mail {
             signer,
             owner,
             lease: ticket.expires,
+            notices,
         }
     }
 
@@ -77,6 +82,11 @@ impl Mail {
 
     pub(crate) const fn signer(&self) -> &SigningKey {
         &self.signer
+    }
+
+    /// What is said about the machine.
+    pub(crate) const fn notices(&mut self) -> &mut Notices {
+        &mut self.notices
     }
 
     pub(crate) fn store(&self) -> Arc<dyn Store> {
@@ -93,10 +103,20 @@ impl Mail {
         self.lease = lease;
     }
 
+    /// How long this worker may still do something.
     fn lease_left(&self) -> Result<Duration, Failure> {
         let end = UNIX_EPOCH.checked_add(Duration::from_secs(self.lease));
         let left = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
-        left.filter(|left| !left.is_zero()).ok_or_else(expired)
+        let left = left.filter(|left| !left.is_zero()).ok_or_else(expired)?;
+        match self.notices.words_left() {
+            Some(words) if words.is_zero() => Err(self.notices.failure()),
+            words => Ok(words.map_or(left, |words| words.min(left))),
+        }
+    }
+
+    /// Why something was not done in the time that was left.
+    fn too_late(&self) -> Failure {
+        self.lease_left().err().unwrap_or_else(expired)
     }
 
     /// Delivers the first message; false when another worker was faster.
@@ -117,10 +137,8 @@ impl Mail {
             |error: MailboxError| Failure::new(Stage::Output, format!("a message could not be delivered: {error}"));
         let letter = self.outbox.seal(&self.signer, message).map_err(failed)?;
         let delivery = deliver(&mut self.outbox, &*self.access, &letter);
-        tokio::time::timeout(left, delivery)
-            .await
-            .map_err(|_| expired())?
-            .map_err(failed)
+        let delivered = tokio::time::timeout(left, delivery).await;
+        delivered.map_err(|_| self.too_late())?.map_err(failed)
     }
 
     /// The last message of a failed attempt: tried for a few seconds, also when the lease is over.
@@ -146,7 +164,8 @@ impl Mail {
     pub(crate) async fn look(&mut self) -> Result<Option<Heard>, Failure> {
         let left = self.lease_left()?;
         let next = self.inbox.next::<KeeperMessage>(&*self.access, &self.owner);
-        let opened = match tokio::time::timeout(left, next).await.map_err(|_| expired())? {
+        let opened = tokio::time::timeout(left, next).await;
+        let opened = match opened.map_err(|_| self.too_late())? {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(None),
             // The lease bounds how long this can go on.
@@ -233,7 +252,7 @@ impl Mail {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                () = tokio::time::sleep(self.aside()) => {}
+                () = tokio::time::sleep(self.aside().min(self.lease_left()?)) => {}
             }
             let look = self.look_aside();
             let mut look = pin!(look);

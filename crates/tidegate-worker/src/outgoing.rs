@@ -50,6 +50,8 @@ pub(crate) struct Parcel {
     pub(crate) limit: u64,
     /// What of an earlier parcel needs not be sent again.
     pub(crate) before: Before,
+    /// The key to seal it with; a new one without it.
+    pub(crate) data_key: Option<DataKey>,
 }
 
 /// What was sent before, and stands in the store: known by digests under a key of this worker alone.
@@ -181,7 +183,10 @@ impl Outgoing {
         };
         let permitted = Permitted::standing(&check, &self.grant.permit_envelope, parcel.slot, manifest)
             .map_err(|refusal| failed(&refusal))?;
-        let data_key = DataKey::generate().map_err(|error| failed(&error))?;
+        let data_key = match parcel.data_key {
+            Some(key) => key,
+            None => DataKey::generate().map_err(|error| failed(&error))?,
+        };
         let sealed = seal_to(&self.grant.output_recipient, data_key.expose()).map_err(|error| failed(&error))?;
         let crossing = Crossing {
             source: &parcel.folder,

@@ -42,6 +42,7 @@ impl Scratch {
             &scratch.home(),
             &scratch.temporary(),
             &scratch.metrics_folder(),
+            &scratch.notice_folder(),
             &scratch.state(),
         ] {
             DirBuilder::new()
@@ -65,6 +66,11 @@ impl Scratch {
         fs::write(&new, digest.to_string()).map_err(noting())?;
         fs::rename(&new, &self.hello).map_err(noting())?;
         Ok(before)
+    }
+
+    /// The folder of them all.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(crate) fn code(&self) -> PathBuf {
@@ -114,6 +120,15 @@ impl Scratch {
         self.metrics_folder().join("metrics.jsonl")
     }
 
+    /// Holds nothing but the notice: the command reads it there.
+    pub(crate) fn notice_folder(&self) -> PathBuf {
+        self.root.join("notice")
+    }
+
+    pub(crate) fn notice(&self) -> PathBuf {
+        self.notice_folder().join("notice.json")
+    }
+
     /// Where the sending of the output notes what it has sent: out of the command's reach.
     pub(crate) fn state(&self) -> PathBuf {
         self.root.join("state")
@@ -130,7 +145,7 @@ impl Drop for Scratch {
 }
 
 /// Removes a folder also when a command took the rights to it from us.
-fn wipe(path: &Path) -> io::Result<()> {
+pub(crate) fn wipe(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),

@@ -277,6 +277,9 @@ pub(crate) enum Command {
         #[arg(long)]
         folder: PathBuf,
     },
+    /// Prepare or score in a keeper's place under the worker's contract.
+    #[command(hide = true)]
+    Rows,
     /// Train by the built-in trainer under the worker's contract.
     #[command(hide = true)]
     Trainer,

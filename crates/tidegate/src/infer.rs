@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
 use crate::keeper_process::this_program;
-use crate::stores;
+use crate::{notices, stores};
 
 /// A ticket is at most this long.
 const TICKET_BYTES: u64 = 64 << 10;
@@ -51,6 +51,7 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         digest,
         machine: PathBuf::from("/"),
         towards: stores::towards(&ticket.store).await,
+        notices: notices::listen(),
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await
@@ -139,13 +140,11 @@ pub(crate) fn predict_in_sandbox(
     let policy = Policy {
         read: vec![executable.to_path_buf(), folder.to_path_buf()],
         write: vec![scratch.to_path_buf()],
-        devices: Vec::new(),
-        network: false,
-        node: None,
         memory_bytes: INFER_MEMORY,
         seconds: INFER_SECONDS,
         processes: INFER_PROCESSES,
         file_bytes: 1 << 30,
+        ..Policy::default()
     };
     let command: Vec<OsString> = vec![
         executable.into(),

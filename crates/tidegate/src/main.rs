@@ -23,6 +23,7 @@ mod failure;
 mod infer;
 mod keeper_process;
 mod layout;
+mod notices;
 mod project;
 mod scores;
 mod screen;
@@ -326,6 +327,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         } => infer::worker_again(&variable, work.as_deref(), memory.as_deref()),
         Command::Worker { work, memory, .. } => runtime()?.block_on(infer::worker(work, memory)),
         Command::Jobs { folder } => runtime()?.block_on(jobs::jobs(&folder)),
+        Command::Rows => runtime()?.block_on(stages::rows()),
         Command::Trainer => infer::trainer(),
         Command::Infer { model, matrix, out } => infer::infer(&model, &matrix, &out),
     }

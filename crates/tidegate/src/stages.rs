@@ -1,13 +1,15 @@
 //! What a keeper does with rows, wired from preparation, learning and bundles.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tidegate_bundle::{BundleContent, Calibration, FeatureSchema, InspectedModel, bundle, inspect};
 use tidegate_contracts::stage::{
-    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
+    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, RowsWork, SignPayload, StageContext,
+    StageError,
 };
 use tidegate_learn::{JudgeInput, Judgement, Membership, Table, fit_platt, gates, judge, membership, metrics, train};
 use tidegate_prepare::{Keys, Part, PrepareError, PrepareInput, home_rows, raw_rows, read_recipe};
@@ -20,12 +22,14 @@ use tidegate_types::report::{LabelReport, RiskReport};
 
 use crate::infer::predict_in_sandbox;
 use crate::project::now;
-use crate::scores::{Scored, Scores};
+use crate::scores::{self, Scored, Scores};
 use crate::sources::{self, Brought};
 use crate::stores;
 
+mod away;
 mod card;
 
+pub(crate) use away::rows;
 use card::{card, leak_line};
 
 /// The metric of the leak test in `evaluate: gates:`.
@@ -49,7 +53,7 @@ struct Opened {
     inspected: InspectedModel,
     folder: PathBuf,
     scratch: PathBuf,
-    /// Of both files and of where the prepared rows are, which their own digest names.
+    /// Of both files and of the prepared rows, which their folder's name names.
     digest: Digest,
 }
 
@@ -59,6 +63,13 @@ impl Rows {
             executable,
             scores: Scores::default(),
         }
+    }
+
+    /// Those of a machine that works in a keeper's place, which finds the scores in files.
+    pub(crate) fn for_keeper(executable: PathBuf) -> Self {
+        let mut rows = Self::new(executable);
+        rows.scores.for_others = true;
+        rows
     }
 
     fn open(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Opened, StageError> {
@@ -72,7 +83,7 @@ impl Rows {
             inspected,
             folder: model.folder.to_path_buf(),
             scratch: context.folder.join("inference"),
-            digest: canonical_digest(&(sha256(&bytes), sha256(&described), model.home))
+            digest: canonical_digest(&(sha256(&bytes), sha256(&described), name_of(model.home)))
                 .map_err(|error| failed("naming a model", error))?,
         })
     }
@@ -87,7 +98,7 @@ impl Rows {
         by: &[String],
     ) -> Result<Arc<Scored>, StageError> {
         let key = Scores::key(opened.digest, part, by);
-        if let Some(scored) = self.scores.find(&key) {
+        if let Some(scored) = self.scores.find(context.folder, &key) {
             return Ok(scored);
         }
         let rows = home_rows(home, &keys(context), part, by).await.map_err(stage_error)?;
@@ -102,16 +113,26 @@ impl Rows {
                 .map_err(|error| failed("running the model in the sandbox", error))?
                 .map_err(|error| hostile(error.to_string()))?;
         let scored = Arc::new(Scored::new(rows, probabilities));
-        self.scores.keep(key, &scored);
+        self.scores
+            .keep(context.folder, key, &scored)
+            .map_err(|error| failed("keeping what a model gave", error))?;
         Ok(scored)
     }
 
     /// The same training on raw columns at home: what de-identification cost.
-    async fn raw(&self, context: &StageContext<'_>, home: &Path) -> Result<Option<QualitySummary>, StageError> {
+    async fn raw(
+        &self,
+        context: &StageContext<'_>,
+        opened: &Opened,
+        home: &Path,
+    ) -> Result<Option<QualitySummary>, StageError> {
         let comparing = "training on raw columns for comparison";
         let Some(settings) = context.pipeline.train.trainer.clone() else {
             return Ok(None);
         };
+        if let Some(found) = raw_file(context, opened).as_deref().and_then(scores::read) {
+            return Ok(found);
+        }
         let keys = keys(context);
         let target = context.pipeline.prepare.target.clone();
         let train_rows = raw_rows(home, &keys, Part::Train).await.map_err(stage_error)?;
@@ -189,6 +210,23 @@ impl Rows {
     }
 }
 
+/// The name of a preparation, wherever it stands.
+fn name_of(home: &Path) -> Option<&OsStr> {
+    home.parent().and_then(Path::file_name)
+}
+
+/// Where a machine leaves what the same training gives on raw columns.
+fn raw_file(context: &StageContext<'_>, opened: &Opened) -> Option<PathBuf> {
+    let pipeline = context.pipeline;
+    let what = (
+        "raw",
+        &pipeline.train.trainer,
+        &pipeline.prepare.target,
+        pipeline.release_model.min_cell,
+    );
+    scores::file(context.folder, &opened.digest, &what)
+}
+
 fn hostile(why: String) -> StageError {
     StageError::Refused(Refusal {
         rule: "hostile-model".to_owned(),
@@ -237,18 +275,30 @@ impl HomeStages for Rows {
         })
     }
 
+    async fn pack(&self, context: &StageContext<'_>, work: RowsWork<'_>, into: &Path) -> Result<bool, StageError> {
+        away::pack(self, context, work, into).await
+    }
+
+    async fn unpack(&self, context: &StageContext<'_>, from: &Path) -> Result<(), StageError> {
+        away::unpack(context, from).await
+    }
+
     async fn evaluate(&self, context: &StageContext<'_>, model: &ModelAtHome<'_>) -> Result<Judged, StageError> {
         let opened = self.open(context, model)?;
         let by = &context.pipeline.evaluate.by;
         let scored = self.score(context, &opened, model.home, Part::Test, by).await?;
         let judgement = judged(&scored, &Calibration::IDENTITY, context.pipeline.release_model.min_cell)?;
+        let raw = self.raw(context, &opened, model.home).await.unwrap_or_else(|error| {
+            // A comparison: a query that computes its target has no raw columns to compare with.
+            tracing::warn!(%error, "nothing to compare with on raw columns");
+            None
+        });
+        if let Some(file) = raw_file(context, &opened).filter(|_| self.scores.for_others) {
+            scores::write(&file, &raw).map_err(|error| failed("keeping what a model gave", error))?;
+        }
         Ok(Judged {
             quality: judgement.summary(),
-            raw: self.raw(context, model.home).await.unwrap_or_else(|error| {
-                // A comparison: a query that computes its target has no raw columns to compare with.
-                tracing::warn!(%error, "nothing to compare with on raw columns");
-                None
-            }),
+            raw,
             gates: self.gates(context, &opened, model, &judgement, &scored).await?.0,
         })
     }

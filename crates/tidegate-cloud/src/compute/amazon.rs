@@ -17,9 +17,11 @@ use crate::client::Settling;
 use crate::credentials::Environment;
 use crate::store::OpenError;
 
+mod notices;
 mod service;
 mod settings;
 
+pub use notices::{SpotNotice, SpotNotices};
 pub use settings::Ec2Settings;
 
 use service::{Instance, Reservation, Service, SpotPrices, Subnets};
@@ -376,6 +378,7 @@ impl Compute for Ec2Driver {
         }
         let kept = match self.settings.profile {
             Some(_) => boot::Kept::Needed,
+            None if request.spot => boot::Kept::Asked,
             None => boot::Kept::Metadata,
         };
         let user_data = boot::user_data(request, kept, &self.shelf, USER_DATA_BYTES).await?;

@@ -10,7 +10,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tidegate_contracts::{ComputeError, JobRequest};
 
+use super::amazon::SpotNotices;
 use super::shelf::{Offered, ProgramShelf};
+use crate::client::METADATA;
 
 /// What the last line of a job begins with on the machine's console.
 const ENDED: &str = "tidegate: the job ended with exit code ";
@@ -57,8 +59,10 @@ say "up for $(cut -d ' ' -f 1 /proc/uptime) s"
 /// its hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// In the metadata service, which the job needs itself.
+    /// In the metadata service, which the worker needs for its credentials.
     Needed,
+    /// In the metadata service, which the worker asks whether its machine is taken back.
+    Asked,
     /// In the metadata service.
     Metadata,
     /// In variables that every program on a machine of VMware can read. The machine's exit code stands there, too.
@@ -104,10 +108,22 @@ pub(super) async fn user_data(
     Ok(STANDARD.encode(bytes))
 }
 
-/// The way to the metadata service, closed.
-const ALONE: &str = r#"# Nobody else reads what this machine was told.
-ip route add prohibit 169.254.169.254/32 || { say "the way to the metadata service cannot be closed"; ended 98; }
-ip route add prohibit fd00:ec2::254/128 2>/dev/null || true
+/// Ways to close the metadata service: to everybody, and to everybody but the root user. A worker of the root user is one of
+/// those that may ask; what it runs in its sandbox is another user. Images have rules of their own for each address of the
+/// machine, which a program could choose: this one goes before them.
+const CLOSING: &str = r#"# Nobody else reads what this machine was told.
+all() {
+    ip route add prohibit 169.254.169.254/32 || return 1
+    ip route add prohibit fd00:ec2::254/128 2>/dev/null || true
+}
+others() {
+    ip rule add pref 1 to 169.254.169.254/32 uidrange 1-4294967294 prohibit || return 1
+    ip -6 rule add pref 1 to fd00:ec2::254/128 uidrange 1-4294967294 prohibit 2>/dev/null || true
+    notices="$asked"
+}
+"#;
+/// What follows where the service must not be reached.
+const UNCLOSED: &str = r#" || { say "the way to the metadata service cannot be closed"; ended 98; }
 "#;
 
 /// As cloud-init does it where it is told to.
@@ -118,10 +134,12 @@ tell userdata --- || { say "what this machine was told cannot be taken back"; en
 /// The script of a machine for `request`; `kept` says what has to be closed before it runs. `program` is offered to it,
 /// and stands in the request's command under its path `own` here.
 fn script(request: &JobRequest, kept: Kept, program: Option<(&Path, &Offered)>) -> String {
+    let closed = |by: &str| [CLOSING, by, UNCLOSED].concat();
     let (telling, closing) = match kept {
-        Kept::Needed => (TELLING_NOBODY, ""),
-        Kept::Metadata => (TELLING_NOBODY, ALONE),
-        Kept::GuestInfo => (TELLING_VMWARE, TAKEN_BACK),
+        Kept::Needed => (TELLING_NOBODY, closed("others")),
+        Kept::Asked => (TELLING_NOBODY, closed("others || all")),
+        Kept::Metadata => (TELLING_NOBODY, closed("all")),
+        Kept::GuestInfo => (TELLING_VMWARE, TAKEN_BACK.to_owned()),
     };
     let mut script = [BEGINNING, telling, FRAME].concat();
     let mut command: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
@@ -138,7 +156,12 @@ fn script(request: &JobRequest, kept: Kept, program: Option<(&Path, &Offered)>) 
     for (name, value) in &request.environment {
         let _ = write!(environment, " {}", quoted(&format!("{name}={value}")));
     }
-    script.push_str(closing);
+    if request.spot && matches!(kept, Kept::Needed | Kept::Asked) {
+        // The worker is told whom to ask where it may.
+        let _ = writeln!(script, "asked={}", quoted(METADATA));
+        let _ = write!(environment, " ${{notices:+\"{}=$notices\"}}", SpotNotices::VARIABLE);
+    }
+    script.push_str(&closing);
     let _ = write!(
         script,
         "printf %s '{}' | base64 -d | env -i PATH=\"$PATH\"{environment} {}\nended $?\n",
@@ -212,15 +235,15 @@ mod tests {
 
     /// What a script prints, and the exit code, on a machine whose `shutdown` is none.
     fn run(script: &str) -> (String, i32) {
-        run_beside(script, "echo \"vmtoolsd $*\" >&3")
+        run_beside(script, "echo \"vmtoolsd $*\" >&3", "echo \"ip $*\"")
     }
 
-    /// The same where VMware's tools are these.
-    fn run_beside(script: &str, tools: &str) -> (String, i32) {
+    /// The same where VMware's tools, and `ip`, are these.
+    fn run_beside(script: &str, tools: &str, ip: &str) -> (String, i32) {
         let folder = tempfile::tempdir().unwrap();
         for (name, does) in [
             ("shutdown", "echo \"shutdown $*\""),
-            ("ip", "echo \"ip $*\""),
+            ("ip", ip),
             ("vmware-rpctool", "exit 1"),
             ("vmtoolsd", tools),
         ] {
@@ -246,7 +269,7 @@ mod tests {
         let command = "cat; echo; echo \"$GREETING\"; env | wc -l; exit 3";
         let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), Kept::Needed, None));
         assert_eq!(code, 3);
-        let lines: Vec<&str> = told.lines().skip(1).collect();
+        let lines: Vec<&str> = told.lines().filter(|line| !line.starts_with("ip ")).skip(1).collect();
         // `PATH`, what was asked for, and what a shell sets itself.
         assert_eq!(lines.first(), Some(&"{\"secret\":\"it's $HOME\"}"), "{told}");
         assert_eq!(lines.get(1), Some(&"a 'b' \"c\" $d"), "{told}");
@@ -279,6 +302,35 @@ mod tests {
         assert_eq!(exit_code(&told), Some(97));
     }
 
+    /// Root asks on a spot machine; nobody else is told.
+    #[test]
+    fn a_spot_machine_is_told_where_to_ask_and_only_the_root_user_may() {
+        let mut request = request(&["/bin/sh", "-c", "echo \"asks $TIDEGATE_SPOT_NOTICES\""]);
+        let (told, _) = run(&script(&request, Kept::Metadata, None));
+        assert!(
+            told.contains("asks \n") && told.contains("ip route add prohibit 169.254.169.254/32"),
+            "{told}"
+        );
+        request.spot = true;
+        for kept in [Kept::Needed, Kept::Asked] {
+            let (told, code) = run(&script(&request, kept, None));
+            let closed = told
+                .find("ip rule add pref 1 to 169.254.169.254/32 uidrange 1-4294967294 prohibit")
+                .unwrap();
+            assert!(closed < told.find("asks http://169.254.169.254\n").unwrap(), "{told}");
+            assert!(!told.contains("ip route") && code == 0, "{told}");
+        }
+        // Where the root user cannot be told from others, nobody asks; whoever has to ask does not begin.
+        let no_rules = "[ \"$1\" != rule ] && echo \"ip $*\"";
+        let (told, code) = run_beside(&script(&request, Kept::Asked, None), "", no_rules);
+        assert!(
+            told.contains("ip route add prohibit 169.254.169.254/32") && told.contains("asks \n") && code == 0,
+            "{told}"
+        );
+        let (told, code) = run_beside(&script(&request, Kept::Needed, None), "", no_rules);
+        assert!(code == 98 && !told.contains("asks"), "{told}");
+    }
+
     #[test]
     fn a_machine_of_vmware_takes_back_what_it_was_told_and_says_how_its_job_ended() {
         let script = script(
@@ -297,7 +349,7 @@ mod tests {
             "shutdown -P now",
         ];
         assert_eq!(lines, wanted);
-        let (told, code) = run_beside(&script, "exit 1");
+        let (told, code) = run_beside(&script, "exit 1", "exit 1");
         assert_eq!(code, 98);
         assert!(
             !told.contains("I ran") && told.contains("cannot be taken back"),

@@ -34,6 +34,7 @@ fn offer(peer: &OpenStack, change: impl Fn(&mut ComputeOffer)) -> ComputeOffer {
         cpus: 1,
         memory: ByteSize(256 << 20),
         accelerators: None,
+        rows: false,
         price: None,
         spot_price: None,
     };

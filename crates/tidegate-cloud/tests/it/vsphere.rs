@@ -39,6 +39,7 @@ fn offer(peer: &Vsphere, change: impl Fn(&mut ComputeOffer)) -> ComputeOffer {
         cpus: 3,
         memory: ByteSize(900 << 20),
         accelerators: None,
+        rows: false,
         price: None,
         spot_price: None,
     };

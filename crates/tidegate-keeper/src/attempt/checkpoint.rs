@@ -18,16 +18,18 @@ use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::ids::{ArtifactId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{AttemptOutcome, CarriedCheckpoint, ReplyBody};
+use tidegate_types::label::Label;
 use tidegate_types::message::{Attempt, GrantedCheckpoint};
 
 use super::fence_key;
 use super::output::refused_output;
+use super::setup::SETUPS;
 use crate::admission::{Admitted, Worker, release_key};
 use crate::error::{KeeperError, While, refuse};
 use crate::home::no_evidence;
 use crate::needless::objects;
 use crate::permits::{CHECKPOINT_BYTES, sealed_bytes};
-use crate::records::{AttemptRecord, CheckpointRecord, CrossingRecord, OutputRecord, attempt_key};
+use crate::records::{AttemptRecord, CheckpointRecord, CrossingRecord, OutputRecord, SetupRecord, attempt_key};
 use crate::service::Keeper;
 
 /// Shards beyond those that an artifact's bytes need.
@@ -41,7 +43,6 @@ const CARRIED: &str = "carried";
 pub(super) struct Told<'a> {
     pub(super) packing_list: &'a str,
     pub(super) packing_list_digest: &'a Digest,
-    pub(super) grant: &'a str,
     /// The number of its message.
     pub(super) number: u64,
 }
@@ -54,27 +55,60 @@ impl Keeper {
         record: &AttemptRecord,
         worker: &Admitted<Worker>,
         told: &Told<'_>,
+        grant: &str,
     ) -> Result<Option<CheckpointRecord>, KeeperError> {
         let taking = "taking note of a worker's checkpoint";
-        let permit = record
-            .inputs
-            .get("train")
-            .ok_or_else(|| KeeperError::failed(taking, "the attempt has no permit for it"))?;
-        let permit = self.permit_record(permit)?;
-        let raw = self.opened(taking, told.grant)?;
-        let (Ok(raw), Ok(list)) = (<[u8; 32]>::try_from(raw.as_slice()), ObjectName::new(told.packing_list)) else {
-            return Err(refuse(
-                "message-malformed",
-                taking,
-                "its data key has not 32 bytes, or its packing list has no name of an object",
-                "start another attempt",
-            )
-            .into());
-        };
+        let key = <[u8; 32]>::try_from(self.opened(taking, grant)?.as_slice());
+        let key = DataKey::from_bytes(key.map_err(|_| malformed(taking))?);
         let attempts = self.records.attempts_of(&record.attempt)?;
         let sent = attempts
             .iter()
             .fold(0_u64, |sum, one| sum.saturating_add(one.checkpoint_bytes));
+        let limit = (sealed_bytes(record.job.output_bytes), record.job.output_bytes);
+        let mut stands = self
+            .stands(taking, record, worker, (told, &key), ("train", &record.label), limit)
+            .await?;
+        grant.clone_into(&mut stands.sealed_key);
+        // What the one before it named already was sent once.
+        let before: BTreeSet<&Digest> = record
+            .checkpoint
+            .iter()
+            .flat_map(|it| it.objects.iter().map(|object| &object.digest))
+            .collect();
+        let new = stands.objects.iter().filter(|object| !before.contains(&object.digest));
+        stands.bytes = new.fold(stands.bytes, |sum, object| sum.saturating_add(object.bytes));
+        if sent.saturating_add(stands.bytes) > CHECKPOINT_BYTES {
+            tracing::warn!(run = %record.attempt.run, "no more checkpoints are kept: the permit's slot carries no more");
+            return Ok(None);
+        }
+        let leaf = self.attempt_event(
+            EventType::Checkpointed,
+            &record.attempt,
+            &[("permit", stands.permit.as_str())],
+            &[("packing_list", *told.packing_list_digest)],
+        )?;
+        let key = format!("checkpoint/{}/{}", attempt_key(&record.attempt), told.number);
+        self.records.commit(&Batch::default().leaf(&key, leaf))?;
+        Ok(Some(stands))
+    }
+
+    /// Verifies that what a worker tells stands in its site's store, under the permit of an input, with that label at the
+    /// most and no more bytes (sealed, and in the clear) than `limit`.
+    pub(super) async fn stands(
+        &self,
+        taking: &'static str,
+        record: &AttemptRecord,
+        worker: &Admitted<Worker>,
+        (told, key): (&Told<'_>, &DataKey),
+        (input, ceiling): (&str, &Label),
+        limit: (u64, u64),
+    ) -> Result<CheckpointRecord, KeeperError> {
+        let permit = record
+            .inputs
+            .get(input)
+            .ok_or_else(|| KeeperError::failed(taking, "the attempt has no permit for it"))?;
+        let permit = self.permit_record(permit)?;
+        let list = ObjectName::new(told.packing_list).map_err(|_| malformed(taking))?;
         let expected = Expected {
             packing_list: &list,
             packing_list_digest: told.packing_list_digest,
@@ -85,23 +119,14 @@ impl Keeper {
             permit_digest: &payload_digest(&permit.envelope).while_(taking)?,
             to: &self.site,
             key_commitment: None,
-            byte_limit: sealed_bytes(record.job.output_bytes),
-            plaintext_limit: record.job.output_bytes,
-            ceiling: Some(&record.label),
+            byte_limit: limit.0,
+            plaintext_limit: limit.1,
+            ceiling: Some(ceiling),
         };
-        let verified = packing_list(&expected, self.store(&record.site)?, &DataKey::from_bytes(raw)).await;
+        let verified = packing_list(&expected, self.store(&record.site)?, key).await;
         let (list, bytes) = verified.map_err(|error| refused_output(taking, error))?;
-        // What the one before it named already was sent once.
-        let before: BTreeSet<&Digest> = record
-            .checkpoint
-            .iter()
-            .flat_map(|it| it.objects.iter().map(|object| &object.digest))
-            .collect();
-        let sealed = list.shards.iter().chain([&list.index]);
-        let new = sealed.filter(|object| !before.contains(&object.digest));
-        let bytes = new.fold(bytes, |sum, object| sum.saturating_add(object.bytes));
-        // It is compared and written again with each step of the attempt.
-        let most = record.job.output_bytes / SHARD_PLAINTEXT_BYTES + MORE_SHARDS;
+        // It is kept in the journal.
+        let most = limit.1 / SHARD_PLAINTEXT_BYTES + MORE_SHARDS;
         if list.shards.len() as u64 > most {
             return Err(refuse(
                 "output-tampered",
@@ -111,27 +136,15 @@ impl Keeper {
             )
             .into());
         }
-        if sent.saturating_add(bytes) > CHECKPOINT_BYTES {
-            tracing::warn!(run = %record.attempt.run, "no more checkpoints are kept: the permit's slot carries no more");
-            return Ok(None);
-        }
-        let leaf = self.attempt_event(
-            EventType::Checkpointed,
-            &record.attempt,
-            &[("permit", permit.id.as_str())],
-            &[("packing_list", *told.packing_list_digest)],
-        )?;
-        let key = format!("checkpoint/{}/{}", attempt_key(&record.attempt), told.number);
-        self.records.commit(&Batch::default().leaf(&key, leaf))?;
-        Ok(Some(CheckpointRecord {
+        Ok(CheckpointRecord {
             packing_list: told.packing_list.to_owned(),
             packing_list_digest: *told.packing_list_digest,
             objects: list.shards.into_iter().chain([list.index]).collect(),
             bytes,
             permit: permit.id,
             signing_key: worker.signing_key().to_base64(),
-            sealed_key: told.grant.to_owned(),
-        }))
+            sealed_key: String::new(),
+        })
     }
 
     /// The newest unfinished work of an attempt's task: its own, or else that of the last attempt before it that had any,
@@ -297,19 +310,28 @@ impl Keeper {
             needless = all.collect();
         }
         for (from, checkpoint) in needless {
-            let site = from.site;
-            let mut names = objects(&checkpoint.packing_list, &checkpoint.objects)?;
-            // A worker may have named what is not its own: whatever this site knows for something else stays.
-            let known = self.known_elsewhere(&checkpoint)?;
-            names.retain(|name| !known.contains(name));
-            let removing = tokio::time::timeout(REMOVING, remove(self.store(&site)?, &names)).await;
-            let failure = match removing {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it takes too long".to_owned(),
-            };
-            tracing::warn!(run = %new.attempt.run, %site, failure, "a checkpoint that nobody needs was not removed");
+            self.remove_needless(&from.site, &checkpoint).await?;
         }
+        Ok(())
+    }
+
+    /// Removes what nobody needs from a site's store. What cannot be removed now is found by a sweep.
+    pub(super) async fn remove_needless(
+        &self,
+        site: &SiteName,
+        needless: &CheckpointRecord,
+    ) -> Result<(), KeeperError> {
+        let mut names = objects(&needless.packing_list, &needless.objects)?;
+        // A worker may have named what is not its own: whatever this site knows for something else stays.
+        let known = self.known_elsewhere(needless)?;
+        names.retain(|name| !known.contains(name));
+        let removing = tokio::time::timeout(REMOVING, remove(self.store(site)?, &names)).await;
+        let failure = match removing {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it takes too long".to_owned(),
+        };
+        tracing::warn!(%site, failure, "what nobody needs was not removed");
         Ok(())
     }
 
@@ -324,6 +346,8 @@ impl Keeper {
         }
         let others = self.records.all::<AttemptRecord>("attempts")?.into_iter();
         let others = others.filter_map(|attempt| attempt.checkpoint);
+        let setups = self.records.all::<Option<SetupRecord>>(SETUPS)?.into_iter().flatten();
+        let others = others.chain(setups.map(|setup| setup.sealed));
         for other in others.filter(|other| other.packing_list_digest != checkpoint.packing_list_digest) {
             known.extend(objects(&other.packing_list, &other.objects)?);
         }
@@ -345,4 +369,14 @@ impl Keeper {
             }
         }
     }
+}
+
+pub(super) fn malformed(taking: &str) -> KeeperError {
+    refuse(
+        "message-malformed",
+        taking,
+        "its data key has not 32 bytes, or its packing list has no name of an object",
+        "start another attempt",
+    )
+    .into()
 }

@@ -5,13 +5,16 @@ use tidegate_contracts::store::{ObjectName, Patience};
 use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side, is_contested};
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
-use tidegate_types::message::{Attempt, KeeperMessage, WorkerMessage};
+use tidegate_types::message::{Attempt, Grant, KeeperMessage, WorkerMessage};
 
 use super::checkpoint::Told;
 use super::output::METRICS;
+use super::setup::keeps_setup;
 use super::{LEASE_EVERY, LEASE_SECONDS};
 use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello, still_enforced};
+use crate::away::is_away;
 use crate::error::{KeeperError, While, refuse};
+use crate::permits::SETUP;
 use crate::records::{AttemptRecord, Pending, Phase, Position};
 use crate::service::Keeper;
 
@@ -159,6 +162,9 @@ impl Keeper {
                         continue;
                     };
                     self.forget_checkpoint(&record, &stepped).await?;
+                    if is_away(&stepped.attempt.task) && stepped.outcome.is_some() {
+                        self.forget_given(&stepped).await?;
+                    }
                     record = stepped;
                 }
                 None => tokio::time::sleep(patience.pause()).await,
@@ -240,8 +246,11 @@ impl Keeper {
             number: inbox.number(),
             previous: inbox.previous(),
         };
-        let grant = self.grant(record, &worker, &["code"], "code", None).await?;
-        Ok(Some((new, worker, Some(KeeperMessage::CodeGrant(grant)))))
+        let setup = self.granted_setup(record, &worker).await?;
+        let before = setup.as_ref().map(|setup| ("setup", setup.sealed.packing_list_digest));
+        let grant = self.grant(record, &worker, &["code"], "code", before).await?;
+        let grant = KeeperMessage::CodeGrant(Grant { setup, ..grant });
+        Ok(Some((new, worker, Some(grant))))
     }
 
     /// Refuses to go on when another worker has said hello with the same ticket: asked before anything is
@@ -315,13 +324,29 @@ impl Keeper {
                 let told = Told {
                     packing_list: &packing_list,
                     packing_list_digest: &packing_list_digest,
-                    grant: &grant,
                     number: inbox.number(),
                 };
-                if let Some(checkpoint) = self.take_checkpoint(record, worker, &told).await? {
+                if let Some(checkpoint) = self.take_checkpoint(record, worker, &told, &grant).await? {
                     new.checkpoint_bytes = record.checkpoint_bytes.saturating_add(checkpoint.bytes);
                     new.checkpoint = Some(checkpoint);
                 }
+            }
+            (
+                Phase::CodeGranted,
+                WorkerMessage::Setup {
+                    machine,
+                    packing_list,
+                    packing_list_digest,
+                    salt,
+                },
+            ) if keeps_setup(&record.job) && !record.phases.contains_key(SETUP) => {
+                let told = Told {
+                    packing_list: &packing_list,
+                    packing_list_digest: &packing_list_digest,
+                    number: inbox.number(),
+                };
+                self.take_setup(record, worker, &told, (machine, &salt)).await?;
+                new.reach(SETUP);
             }
             (
                 Phase::DataGranted,
@@ -341,7 +366,11 @@ impl Keeper {
             }
             (Phase::OutputReceived, WorkerMessage::Finished { seconds }) => {
                 self.others_uncontested(record).await?;
-                self.accept(record, &mut new, seconds)?;
+                if is_away(&record.attempt.task) {
+                    self.bring_back(record, &mut new, seconds).await?;
+                } else {
+                    self.accept(record, &mut new, seconds)?;
+                }
             }
             (Phase::DataGranted, WorkerMessage::Finished { seconds }) if record.attempt.rank > 0 => {
                 new.outcome = Some(AttemptOutcome::Worked { seconds });
@@ -402,7 +431,7 @@ impl Keeper {
 }
 
 /// What a worker may say that failed; anything else is the command's.
-const STAGES: [&str; 12] = [
+const STAGES: [&str; 13] = [
     "setup",
     "command",
     "memory",
@@ -415,6 +444,7 @@ const STAGES: [&str; 12] = [
     "tampered",
     "output",
     "sandbox",
+    "machine",
 ];
 /// The most characters of a worker's reason that are passed on.
 const REASON: usize = 400;

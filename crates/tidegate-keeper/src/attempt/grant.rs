@@ -2,8 +2,9 @@
 
 use tidegate_contracts::journal::Batch;
 use tidegate_seal::dsse::payload_digest;
+use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
-use tidegate_types::message::{Grant, GrantedArtifact, GrantedCheckpoint, KeeperMessage, Node};
+use tidegate_types::message::{Grant, GrantedArtifact, KeeperMessage, Node};
 
 use super::LEASE_SECONDS;
 use crate::admission::{Admitted, Worker, release_key};
@@ -26,24 +27,29 @@ impl Keeper {
             .filter(|name| *name != "code")
             .collect();
         let checkpoint = self.granted_checkpoint(record, worker)?;
-        let grant = self.grant(record, worker, &names, "train", checkpoint).await?;
-        Ok(KeeperMessage::DataGrant(Grant { nodes, ..grant }))
+        let before = checkpoint.as_ref().map(|it| ("checkpoint", it.packing_list_digest));
+        let grant = self.grant(record, worker, &names, record.subject(), before).await?;
+        Ok(KeeperMessage::DataGrant(Grant {
+            nodes,
+            checkpoint,
+            ..grant
+        }))
     }
 
-    /// Asks policy once more, and seals the keys of `names` to the worker.
+    /// Asks policy once more, and seals the keys of `names` to the worker. `before` is what of an earlier worker is granted with
+    /// them, for the record.
     pub(super) async fn grant(
         &self,
         record: &AttemptRecord,
         worker: &Admitted<Worker>,
         names: &[&str],
         standing: &str,
-        checkpoint: Option<GrantedCheckpoint>,
+        before: Option<(&'static str, Digest)>,
     ) -> Result<Grant, KeeperError> {
         let granting = "granting keys";
         let missing = || KeeperError::failed(granting, "an input has no permit");
         let prepared = self
-            .records
-            .prepared(&record.attempt.run)?
+            .given(&record.attempt.run, &record.attempt.task)?
             .ok_or_else(|| KeeperError::failed(granting, "the run was not prepared"))?;
         let mut artifacts = Vec::new();
         let mut permits = Vec::new();
@@ -85,7 +91,7 @@ impl Keeper {
         let mut told = vec![("permit", permit.id.as_str())];
         told.extend(permits.iter().map(|(name, permit)| (name.as_str(), permit.as_str())));
         let mut digests = vec![("hello", *worker.hello())];
-        digests.extend(checkpoint.iter().map(|it| ("checkpoint", it.packing_list_digest)));
+        digests.extend(before);
         let leaf = self.attempt_event(EventType::Granted, &record.attempt, &told, &digests)?;
         let key = format!("grant/{}/{standing}", attempt_key(&record.attempt));
         self.records.commit(&Batch::default().leaf(&key, leaf))?;
@@ -94,7 +100,8 @@ impl Keeper {
             permit: permit.id,
             permit_digest: payload_digest(&permit.envelope).while_(granting)?,
             artifacts,
-            checkpoint,
+            checkpoint: None,
+            setup: None,
             nodes: Vec::new(),
             output_recipient: self.keys.identity.recipient(),
             job: record.job.clone(),

@@ -21,6 +21,9 @@ mod drive;
 mod grant;
 mod nodes;
 mod output;
+mod setup;
+
+pub(crate) use setup::SETUPS;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,13 +40,14 @@ use tidegate_types::event::EventType;
 use tidegate_types::files::Pipeline;
 use tidegate_types::files::rules::read_accelerators;
 use tidegate_types::files::sites::NetworkRule;
-use tidegate_types::ids::{PermitId, SiteName};
+use tidegate_types::ids::{PermitId, SiteName, TaskName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText, ReplyBody};
 use tidegate_types::label::Label;
 use tidegate_types::message::{Attempt, Job, Ticket};
 use tidegate_types::refusal::Refusal;
 use zeroize::Zeroizing;
 
+use crate::away::{is_away, rows_stay_home};
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{OUTPUT_BYTES, Wanted};
 use crate::records::{AttemptRecord, Phase, Position, attempt_key, milliseconds, value};
@@ -126,9 +130,9 @@ impl Keeper {
     ) -> Result<AttemptRecord, KeeperError> {
         let starting = "starting an attempt";
         let (pipeline, digest) = self.pipeline(text)?;
-        let prepared = self.prepared_record(&attempt.run, digest)?;
+        let prepared = self.given_record(&attempt.run, &attempt.task, digest)?;
         let fence = self.may_begin(attempt)?;
-        let job = self.job(&pipeline, site)?;
+        let job = self.job(&pipeline, site, &attempt.task)?;
         self.may_be_joined(attempt, &job, site)?;
         let mut inputs = BTreeMap::new();
         let mut label = Label::public();
@@ -188,6 +192,10 @@ impl Keeper {
             label = label.join(&self.artifact_record(artifact)?.manifest.label);
             ends = ends.min(permit.expires);
             inputs.insert(name.clone(), permit.id);
+        }
+        if is_away(&attempt.task) {
+            // All of it is sealed: nothing stays in the clear.
+            self.forget_packed(&prepared.home)?;
         }
         let secret: [u8; 32] = random_bytes().while_(starting)?;
         let wrapped = self
@@ -289,8 +297,14 @@ impl Keeper {
     }
 
     /// What the worker will run, from the pipeline and the site alone.
-    fn job(&self, pipeline: &Pipeline, site: &SiteName) -> Result<Job, KeeperError> {
+    fn job(&self, pipeline: &Pipeline, site: &SiteName, task: &TaskName) -> Result<Job, KeeperError> {
         let definition = self.site_definition(site)?;
+        if is_away(task) {
+            if *site != self.site {
+                return Err(rows_stay_home(task, site, &self.site).into());
+            }
+            return Ok(self.away_job(pipeline, definition.compute.as_ref()));
+        }
         let run = match (&pipeline.train.trainer, &pipeline.train.run) {
             (Some(_), _) => "\"$TIDEGATE_TRAINER\" trainer".to_owned(),
             (None, Some(run)) => run.clone(),

@@ -110,7 +110,7 @@ impl Keeper {
         let receiving = "receiving a worker's output";
         let permit = record
             .inputs
-            .get("train")
+            .get(record.subject())
             .ok_or_else(|| KeeperError::failed(receiving, "the attempt has no permit for it"))?;
         let permit = self.permit_record(permit)?;
         let raw = self.opened(receiving, grant)?;

@@ -11,11 +11,13 @@ use bytes::Bytes;
 use tidegate_contracts::fakes::{MemoryJournal, MemoryStore};
 use tidegate_contracts::journal::{Batch, Journal, JournalError};
 use tidegate_contracts::stage::{
-    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, SignPayload, StageContext, StageError,
+    BundleFiles, Bundled, HomeStages, Judged, ModelAtHome, PreparedFiles, RowsWork, SignPayload, StageContext,
+    StageError,
 };
 use tidegate_contracts::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 use tidegate_seal::digest::sha256;
 use tidegate_types::keeper::QualitySummary;
+use tidegate_types::refusal::Refusal;
 use tidegate_types::report::{LabelReport, RiskReport};
 use tidegate_types::{Label, Level};
 
@@ -112,6 +114,10 @@ pub(crate) struct Rows {
     pub(crate) ballast: AtomicUsize,
     /// Preparing meets a defect.
     pub(crate) defective: AtomicBool,
+    /// A machine has something to do.
+    pub(crate) away: AtomicBool,
+    /// A machine refuses.
+    pub(crate) refusing: AtomicBool,
     pub(crate) judged: AtomicU64,
     pub(crate) bundled: AtomicU64,
 }
@@ -179,6 +185,29 @@ impl HomeStages for Rows {
             home: part("home").1,
             reused: false,
         })
+    }
+
+    async fn pack(&self, _: &StageContext<'_>, _: RowsWork<'_>, into: &Path) -> Result<bool, StageError> {
+        let there = self.away.load(Ordering::SeqCst);
+        for folder in ["code", "rows"] {
+            std::fs::create_dir_all(into.join(folder)).unwrap();
+            std::fs::write(into.join(folder).join("needed"), "row of Ann Smith").unwrap();
+        }
+        Ok(there)
+    }
+
+    async fn unpack(&self, _: &StageContext<'_>, from: &Path) -> Result<(), StageError> {
+        assert_eq!(std::fs::read(from.join("model.onnx")).unwrap(), b"a model");
+        if self.refusing.load(Ordering::SeqCst) {
+            return Err(StageError::Refused(Refusal {
+                rule: "k-not-reached".to_owned(),
+                what: "preparing".to_owned(),
+                why: "groups are small".to_owned(),
+                fix: "generalise".to_owned(),
+            }));
+        }
+        self.away.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn evaluate(&self, _: &StageContext<'_>, _: &ModelAtHome<'_>) -> Result<Judged, StageError> {

@@ -10,6 +10,7 @@
 
 mod access;
 mod attempts;
+mod away;
 mod checkpoints;
 mod custodian;
 mod fakes;
@@ -18,6 +19,7 @@ mod nodes;
 mod outputs;
 mod permits;
 mod releases;
+mod setups;
 mod transfers;
 mod worker;
 mod world;

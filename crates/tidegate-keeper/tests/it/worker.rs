@@ -31,6 +31,7 @@ pub(crate) struct Worker {
     ticket: Ticket,
     pub(crate) identity: Identity,
     inbox: Inbox,
+    /// The newest grant.
     pub(crate) granted: Option<Grant>,
     /// Where it says that the others of its job reach it.
     pub(crate) node: Option<Node>,
@@ -49,6 +50,8 @@ pub(crate) struct Output {
     pub(crate) told: fn(&mut ShardKey),
     /// What becomes of each sealed shard on its way.
     pub(crate) tampered: fn(&mut Vec<u8>),
+    /// The key that it is sealed with, where that is not a new one.
+    pub(crate) data_key: Option<DataKey>,
 }
 
 impl Default for Output {
@@ -60,6 +63,7 @@ impl Default for Output {
             empty_files: 0,
             told: |_| {},
             tampered: |_| {},
+            data_key: None,
         }
     }
 }
@@ -148,6 +152,7 @@ impl Worker {
             panic!("no code grant")
         };
         assert_eq!(grant.artifacts.len(), 1);
+        self.granted = Some(grant);
     }
 
     pub(crate) async fn setup_done(&mut self) {
@@ -247,7 +252,7 @@ impl Worker {
             step_key: canonical_digest(&1).unwrap(),
         };
         let artifact = manifest_digest(&manifest).unwrap();
-        let data_key = DataKey::generate().unwrap();
+        let data_key = output.data_key.unwrap_or_else(|| DataKey::generate().unwrap());
         let index = SealedIndex {
             format: SEALED_INDEX_FORMAT.to_owned(),
             manifest,
@@ -259,7 +264,7 @@ impl Worker {
         let list = PackingList {
             format: PACKING_LIST_FORMAT.to_owned(),
             organisation: ORGANISATION.to_owned(),
-            from: site("cloud"),
+            from: self.ticket.site.clone(),
             to: site("hospital"),
             run: self.ticket.attempt.run.clone(),
             artifact,

@@ -189,6 +189,22 @@ impl World {
         Self::of("", &SITES.replace(compute, &joined), pipeline).await
     }
 
+    /// One whose training is set up before.
+    pub(crate) async fn with_setup() -> Self {
+        let trainer = "trainer: {model: logistic, epochs: 1, batch_size: 32}";
+        let mut pipeline = text();
+        pipeline.text = PIPELINE.replace(trainer, "setup: make tools\n  code: [train.sh]\n  run: sh train.sh");
+        pipeline.code.insert("train.sh".to_owned(), STANDARD.encode("true"));
+        Self::of("", SITES, pipeline).await
+    }
+
+    /// One whose private site has machines for its rows.
+    pub(crate) async fn with_machines_for_rows() -> Self {
+        let compute = "compute: {driver: process, cpus: 2, memory: 2 GiB}";
+        let sites = SITES.replacen(compute, &compute.replace('}', ", rows: true}"), 1);
+        Self::of("", &sites, text()).await
+    }
+
     async fn of(policy: &'static str, sites: &str, pipeline: PipelineText) -> Self {
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),

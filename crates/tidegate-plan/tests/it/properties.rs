@@ -52,6 +52,7 @@ fn site() -> impl Strategy<Value = Site> {
         cpus,
         memory: ByteSize(gib << 30),
         accelerators,
+        rows: false,
         price: price.map(HourPrice),
         spot_price: spot.map(HourPrice),
     });

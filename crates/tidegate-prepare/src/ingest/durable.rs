@@ -127,13 +127,13 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync_folder(folder: &Path) -> Result<(), PrepareError> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), PrepareError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|source| PrepareError::file("forcing to the disk", folder, source))
 }
 
-fn sync_tree(folder: &Path) -> Result<(), PrepareError> {
+pub(crate) fn sync_tree(folder: &Path) -> Result<(), PrepareError> {
     let failed = |source| PrepareError::file("forcing to the disk", folder, source);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

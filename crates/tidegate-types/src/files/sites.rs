@@ -122,6 +122,9 @@ pub struct ComputeOffer {
     /// What a job has to compute with besides: `T4` for one, `T4:2` for two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerators: Option<String>,
+    /// At a private site: whether jobs on these machines prepare and judge, too, in place of the keeper's own process.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rows: bool,
     /// What an hour costs; absent means unpriced, never free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<HourPrice>,

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -11,16 +11,17 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use tidegate_types::message::SandboxEvidence;
 
-use super::{DEVICES, Order, Policy, READY, Ready, filter, joined, system_paths};
+use super::order::{Answer, Order};
+use super::{DEVICES, Policy, filter, joined, room, shared, system_paths};
 
 /// The newest Landlock that this program knows; an older kernel enforces what it knows.
 const LANDLOCK: ABI = ABI::V9;
-/// An order is longer than this only by mistake.
-const ORDER_BYTES: u64 = 16 << 20;
 /// Open files of one process.
 const OPEN_FILES: u64 = 4096;
 /// How far above the policy's limit the kernel refuses another task.
@@ -37,14 +38,23 @@ const NOBODY: std::ops::Range<u32> = 61_184..65_520;
 /// starts. Returns only when the command cannot be started: with 125 when the sandbox cannot be
 /// closed, 127 when there is no such command.
 pub fn sandbox_exec_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let answer = read_order(args).and_then(|order| confine(&order).map(|evidence| (order, evidence)));
-    let (order, evidence, refused) = match answer {
-        Ok((order, evidence)) => (Some(order), evidence, None),
-        Err(why) => (None, SandboxEvidence::default(), Some(why)),
+    let closed = Order::read(args).and_then(|order| confine(&order).map(|answer| (order, answer)));
+    let (order, answer) = match closed {
+        Ok((mut order, answer)) => {
+            if let (true, Some(folder)) = (answer.in_room, &order.policy.room) {
+                room::renamed(folder, &mut order.environment);
+            }
+            (Some(order), answer)
+        }
+        Err(why) => (
+            None,
+            Answer {
+                refused: Some(why),
+                ..Answer::default()
+            },
+        ),
     };
-    let ready = serde_json::to_string(&Ready { evidence, refused }).unwrap_or_default();
-    let told = writeln!(std::io::stderr(), "{READY}{ready}");
-    let (Some(order), Ok(())) = (order, told) else {
+    let (Some(order), Ok(())) = (order, answer.send()) else {
         return ExitCode::from(125);
     };
     if let Some(probe) = &order.probe {
@@ -65,41 +75,21 @@ pub fn sandbox_exec_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(127)
 }
 
-fn read_order(args: impl IntoIterator<Item = OsString>) -> Result<Order, String> {
-    if args.into_iter().next().is_some() {
-        return Err("sandbox-exec takes its order from standard input and no arguments".to_owned());
-    }
-    let mut text = Vec::new();
-    std::io::stdin()
-        .take(ORDER_BYTES)
-        .read_to_end(&mut text)
-        .map_err(|error| format!("reading the order: {}", error.kind()))?;
-    serde_json::from_slice(&text).map_err(|_| "the order on standard input is not one".to_owned())
-}
-
 /// Limits this process for good.
-fn confine(order: &Order) -> Result<SandboxEvidence, String> {
+fn confine(order: &Order) -> Result<Answer, String> {
     close_inherited()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // So that what watches the command gets its turn also beside a command that takes all processors.
     let _ = rustix::process::nice(NICE);
-    let node = order.policy.node;
-    let moved = if !order.policy.network || node.is_some() {
-        own_namespaces()
-    } else {
-        Err(String::new())
+    // Inside another sandbox, what passed over the owners of files there has to here. Asked before any namespace gives more.
+    let held = match rustix::thread::capabilities(None) {
+        Ok(sets) if rustix::thread::no_new_privs().unwrap_or(false) => sets.effective & CapabilitySet::DAC_OVERRIDE,
+        _ => CapabilitySet::empty(),
     };
-    let own_network = moved.is_ok();
-    if let Some(rank) = node {
-        moved.map_err(|why| {
-            format!(
-                "a network of the command's own, in which it reaches the job's other machines: {why}; it needs the root user, \
-                 or user namespaces for everybody"
-            )
-        })?;
-        joined::join(rank)?;
-    }
-    drop_privileges()?;
+    let mut answer = Answer::default();
+    let own_network = own_rooms(&order.policy, &mut answer)?;
+    let node = order.policy.node;
+    drop_privileges(held)?;
     let mut limits = resources(&order.policy)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no new privileges: {error}"))?;
     // Set after the credentials changed, which clears it. The group is ended by the watching thread;
@@ -109,7 +99,7 @@ fn confine(order: &Order) -> Result<SandboxEvidence, String> {
     if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned()) != Some(order.parent) {
         return Err("the worker that started the sandbox is gone".to_owned());
     }
-    let landlock = close_files(&order.policy)?;
+    let landlock = close_files(&order.policy, answer.shared.is_some())?;
     for program in filter::programs(order.policy.network || node.is_some(), landlock)
         .map_err(|error| format!("seccomp: {error}"))?
     {
@@ -122,11 +112,12 @@ fn confine(order: &Order) -> Result<SandboxEvidence, String> {
         (None, false, true) => "network-namespace+seccomp",
         (None, false, false) => "seccomp",
     };
-    Ok(SandboxEvidence {
+    answer.evidence = SandboxEvidence {
         network: network.to_owned(),
         files: format!("landlock-v{landlock}"),
         limits,
-    })
+    };
+    Ok(answer)
 }
 
 /// Closes what the worker's own starter left open: a descriptor is a right that no rule takes back.
@@ -213,12 +204,65 @@ fn tasks_of(user: u32) -> u64 {
         .sum()
 }
 
-/// Moves into a network of its own, where the machine allows that.
-fn own_namespaces() -> Result<(), String> {
-    use nix::sched::{CloneFlags, unshare};
-    let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
-    if unshare(own).is_ok() {
+/// Moves into a network, to memory and into a room of its own, where the machine allows that; whether the network is its own.
+///
+/// # Errors
+/// When the command cannot do without what the machine does not allow.
+fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<bool, String> {
+    let own_network = !policy.network || policy.node.is_some();
+    let network = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
+    let mut flags = CloneFlags::empty();
+    flags.set(network, own_network);
+    flags.set(CloneFlags::CLONE_NEWNS, policy.shared_memory || policy.room.is_some());
+    let moved = own_namespaces(flags).or_else(|why| {
+        // A network of its own does not depend on mounts of its own.
+        if flags == CloneFlags::CLONE_NEWNS || !flags.contains(CloneFlags::CLONE_NEWNS) {
+            return Err(why);
+        }
+        flags.remove(CloneFlags::CLONE_NEWNS);
+        own_namespaces(flags)
+    });
+    if let Some(rank) = policy.node {
+        moved.clone().map_err(|why| {
+            format!(
+                "a network of the command's own, in which it reaches the job's other machines: {why}; it needs the root user, \
+                 or user namespaces for everybody"
+            )
+        })?;
+        answer.joined = Some(joined::join(rank)?);
+    }
+    let mounting = if flags.contains(CloneFlags::CLONE_NEWNS) {
+        moved.clone().and_then(|()| own_mounts())
+    } else {
+        Err("this machine allows no mounts of its own".to_owned())
+    };
+    if policy.shared_memory {
+        let made = mounting.clone().and_then(|()| shared::make(policy.memory_bytes));
+        (answer.shared, answer.unshared) = match made {
+            Ok(folder) => (Some(folder), None),
+            Err(why) => (None, Some(why)),
+        };
+    }
+    if let Some(folder) = &policy.room {
+        answer.in_room = mounting.and_then(|()| room::make(folder, policy)).is_ok();
+    }
+    Ok(own_network && moved.is_ok())
+}
+
+/// What is mounted from now on is seen by nobody outside; what is mounted outside still comes here.
+fn own_mounts() -> Result<(), String> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .map_err(|error| format!("mounts of its own: {error}"))
+}
+
+fn own_namespaces(own: CloneFlags) -> Result<(), String> {
+    if own.is_empty() || unshare(own).is_ok() {
         return Ok(());
+    }
+    if own == CloneFlags::CLONE_NEWNS {
+        // Not worth a namespace of users, in which the root user cannot become nobody.
+        return Err("mounts of its own are for the root user".to_owned());
     }
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     unshare(own | CloneFlags::CLONE_NEWUSER).map_err(|error| format!("namespaces: {error}"))?;
@@ -235,9 +279,9 @@ fn own_namespaces() -> Result<(), String> {
 /// processes, and root owns the files of the machine. What makes the attempt's folders usable all the
 /// same is the one capability that is kept there, to pass over the owners of files; Landlock decides
 /// which files those are.
-fn drop_privileges() -> Result<(), String> {
+fn drop_privileges(held: CapabilitySet) -> Result<(), String> {
     let failed = |what: &'static str| move |error: rustix::io::Errno| format!("{what}: {error}");
-    let mut kept = CapabilitySet::empty();
+    let mut kept = held;
     if rustix::process::getuid().is_root() {
         let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_SETUID_FIXUP;
         let nobody = NOBODY.start + std::process::id() % (NOBODY.end - NOBODY.start);
@@ -266,7 +310,7 @@ fn drop_privileges() -> Result<(), String> {
 }
 
 /// Closes the file system but for what the policy names; gives the Landlock version that does it.
-fn close_files(policy: &Policy) -> Result<i32, String> {
+fn close_files(policy: &Policy, shared_memory: bool) -> Result<i32, String> {
     let failed = |error: landlock::RulesetError| format!("landlock: {error}");
     // Making devices is of no use without capabilities, and of no good use with them.
     let all = AccessFs::from_all(LANDLOCK);
@@ -281,11 +325,13 @@ fn close_files(policy: &Policy) -> Result<i32, String> {
     if !policy.network && policy.node.is_none() {
         rules = rules.handle_access(AccessNet::from_all(LANDLOCK)).map_err(failed)?;
     }
+    let shared = shared_memory.then_some(shared::FOLDER);
     let readable: Vec<PathBuf> = system_paths().into_iter().chain(policy.read.iter().cloned()).collect();
     let status = rules
         .create()
         .and_then(|rules| rules.add_rules(path_beneath_rules(readable, read)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(&policy.write, write)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(shared, write)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(DEVICES, device)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(&policy.devices, device | AccessFs::IoctlDev)))
         .and_then(landlock::RulesetCreated::restrict_self)

@@ -1,21 +1,14 @@
 //! A network of the command's own, in which the other machines of its job are reached and nobody else.
 //!
 //! The sandbox program makes it before it limits itself: a network namespace that holds the loopback interface and one
-//! tunnel device, whose other end it passes to the worker over the socket that its order came on. What the command sends
-//! there, the worker gets, and seals for the machine that it is meant for (see [`crate::nodes`]).
+//! tunnel device, whose other end it passes to the worker with its answer. What the command sends there, the worker gets, and
+//! seals for the machine that it is meant for (see [`crate::nodes`]).
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use rtnetlink::LinkUnspec;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
 use tun_rs::DeviceBuilder;
 
 /// What the tunnel device is called inside.
@@ -41,8 +34,8 @@ pub struct Joined {
     pub(crate) namespace: OwnedFd,
 }
 
-/// Makes the device inside the namespace that this process has just moved into, and passes its other end on.
-pub(super) fn join(rank: u32) -> Result<(), String> {
+/// Makes the device inside the namespace that this process has just moved into.
+pub(super) fn join(rank: u32) -> Result<Joined, String> {
     // Where there is none, the library would make one that stays.
     if !std::path::Path::new("/dev/net/tun").exists() {
         return Err("a tunnel device: this machine has no `/dev/net/tun`".to_owned());
@@ -55,20 +48,11 @@ pub(super) fn join(rank: u32) -> Result<(), String> {
         .map_err(|error| format!("a tunnel device (`/dev/net/tun`): {error}"))?;
     loopback().map_err(|error| format!("the loopback interface: {error}"))?;
     let namespace = File::open("/proc/self/ns/net").map_err(|error| format!("its own network: {error}"))?;
-    let ends = [device.as_fd(), namespace.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&ends)) {
-        return Err("passing the tunnel device on".to_owned());
-    }
-    let sent = sendmsg(
-        std::io::stdin(),
-        &[IoSlice::new(b"j")],
-        &mut control,
-        SendFlags::empty(),
-    );
-    sent.map(drop)
-        .map_err(|error| format!("passing the tunnel device on: {error}"))
+    let device = device.as_fd().try_clone_to_owned();
+    Ok(Joined {
+        device: device.map_err(|error| format!("passing the tunnel device on: {error}"))?,
+        namespace: namespace.into(),
+    })
 }
 
 /// Opens the loopback interface, through which a machine also reaches its own address.
@@ -88,26 +72,4 @@ fn loopback() -> Result<(), String> {
         connection.abort();
         done
     })
-}
-
-/// Takes what [`join`] passed on.
-pub(super) fn take(from: &UnixStream) -> std::io::Result<Joined> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(
-        from,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let mut ends = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(ends) => Some(ends),
-        _ => None,
-    });
-    let mut ends = ends.next().into_iter().flatten();
-    match (ends.next(), ends.next()) {
-        (Some(device), Some(namespace)) => Ok(Joined { device, namespace }),
-        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
-    }
 }

@@ -17,13 +17,15 @@
 mod confine;
 mod filter;
 mod joined;
+mod order;
 mod probe;
+mod room;
+mod shared;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -31,24 +33,24 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tidegate_types::message::SandboxEvidence;
 use tokio::sync::oneshot;
 
+use order::{Answer, Order};
+use shared::Shared;
+use watch::Begun;
+
 pub use confine::sandbox_exec_main;
 pub use joined::{INTERFACE, Joined, address};
 pub use probe::{self_test, try_node};
+pub use room::ROOM;
+pub(crate) use room::renamed;
 
 /// The subcommand of the executable that must lead to [`sandbox_exec_main`].
 pub const SUBCOMMAND: &str = "sandbox-exec";
-/// What the sandbox writes in front of its evidence, as the first line of standard error.
-const READY: &str = "tidegate-sandbox ";
-/// How long it is waited for a device that was passed on.
-const PASSING_ON: Duration = Duration::from_secs(5);
-/// The longest first line that is believed.
-const READY_BYTES: usize = 16 << 10;
 
 /// What a command may do. A limit of 0 means none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +61,15 @@ pub struct Policy {
     pub write: Vec<PathBuf>,
     /// Devices, and folders of devices, that may be used.
     pub devices: Vec<PathBuf>,
+    /// A folder that the command sees at [`ROOM`], where the machine allows that. It opens nothing: that is for `read` and
+    /// `write`.
+    pub room: Option<PathBuf>,
     /// Whether internet sockets may be made.
     pub network: bool,
     /// Which machine of several it is: internet sockets may be made then, and reach the others and nobody else.
     pub node: Option<u32>,
+    /// Whether its processes may share memory by name, in a `/dev/shm` of its own, where the machine allows that.
+    pub shared_memory: bool,
     /// The most memory of all its processes together, in bytes.
     pub memory_bytes: u64,
     /// The longest it may run, in seconds of wall clock.
@@ -120,32 +127,15 @@ pub enum SandboxError {
     },
 }
 
-/// What the parent tells the sandbox program, over its standard input.
-#[derive(Debug, Serialize, Deserialize)]
-struct Order {
-    /// The process that must be our parent.
-    parent: u32,
-    policy: Policy,
-    command: Vec<OsString>,
-    /// The command's whole environment. It must not be the sandbox program's own: a preloaded library
-    /// would run before any limit.
-    environment: BTreeMap<String, String>,
-    /// Tries something in place of running a command.
-    probe: Option<probe::Probe>,
-}
-
-/// The first line that the sandbox program writes.
-#[derive(Debug, Serialize, Deserialize)]
-struct Ready {
-    evidence: SandboxEvidence,
-    refused: Option<String>,
-}
-
 /// A command inside the sandbox.
 #[derive(Debug)]
 pub struct Running {
     /// What is enforced on it.
     pub evidence: SandboxEvidence,
+    /// Why it has no memory that its processes share by name, where the policy gives it some.
+    pub unshared: Option<String>,
+    /// Whether it sees [`Policy::room`] at [`ROOM`].
+    pub in_room: bool,
     stop: Arc<AtomicBool>,
     ended: oneshot::Receiver<Ended>,
     how: Option<Ended>,
@@ -197,26 +187,16 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
         executable: executable.to_owned(),
         source,
     };
-    let order_is_for_node = order.policy.node.is_some();
-    let order = serde_json::to_vec(&order).map_err(|error| failed(error.into()))?;
+    let (socket, theirs) = UnixStream::pair().map_err(failed)?;
     let mut program = Command::new(executable);
     program
         .arg(SUBCOMMAND)
         .env_clear()
         .current_dir(folder)
         .process_group(0)
+        .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // A device comes back over a socket, where an order alone goes through a pipe.
-    let socket = if order_is_for_node {
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_read_timeout(Some(PASSING_ON)).map_err(failed)?;
-        program.stdin(OwnedFd::from(theirs));
-        Some(ours)
-    } else {
-        program.stdin(Stdio::piped());
-        None
-    };
     let stop = Arc::new(AtomicBool::new(false));
     let (begun, started) = std::sync::mpsc::channel();
     let (tell, ended) = oneshot::channel();
@@ -225,13 +205,18 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
     let begins = Arc::clone(&closed);
     // The kernel ends the command when the thread that started it ends, so that thread has to live as
     // long as the command.
-    let thread = move || match program.spawn() {
-        Err(source) => drop(begun.send(Err(source))),
-        Ok(mut child) => {
-            let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-            // The receiver waits below, or is gone and the drop of `Running` set the stop flag.
-            let _ = begun.send(Ok(pipes));
-            let _ = tell.send(watch::until_ended(&mut child, &limits, &begins, &stopper));
+    let thread = move || {
+        let child = program.spawn();
+        // Our own copy of the program's end of the socket goes with it: else we would not see that it has ended.
+        drop(program);
+        match child {
+            Err(source) => drop(begun.send(Err(source))),
+            Ok(mut child) => {
+                let pipes = (child.stdout.take(), child.stderr.take());
+                // The receiver waits below, or is gone and the drop of `Running` set the stop flag.
+                let _ = begun.send(Ok(pipes));
+                let _ = tell.send(watch::until_ended(&mut child, &limits, &begins, &stopper));
+            }
         }
     };
     std::thread::Builder::new()
@@ -241,49 +226,32 @@ fn start(executable: &Path, order: Order, folder: &Path, limits: watch::Limits) 
     let silent = || SandboxError::Silent {
         executable: executable.to_owned(),
     };
-    let (stdin, stdout, stderr) = started.recv().map_err(|_| silent())?.map_err(failed)?;
-    let (Some(stdout), Some(mut stderr)) = (stdout, stderr) else {
-        stop.store(true, Ordering::Release);
-        return Err(silent());
-    };
+    let (stdout, stderr) = started.recv().map_err(|_| silent())?.map_err(failed)?;
     let mut running = Running {
         evidence: SandboxEvidence::default(),
+        unshared: None,
+        in_room: false,
         stop,
         ended,
         how: None,
-        pipes: None,
+        pipes: stdout.zip(stderr),
         joined: None,
     };
-    let told = match (socket.as_ref(), stdin) {
-        (Some(mut socket), _) => socket.write_all(&order).and_then(|()| socket.shutdown(Shutdown::Write)),
-        (None, Some(mut stdin)) => stdin.write_all(&order),
-        (None, None) => Err(std::io::ErrorKind::BrokenPipe.into()),
-    };
-    told.map_err(|_| silent())?;
-    let ready = read_ready(&mut stderr).ok_or_else(silent)?;
-    if let Some(what) = ready.refused {
+    order.send(&socket).map_err(|_| silent())?;
+    let answer = Answer::take(&socket).ok_or_else(silent)?;
+    if let Some(what) = answer.refused {
         return Err(SandboxError::NotEnforced { what });
     }
-    if let Some(socket) = &socket {
-        running.joined = Some(joined::take(socket).map_err(failed)?);
-    }
-    let _ = closed.set(Instant::now());
-    running.evidence = ready.evidence;
-    running.pipes = Some((stdout, stderr));
+    let shared = answer.shared.map(Shared::new).transpose().map_err(failed)?;
+    let _ = closed.set(Begun {
+        at: Instant::now(),
+        shared,
+    });
+    running.evidence = answer.evidence;
+    running.unshared = answer.unshared;
+    running.in_room = answer.in_room;
+    running.joined = answer.joined;
     Ok(running)
-}
-
-/// Reads exactly the first line: what follows is the command's.
-fn read_ready(stderr: &mut ChildStderr) -> Option<Ready> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while line.len() < READY_BYTES && stderr.read(&mut byte).ok()? == 1 {
-        if byte == *b"\n" {
-            return serde_json::from_slice(line.strip_prefix(READY.as_bytes())?).ok();
-        }
-        line.extend_from_slice(&byte);
-    }
-    None
 }
 
 impl Running {

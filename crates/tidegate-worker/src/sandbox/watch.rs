@@ -14,10 +14,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
+use super::shared::Shared;
 use super::{Ended, Policy};
 
 /// How often the group is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(5);
+/// The longest that a command whose processes share memory is not looked at closely.
+const LOOK_CLOSELY: Duration = Duration::from_millis(250);
 /// How long a list of the group's processes is believed, with those added that were started since.
 const LIST_FOR: Duration = Duration::from_secs(1);
 /// So many numbers given to new tasks since the last look make the list old at once.
@@ -45,18 +48,28 @@ impl Limits {
     }
 }
 
+/// A command that has taken over.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// When: its time counts from there, so that a machine that is slow to start programs does not take it from the command.
+    pub(super) at: Instant,
+    /// The memory that its processes share by name.
+    pub(super) shared: Option<Shared>,
+}
+
 /// Watches a child that leads its own process group until it has ended, and everything in the group
 /// with it.
 ///
-/// `begins` is set when the sandbox is closed and the command takes over: its time counts from there, so
-/// that a machine that is slow to start programs does not take it from the command.
-pub(super) fn until_ended(child: &mut Child, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicBool) -> Ended {
+/// `begins` is set when the sandbox is closed and the command takes over.
+pub(super) fn until_ended(child: &mut Child, limits: &Limits, begins: &OnceLock<Begun>, stop: &AtomicBool) -> Ended {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         return Ended::Lost;
     };
     let why = watch(group, limits, begins, stop);
     // The leader is not reaped yet, so its number still names this group and no other.
     end_group(group);
+    // Inside another sandbox it leads no group.
+    let _ = child.kill();
     let status = child.wait();
     why.unwrap_or_else(|| status.map_or(Ended::Lost, told))
 }
@@ -72,9 +85,10 @@ fn told(status: std::process::ExitStatus) -> Ended {
 }
 
 /// `None` when the leader ended by itself.
-fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicBool) -> Option<Ended> {
+fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Begun>, stop: &AtomicBool) -> Option<Ended> {
     let started = Instant::now();
     let mut members = Members::new(group);
+    let mut look_closely = started;
     loop {
         match rustix::process::waitid(
             WaitId::Pid(group),
@@ -89,7 +103,7 @@ fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicB
             return Some(Ended::Stopped);
         }
         let over = match begins.get() {
-            Some(begun) => begun.elapsed() >= limits.time,
+            Some(begun) => begun.at.elapsed() >= limits.time,
             None => started.elapsed() >= limits.time.saturating_add(START_WITHIN),
         };
         if !limits.time.is_zero() && over {
@@ -99,11 +113,17 @@ fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Instant>, stop: &AtomicB
         if limits.processes > 0 && use_now.tasks > limits.processes {
             return Some(Ended::OverProcesses);
         }
-        if limits.memory_bytes > 0
-            && use_now.memory_bytes > limits.memory_bytes
-            && members.shared_once() > limits.memory_bytes
-        {
-            return Some(Ended::OverMemory);
+        if limits.memory_bytes > 0 {
+            let shared = begins.get().and_then(|begun| begun.shared.as_ref());
+            let kept = shared.map_or(0, Shared::bytes);
+            let now = Instant::now();
+            if use_now.memory_bytes.saturating_add(kept) > limits.memory_bytes && now >= look_closely {
+                if members.shared_once(shared.filter(|_| kept > 0)) > limits.memory_bytes {
+                    return Some(Ended::OverMemory);
+                }
+                // It takes long where many share much, which is no reason to look all the time.
+                look_closely = Instant::now() + (now.elapsed() * 10).min(LOOK_CLOSELY);
+            }
         }
         std::thread::sleep(TICK);
     }
@@ -190,26 +210,52 @@ impl Members {
 
     /// The same memory, with what several processes share counted once. Dearer, so only asked for when
     /// the other sum is too high.
-    fn shared_once(&self) -> u64 {
+    fn shared_once(&self, shared: Option<&Shared>) -> u64 {
         let one = |pid: &i32| {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-            Some(
-                ["Pss_Anon:", "Pss_Shmem:", "SwapPss:"]
-                    .into_iter()
-                    .map(|name| field(&rollup, name))
-                    .sum::<u64>(),
-            )
+            let all = ["Pss_Anon:", "Pss_Shmem:", "SwapPss:"]
+                .into_iter()
+                .map(|name| field(&rollup, name))
+                .sum::<u64>();
+            // What has a name is counted whole below, mapped or not.
+            let named = match shared {
+                Some(shared) => mapped_of(&fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?, shared),
+                None => 0,
+            };
+            Some(all.saturating_sub(named))
         };
         let alone = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            field(&status, "RssAnon:") + field(&status, "RssShmem:")
+            let mapped = if shared.is_none() {
+                field(&status, "RssShmem:")
+            } else {
+                0
+            };
+            field(&status, "RssAnon:") + mapped
         };
         self.pids
             .iter()
             .map(|pid| one(pid).unwrap_or_else(|| alone(pid)))
             .sum::<u64>()
             .saturating_mul(1024)
+            .saturating_add(shared.map_or(0, Shared::bytes))
     }
+}
+
+/// A process's share of what it has mapped of `shared`, in kibibytes.
+fn mapped_of(maps: &str, shared: &Shared) -> u64 {
+    let (mut sum, mut share, mut counts) = (0_u64, 0_u64, false);
+    for line in maps.lines() {
+        if let Some(mapped) = shared.is_mapped_by(line) {
+            counts = mapped;
+        } else if counts && line.starts_with("Pss:") {
+            share = field(line, "Pss:");
+        } else if counts && line.starts_with("Anonymous:") {
+            // Copies of its own that a process wrote to are not in the folder.
+            sum = sum.saturating_add(share.saturating_sub(field(line, "Anonymous:")));
+        }
+    }
+    sum
 }
 
 /// The number behind a name in `/proc`'s tables; zero when it is not there.

@@ -9,7 +9,8 @@ use tidegate_types::Level;
 use tidegate_types::message::KeeperMessage;
 use tidegate_worker::{Stage, WorkerError};
 
-use crate::keeper::{Keeper, now};
+use crate::crossing::now;
+use crate::keeper::Keeper;
 
 async fn keeper(run: &str) -> Keeper {
     Keeper::new(Arc::new(MemoryStore::default()), run).await

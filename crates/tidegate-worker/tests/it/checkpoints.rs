@@ -1,10 +1,13 @@
 //! Unfinished work: sent while the command goes on, and there when the next attempt begins.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tidegate_contracts::StoreExt;
 use tidegate_contracts::fakes::MemoryStore;
 use tidegate_types::message::KeeperMessage;
+use tidegate_worker::{Notice, Notices, Stage, WorkerError};
+use tokio::sync::watch;
 
 use crate::keeper::{Checkpoint, Keeper};
 
@@ -64,6 +67,98 @@ async fn the_next_attempt_goes_on_where_the_last_one_was() {
     assert!(told.contains("begins at 7"), "{told}");
     let (_, folder) = keeper.receive(&ending).await.unwrap();
     assert_eq!(std::fs::read_to_string(folder.join("model")).unwrap(), "14\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_its_machine_is_taken_away_unfinished_work_goes_home_and_the_command_knows() {
+    let run = "
+        if [ -f \"$TIDEGATE_CHECKPOINT/last\" ]; then cp \"$TIDEGATE_CHECKPOINT/last\" \"$TIDEGATE_OUTPUT/model\"; exit; fi
+        echo waits
+        until [ -f \"$TIDEGATE_NOTICE\" ]; do sleep 0.05; done
+        cat \"$TIDEGATE_NOTICE\"
+        (echo x > \"$TIDEGATE_NOTICE\") || echo 'it is not the command that writes it'
+        echo saved > \"$TIDEGATE_CHECKPOINT/.last\"
+        mv \"$TIDEGATE_CHECKPOINT/.last\" \"$TIDEGATE_CHECKPOINT/last\"
+        sleep 600";
+    let mut keeper = keeper(run).await;
+    let (tell, heard) = watch::channel(None);
+    keeper.notices = Notices::new(heard);
+    let worker = keeper.start();
+    keeper.admit().await;
+    keeper.until_log().await;
+    tell.send_replace(Some(Notice {
+        why: "is taken back".to_owned(),
+        ends: Some(SystemTime::now() + Duration::from_secs(25)),
+    }));
+    let mut ending = keeper.ending().await;
+    assert!(!ending.checkpoints.is_empty(), "{}", ending.text());
+    assert_eq!(ending.stage(), "machine", "{:?} {}", ending.failed, ending.text());
+    let (_, reason, _) = ending.failed.clone().unwrap();
+    assert_eq!(reason, "its machine is taken back");
+    let told = ending.text();
+    for line in [
+        "\"stops\":",
+        "it is not the command that writes it",
+        "[tidegate: this machine is taken back, and",
+    ] {
+        assert!(told.contains(line), "{line} {told}");
+    }
+    let failed = worker.await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            failed,
+            WorkerError::Failed {
+                stage: Stage::Machine,
+                ..
+            }
+        ),
+        "{failed}"
+    );
+    assert_eq!(std::fs::read_dir(keeper.work()).unwrap().count(), 0);
+
+    let mut keeper = keeper.next_attempt(ending.checkpoints.pop());
+    keeper.notices = Notices::default();
+    let worker = keeper.start();
+    keeper.admit().await;
+    let ending = keeper.ending().await;
+    worker.await.unwrap().unwrap();
+    let (_, folder) = keeper.receive(&ending).await.unwrap();
+    assert_eq!(std::fs::read_to_string(folder.join("model")).unwrap(), "saved\n");
+}
+
+/// Who ends a worker may end its command with it: that is no failure of the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_ends_with_its_machine_has_not_failed() {
+    for end in [
+        "kill -TERM $$",
+        "until [ -f \"$TIDEGATE_NOTICE\" ]; do sleep 0.05; done; exit 7",
+    ] {
+        let mut keeper = keeper(&format!("echo waits; sleep 0.2; {end}")).await;
+        let (tell, heard) = watch::channel(None);
+        keeper.notices = Notices::new(heard);
+        let worker = keeper.start();
+        keeper.admit().await;
+        keeper.until_log().await;
+        tell.send_replace(Some(Notice {
+            why: "ends".to_owned(),
+            ends: Some(SystemTime::now() + Duration::from_secs(600)),
+        }));
+        let ending = keeper.ending().await;
+        assert_eq!(
+            ending.stage(),
+            "machine",
+            "{end}: {:?} {}",
+            ending.failed,
+            ending.text()
+        );
+        worker.await.unwrap().unwrap_err();
+    }
+    // Without a word of that it is its own.
+    let mut keeper = keeper("kill -TERM $$").await;
+    let worker = keeper.start();
+    keeper.admit().await;
+    assert_eq!(keeper.ending().await.stage(), "command");
+    worker.await.unwrap().unwrap_err();
 }
 
 /// The objects of a packing list's shards.

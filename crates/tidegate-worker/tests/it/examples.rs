@@ -73,13 +73,11 @@ fn trains(example: &str, variable: &str, settings: &[(&str, &str)]) {
     let policy = Policy {
         read,
         write: ["output", "home", "tmp", "metrics"].map(at).into(),
-        devices: Vec::new(),
-        network: false,
-        node: None,
         memory_bytes: 2 << 30,
         seconds: 600,
         processes: 512,
         file_bytes: 1 << 30,
+        ..Policy::default()
     };
     let command = [program.into_os_string(), script.into_os_string()];
     let done = run(

@@ -9,7 +9,8 @@ use tidegate_seal::envelope::{Identity, seal_to};
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::message::{Grant, KeeperMessage};
 
-use crate::keeper::{Keeper, now};
+use crate::crossing::now;
+use crate::keeper::Keeper;
 
 async fn keeper() -> Keeper {
     Keeper::new(Arc::new(MemoryStore::default()), "sh train.sh").await

@@ -1,55 +1,28 @@
 //! A scripted keeper: the other end of the mailbox, with artifacts that crossed for real.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::{ObjectName, Store};
-use tidegate_seal::digest::{sha256, sha256_reader};
+use tidegate_seal::digest::sha256_reader;
 use tidegate_seal::envelope::{Identity, open, seal_to};
 use tidegate_seal::key::DataKey;
-use tidegate_seal::permit::sign_permit;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{HelloOpened, Inbox, Outbox, Side};
-use tidegate_transfer::{
-    Crossing, Description, Expected, PermitCheck, Permitted, Received, TransferError, describe, receive, send,
-};
-use tidegate_types::ids::{PermitId, Purpose};
+use tidegate_transfer::{Expected, Permitted, Received, TransferError, receive};
+use tidegate_types::ids::PermitId;
 use tidegate_types::message::{
-    Attempt, Grant, GrantedArtifact, GrantedCheckpoint, Job, KeeperMessage, Node, SandboxEvidence, Ticket,
-    WorkerMessage,
+    Attempt, Grant, GrantedArtifact, GrantedCheckpoint, GrantedSetup, Job, KeeperMessage, Node, SandboxEvidence,
+    Ticket, WorkerMessage,
 };
-use tidegate_types::permit::{Envelope, Evidence, Permit, SiteReference, StandingSlot};
-use tidegate_types::{ArtifactId, ArtifactKind, Digest, Label, Level, RunId, SiteName, TaskName};
-use tidegate_worker::{Opener, WorkerError};
+use tidegate_types::{ArtifactKind, Digest, RunId, SiteName, TaskName};
+use tidegate_worker::{Notices, Opener, WorkerError};
 
-pub(crate) const ORGANISATION: &str = "st-mary";
-const DIGEST_KEY: [u8; 32] = [3; 32];
-
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn site(name: &str) -> SiteReference {
-    SiteReference {
-        site: SiteName::new(name).unwrap(),
-        definition: sha256(name.as_bytes()),
-    }
-}
-
-/// An artifact that has crossed.
-#[derive(Clone)]
-pub(crate) struct Crossed {
-    pub(crate) artifact: ArtifactId,
-    pub(crate) key: [u8; 32],
-    pub(crate) packing_list: ObjectName,
-    pub(crate) packing_list_digest: Digest,
-    pub(crate) envelope: Envelope,
-    pub(crate) permit: Permit,
-}
+use crate::crossing::{Crossed, ORGANISATION, check, cross, manifest_of, now, permit, put};
 
 pub(crate) struct Keeper {
     pub(crate) store: Arc<dyn Store>,
@@ -60,6 +33,8 @@ pub(crate) struct Keeper {
     pub(crate) train: Crossed,
     /// Where the worker looks for accelerators.
     pub(crate) machine: PathBuf,
+    /// What the worker hears of its machine's end.
+    pub(crate) notices: Notices,
     pub(crate) job: Job,
     outbox: Outbox,
     inbox: Inbox,
@@ -68,6 +43,8 @@ pub(crate) struct Keeper {
     pub(crate) node: Option<Node>,
     /// What a data grant offers to go on with.
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// What a code grant offers in place of running the setup.
+    pub(crate) setup: Option<(Digest, Checkpoint)>,
     pub(crate) folder: tempfile::TempDir,
 }
 
@@ -78,49 +55,6 @@ pub(crate) struct Checkpoint {
     packing_list_digest: Digest,
     key: [u8; 32],
     signer: VerifyingKey,
-}
-
-/// The permit of `kind` for the worker program in these tests; `code` as in [`Permit::code`].
-pub(crate) fn permit(id: &str, code: Option<Digest>, worker: Digest) -> Permit {
-    let label = Label::of(Level::Internal);
-    Permit {
-        id: PermitId::new(id).unwrap(),
-        organisation: ORGANISATION.to_owned(),
-        from: site("hospital"),
-        to: site("cloud"),
-        pipeline: sha256(b"pipeline"),
-        policies: sha256(b"policies"),
-        code,
-        worker: Some(worker),
-        label: label.clone(),
-        purpose: Purpose::new("quality-of-care").unwrap(),
-        run: RunId::new("r1").unwrap(),
-        task: TaskName::new("train").unwrap(),
-        attempts: 3,
-        evidence: Evidence {
-            sql: None,
-            label_report: None,
-            k: None,
-            l: None,
-            suppressed_rows: None,
-        },
-        waivers: Vec::new(),
-        approvals: Vec::new(),
-        not_before: now() - 60,
-        expires: now() + 3600,
-        byte_limit: 1 << 30,
-        revocation_epoch: 1,
-        checkpoint: "checkpoint".to_owned(),
-        standing: ["checkpoint", "output"]
-            .map(|slot| StandingSlot {
-                slot: slot.to_owned(),
-                from: SiteName::new("cloud").unwrap(),
-                to: SiteName::new("hospital").unwrap(),
-                label: label.clone(),
-                byte_limit: 1 << 20,
-            })
-            .into(),
-    }
 }
 
 impl Keeper {
@@ -184,8 +118,10 @@ impl Keeper {
             inbox: Inbox::new(attempt, Side::Keeper),
             worker: None,
             machine: "/".into(),
+            notices: Notices::default(),
             node: None,
             checkpoint: None,
+            setup: None,
             folder,
         }
     }
@@ -198,6 +134,22 @@ impl Keeper {
         self.worker = None;
         self.checkpoint = checkpoint;
         self
+    }
+
+    /// What another worker put under the slot of setups.
+    pub(crate) async fn set_up_by_another(&self, source: &Path) -> Checkpoint {
+        let permit = &self.code.permit;
+        let (owner, signer) = (self.key.public(), SigningKey::generate().unwrap());
+        let check = check(&owner, (&permit.to, &permit.from), permit, now());
+        let manifest = manifest_of(source, ArtifactKind::Code, permit);
+        let permitted = Permitted::standing(&check, &self.code.envelope, "setup", manifest).unwrap();
+        let (packing_list, packing_list_digest, key) = put(&permitted, &*self.store, &signer, source).await;
+        Checkpoint {
+            packing_list,
+            packing_list_digest,
+            key,
+            signer: signer.public(),
+        }
     }
 
     /// The same with room for larger outputs and checkpoints.
@@ -242,6 +194,15 @@ impl Keeper {
         }
     }
 
+    /// Reads until the command has written something.
+    pub(crate) async fn until_log(&mut self) {
+        let mut ending = Ending::default();
+        while !ending.text().contains("waits") {
+            let message = self.next().await;
+            assert!(!self.take(message, &mut ending), "{ending:?}: {}", ending.text());
+        }
+    }
+
     /// Reads until unfinished work is told of.
     pub(crate) async fn until_checkpoint(&mut self) -> Checkpoint {
         let mut ending = Ending::default();
@@ -272,6 +233,7 @@ impl Keeper {
     pub(crate) fn start_with(&self, opener: Opener) -> tokio::task::JoinHandle<Result<(), WorkerError>> {
         let mut options = crate::options(self.work());
         options.machine.clone_from(&self.machine);
+        options.notices.clone_from(&self.notices);
         tokio::spawn(tidegate_worker::run(self.ticket.clone(), opener, options))
     }
 
@@ -332,6 +294,16 @@ impl Keeper {
             checkpoint: (input != "code")
                 .then(|| self.checkpoint.as_ref().map(|it| self.offered(it)))
                 .flatten(),
+            setup: self
+                .setup
+                .as_ref()
+                .filter(|_| input == "code")
+                .map(|(machine, setup)| GrantedSetup {
+                    machine: *machine,
+                    permit: crossed.permit.id.clone(),
+                    permit_digest: tidegate_seal::dsse::payload_digest(&crossed.envelope).unwrap(),
+                    sealed: self.offered(setup),
+                }),
             nodes: Vec::new(),
             output_recipient: self.recipient.recipient(),
             job: self.job.clone(),
@@ -368,10 +340,25 @@ impl Keeper {
 
     /// Grants everything once it is asked for.
     pub(crate) async fn admit(&mut self) {
+        self.set_up().await;
+    }
+
+    /// The same; gives what was told until the data was granted.
+    pub(crate) async fn set_up(&mut self) -> Ending {
         self.hello().await;
         self.grant_code().await;
-        self.until_setup_is_done().await.unwrap();
+        let mut ending = Ending::default();
+        loop {
+            match self.next().await {
+                WorkerMessage::SetupDone { node, .. } => {
+                    self.node = node;
+                    break;
+                }
+                other => assert!(!self.take(other, &mut ending), "{ending:?}: {}", ending.text()),
+            }
+        }
         self.grant_data().await;
+        ending
     }
 
     /// Reads until `SetupDone`; an error is the failure that came in its place.
@@ -429,6 +416,21 @@ impl Keeper {
                 key: unseal(&grant).try_into().unwrap(),
                 signer: self.worker_key(),
             }),
+            WorkerMessage::Setup {
+                machine,
+                packing_list,
+                packing_list_digest,
+                salt,
+            } => {
+                let salt = hex::decode(salt).unwrap().try_into().unwrap();
+                let setup = Checkpoint {
+                    packing_list: ObjectName::new(packing_list).unwrap(),
+                    packing_list_digest,
+                    key: *DataKey::from_bytes(self.code.key).derived("setup", &salt).expose(),
+                    signer: self.worker_key(),
+                };
+                ending.setup = Some((machine, setup));
+            }
             WorkerMessage::Finished { seconds } => {
                 ending.finished = Some(seconds);
                 return true;
@@ -477,6 +479,7 @@ pub(crate) fn seal(recipient: &str, text: &[u8]) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Ending {
     pub(crate) checkpoints: Vec<Checkpoint>,
+    pub(crate) setup: Option<(Digest, Checkpoint)>,
     pub(crate) log: Vec<u8>,
     pub(crate) metrics: Vec<String>,
     pub(crate) output: Option<(ObjectName, Digest, [u8; 32])>,
@@ -491,57 +494,6 @@ impl Ending {
 
     pub(crate) fn stage(&self) -> &str {
         self.failed.as_ref().map_or("", |(stage, _, _)| stage)
-    }
-}
-
-async fn cross(store: &dyn Store, key: &SigningKey, source: &Path, kind: ArtifactKind, permit: Permit) -> Crossed {
-    let description = Description {
-        kind,
-        name: permit.id.to_string(),
-        organisation: ORGANISATION.to_owned(),
-        owner: permit.from.site.clone(),
-        label: permit.label.clone(),
-        lowered_from: None,
-        columns: Vec::new(),
-        lineage: BTreeSet::new(),
-        task: permit.task.clone(),
-        step_key: sha256(b"step"),
-    };
-    let manifest = describe(source, description, &DIGEST_KEY).unwrap();
-    let artifact = tidegate_seal::packing::manifest_digest(&manifest).unwrap();
-    let envelope = sign_permit(key, &permit, &artifact, "test").unwrap();
-    let check = PermitCheck {
-        owner: &key.public(),
-        organisation: ORGANISATION,
-        from: &permit.from,
-        to: &permit.to,
-        run: &permit.run,
-        now: now(),
-        revocation_epoch: permit.revocation_epoch,
-    };
-    let permitted = Permitted::verify(&check, &envelope, manifest).unwrap();
-    let data_key = DataKey::generate().unwrap();
-    let state = tempfile::tempdir().unwrap();
-    let crossing = Crossing {
-        source,
-        store,
-        signer: key,
-        data_key: &data_key,
-        digest_key: &DIGEST_KEY,
-        known: tidegate_transfer::KnownShards::NONE,
-        state: state.path(),
-        shards_in_flight: 1,
-        progress: &|_| {},
-        gate: &|| tidegate_transfer::Gate::Open,
-    };
-    let sent = send(&permitted, &crossing).await.unwrap();
-    Crossed {
-        artifact,
-        key: *data_key.expose(),
-        packing_list: sent.packing_list,
-        packing_list_digest: sent.packing_list_digest,
-        envelope,
-        permit,
     }
 }
 

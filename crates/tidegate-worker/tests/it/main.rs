@@ -11,12 +11,15 @@ mod accelerators;
 mod access;
 mod attempts;
 mod checkpoints;
+mod crossing;
 mod examples;
 mod grants;
 mod keeper;
 mod killed;
 mod nodes;
 mod sandbox;
+mod setups;
+mod shared_memory;
 
 /// The sandbox program.
 fn executable() -> &'static std::path::Path {
@@ -32,5 +35,6 @@ fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
         digest: digest.into(),
         machine: "/".into(),
         towards: Some(std::net::Ipv4Addr::LOCALHOST.into()),
+        notices: tidegate_worker::Notices::default(),
     }
 }

@@ -11,15 +11,15 @@ use tidegate_worker::sandbox::{Completed, Ended, Policy, SandboxError, run, self
 
 const OUTPUT: u64 = 1 << 20;
 
-fn shell(text: &str) -> Vec<OsString> {
+pub(crate) fn shell(text: &str) -> Vec<OsString> {
     vec!["/bin/sh".into(), "-c".into(), text.into()]
 }
 
-fn environment() -> BTreeMap<String, String> {
+pub(crate) fn environment() -> BTreeMap<String, String> {
     [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())].into()
 }
 
-fn policy(folder: &Path) -> Policy {
+pub(crate) fn policy(folder: &Path) -> Policy {
     Policy {
         write: vec![folder.to_owned()],
         seconds: 60,
@@ -30,7 +30,7 @@ fn policy(folder: &Path) -> Policy {
     }
 }
 
-fn try_in(folder: &Path, policy: &Policy, text: &str) -> Completed {
+pub(crate) fn try_in(folder: &Path, policy: &Policy, text: &str) -> Completed {
     run(
         crate::executable(),
         policy,
@@ -42,7 +42,7 @@ fn try_in(folder: &Path, policy: &Policy, text: &str) -> Completed {
     .unwrap()
 }
 
-fn stdout(done: &Completed) -> String {
+pub(crate) fn stdout(done: &Completed) -> String {
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
@@ -148,7 +148,7 @@ fn python() -> Option<String> {
     text
 }
 
-fn with_python(folder: &Path, change: impl FnOnce(&mut Policy), script: &str) -> Option<Completed> {
+pub(crate) fn with_python(folder: &Path, change: impl FnOnce(&mut Policy), script: &str) -> Option<Completed> {
     let about = python()?;
     let (program, base) = about.trim().split_once('\n')?;
     let program = Path::new(program);

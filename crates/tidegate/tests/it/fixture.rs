@@ -154,6 +154,16 @@ impl Hospital {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What the newest run's commands have written so far; nothing where there is none.
+    pub(crate) fn logs(&self) -> String {
+        let runs: Value = serde_json::from_str(&self.succeed(&["status", "--format", "json"])).unwrap();
+        let newest = runs.as_array().unwrap().last();
+        let Some(run) = newest.map(|run| run["id"].as_str().unwrap()) else {
+            return String::new();
+        };
+        String::from_utf8(self.tidegate(&["logs", run]).stdout).unwrap()
+    }
+
     /// Runs the pipeline to its end; gives the summary.
     pub(crate) fn run(&self) -> Value {
         serde_json::from_str(&self.succeed(&["run", "--yes", "--format", "json"])).unwrap()

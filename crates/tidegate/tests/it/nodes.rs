@@ -47,11 +47,6 @@ fn join(hospital: &Hospital) {
     );
 }
 
-fn the_logs(hospital: &Hospital) -> String {
-    let runs: Vec<Value> = serde_json::from_str(&hospital.succeed(&["status", "--format", "json"])).unwrap();
-    hospital.succeed(&["logs", runs[0]["id"].as_str().unwrap()])
-}
-
 /// How many attempts of machines ended so, by the ledger.
 fn ended(hospital: &Hospital, outcome: &str) -> usize {
     let ledger = hospital.succeed(&["audit", "show", "--format", "json"]);
@@ -69,7 +64,7 @@ fn xgboost_trains_on_two_machines_that_reach_one_another_alone() {
     let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
     let output = command.env("PATH", path).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    let logs = the_logs(&hospital);
+    let logs = hospital.logs();
     assert!(output.status.success(), "{message}{logs}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(summary["status"], "done");
@@ -133,7 +128,7 @@ fn a_machine_that_is_lost_takes_the_others_with_it_and_all_go_on_from_the_checkp
     kill(worker(&hospital, 1, 1).unwrap());
     let output = running.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    let logs = the_logs(&hospital);
+    let logs = hospital.logs();
     assert!(output.status.success(), "{message}{logs}");
     for rank in [0, 1] {
         assert!(logs.contains(&format!("rank {rank} goes on from half\n")), "{logs}");
@@ -190,7 +185,7 @@ fn two_machines_of_a_cloud_train_together_and_are_removed_together() {
     let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
     let output = command.envs(ADMIN).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{message}{}", the_logs(&hospital));
+    assert!(output.status.success(), "{message}{}", hospital.logs());
     let states = trained(&machines);
     assert_eq!(states.len(), 2, "{states:?}");
     assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");

@@ -11,7 +11,7 @@ use tidegate_contracts::journal::Journal;
 use tidegate_local::SqliteJournal;
 
 use crate::clouds::ADMIN;
-use crate::fixture::{Hospital, files};
+use crate::fixture::{Hospital, files, processes};
 use crate::machines::{Running, google_beside, hospital_with, programs, second_site, trained};
 use crate::peers::platform::vertex_with;
 use crate::peers::{Machines, ec2, open_seaweed};
@@ -163,6 +163,95 @@ fn what_a_job_had_done_survives_ten_machines_that_the_cloud_takes_back() {
     }
     let states = trained(&machines);
     assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");
+}
+
+/// Does nothing but wait until it hears that its machine ends, and saves then; goes on where that was saved.
+const WAITING: &str = "
+    if [ ! -f \"$TIDEGATE_CHECKPOINT/saved\" ]; then
+        echo 'waits'
+        until [ -f \"$TIDEGATE_NOTICE\" ]; do sleep 0.1; done
+        echo saved >\"$TIDEGATE_CHECKPOINT/.saved\" && mv \"$TIDEGATE_CHECKPOINT/.saved\" \"$TIDEGATE_CHECKPOINT/saved\"
+        sleep 600
+    fi
+    echo '{\"model\": \"logistic\", \"epochs\": 12, \"batch_size\": 32, \"seed\": 1}' >trainer.json
+    \"$TIDEGATE_TRAINER\" trainer
+";
+
+/// Begins a run whose training waits to hear of its machine's end; until it waits.
+fn waiting(hospital: &Hospital) -> Running {
+    hospital.write("train.sh", WAITING);
+    hospital.edit(
+        "tidegate.yaml",
+        "  trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}\n",
+        "  code: [train.sh]\n  run: sh train.sh\n",
+    );
+    let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
+    command.envs(ADMIN).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = Running(command.spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(120);
+    while !hospital.logs().contains("waits") {
+        assert!(Instant::now() < until, "its training does not begin");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    run
+}
+
+/// The end of a run whose first machine sent its work home before its own end.
+fn handed_over(hospital: &Hospital, mut run: Running, why: &str) {
+    let (mut out, mut err) = (String::new(), String::new());
+    let until = Instant::now() + Duration::from_secs(180);
+    while run.0.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "it does not end: {}", hospital.logs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    run.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    run.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(run.0.wait().unwrap().success(), "{out}{err}");
+    assert!(err.contains(&format!("machine: its machine {why}")), "{err}");
+    let logs = hospital.logs();
+    for line in [
+        format!("[tidegate: this machine {why}, and the command is stopped in "),
+        "[tidegate: it goes on from the checkpoint of attempt 1]".to_owned(),
+    ] {
+        assert!(logs.contains(&line), "{line}: {logs}");
+    }
+    assert_eq!(logs.matches("waits").count(), 1, "{logs}");
+}
+
+#[test]
+fn a_spot_machine_that_hears_of_its_end_sends_its_work_home_before() {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+        return;
+    };
+    let hospital = hospital_with(&store, &machines);
+    hospital.edit("tidegate.yaml", "{infra: cloud}", "{infra: cloud, use_spot: true}");
+    let run = waiting(&hospital);
+    let machine = alive(&machines).unwrap();
+    machines.tell(&format!("likely?machine={machine}"));
+    let until = Instant::now() + Duration::from_secs(60);
+    while !has_checkpoint(&hospital, 1) {
+        assert!(Instant::now() < until, "nothing is kept: {}", hospital.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let likely = "[tidegate: this machine may soon be taken back by the cloud: it is a spot machine: unfinished work is sent now]";
+    assert!(hospital.logs().contains(likely), "{}", hospital.logs());
+    machines.tell(&format!("notice?machine={machine}&seconds=20"));
+    handed_over(&hospital, run, "is taken back by the cloud: it is a spot machine");
+    let states = trained(&machines);
+    assert_eq!(states.len(), 2, "{states:?}");
+    assert!(states.iter().all(|one| one["state"] == "terminated"), "{states:?}");
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_sends_its_work_home_before() {
+    let hospital = Hospital::new();
+    let run = waiting(&hospital);
+    let worker = processes(&hospital, "worker").into_iter().next().unwrap();
+    let told = std::process::Command::new("kill")
+        .args(["-TERM", &worker.to_string()])
+        .status();
+    assert!(told.unwrap().success());
+    handed_over(&hospital, run, "was told to end (SIGTERM)");
 }
 
 #[test]

@@ -176,6 +176,7 @@ mod tests {
             cpus: 2,
             memory: ByteSize((1 << 30) + 1),
             accelerators: None,
+            rows: false,
             price: None,
             spot_price: None,
         }

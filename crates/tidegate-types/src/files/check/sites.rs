@@ -136,6 +136,9 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             let message = format!("containers of `{driver}` may not make networks, so that they cannot train together");
             findings.value(&["sites", name, "network", "nodes"], message, "remove it");
         }
+        if compute.rows && site.kind != SiteKind::Private {
+            findings.key(&at("rows"), "only private sites have rows to work on", "remove it");
+        }
         if compute.cpus == 0 {
             findings.value(&at("cpus"), "a job needs at least one processor", "");
         }

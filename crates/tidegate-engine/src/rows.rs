@@ -1,0 +1,95 @@
+//! Work on rows at home that its machines do in the keeper's place: the keeper says so, and is asked again afterwards.
+
+use std::collections::BTreeMap;
+
+use tidegate_types::ids::TaskName;
+use tidegate_types::keeper::{AttemptOutcome, ReplyBody, RequestBody};
+use tidegate_types::message::Attempt;
+use tidegate_types::quantity::Money;
+
+use crate::attempt::Tried;
+use crate::error::{EngineError, While};
+use crate::run::Engine;
+use crate::state::{JobRecord, RunRecord, scan};
+use crate::train::worth_retrying;
+
+/// The tasks that the keeper may say it of.
+const TASKS: [&str; 4] = ["prepare", "evaluate", "refine", "release"];
+
+/// Whether a task works on rows at home.
+pub(crate) fn is_rows(task: &TaskName) -> bool {
+    TASKS.contains(&task.as_str())
+}
+
+impl Engine {
+    /// Asks the keeper for something; where it says so, a machine does it first. Whether one did.
+    pub(crate) async fn on_machines(
+        &self,
+        run: &RunRecord,
+        word: &str,
+        body: RequestBody,
+    ) -> Result<(ReplyBody, bool), EngineError> {
+        let doing = || format!("having a machine of site `{}` {word}", self.home);
+        let (mut tries, mut crowded, mut why) = (0, 0, String::new());
+        let mut worked = false;
+        loop {
+            // Also after an attempt that was lost: it may have been done all the same.
+            let reply = self.keeper.ask(word, body.clone()).await?;
+            if reply != ReplyBody::OnMachine {
+                return Ok((reply, worked));
+            }
+            if tries > self.pipeline.train.retries.saturating_add(u32::from(worked)) {
+                return Err(EngineError::failed(doing(), why));
+            }
+            tries += 1;
+            let tried = self.on_machine(run, &TaskName::new(word).while_(&doing())?).await?;
+            crowded = if tried.crowded { crowded + 1 } else { 0 };
+            why = match tried.outcome {
+                AttemptOutcome::Worked { .. } => {
+                    worked = true;
+                    "it did so, and what it made is not there; the keeper's log says why".to_owned()
+                }
+                AttemptOutcome::Accepted { .. } => return Err(self.keeper.wrong_reply()),
+                AttemptOutcome::Failed { stage, reason } => {
+                    let told = format!("{stage}: {reason}");
+                    if !worth_retrying(&stage) {
+                        return Err(EngineError::failed(doing(), told));
+                    }
+                    told
+                }
+                AttemptOutcome::Refused { refusal } if refusal.rule == "ticket-expired" => refusal.to_string(),
+                AttemptOutcome::Refused { refusal } => return Err(refusal.into()),
+                AttemptOutcome::Fenced { why } => why,
+            };
+            if crowded > 0 {
+                self.wait_for_room(run, crowded).await?;
+            }
+        }
+    }
+
+    /// One attempt: the one that was begun before a restart, or the next.
+    async fn on_machine(&self, run: &RunRecord, task: &TaskName) -> Result<Tried, EngineError> {
+        self.may_go_on(run, Money::ZERO)?;
+        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
+        let before = jobs
+            .into_iter()
+            .filter(|job| job.attempt.run == run.id && job.attempt.task == *task);
+        let last = before.max_by_key(|job| job.attempt.attempt);
+        let number = last.map_or(1, |job| {
+            job.attempt.attempt.saturating_add(u32::from(job.ended.is_some()))
+        });
+        let attempt = Attempt {
+            run: run.id.clone(),
+            task: task.clone(),
+            attempt: number,
+            rank: 0,
+        };
+        let tried = self
+            .attempt(run, &attempt, &self.home, &BTreeMap::new(), &|_| {})
+            .await?;
+        if let AttemptOutcome::Failed { reason: why, .. } | AttemptOutcome::Fenced { why } = &tried.outcome {
+            self.lost(task, number, why);
+        }
+        Ok(tried)
+    }
+}
