@@ -300,8 +300,12 @@ impl Engine {
                 running = running.or(Some(now));
             }
             (ended, gone) = match state {
+                // Whatever becomes of the machine now.
+                _ if patience == ENDED_WELL_FOR => (ended, None),
                 Ok(JobState::Ended(code)) => {
-                    patience = if code == Some(0) { ENDED_WELL_FOR } else { ENDED_FOR };
+                    if code == Some(0) {
+                        patience = ENDED_WELL_FOR;
+                    }
                     reason = code.map(|code| format!("its job ended with exit code {code}"));
                     (ended.or(Some(now)), None)
                 }

@@ -36,13 +36,21 @@ impl Engine {
             // Also after an attempt that was lost: it may have been done all the same.
             let reply = self.keeper.ask(word, body.clone()).await?;
             if reply != ReplyBody::OnMachine {
+                self.end_machine(run, &TaskName::new(word).while_(&doing())?).await?;
                 return Ok((reply, worked));
             }
             if tries > self.pipeline.train.retries.saturating_add(u32::from(worked)) {
                 return Err(EngineError::failed(doing(), why));
             }
             tries += 1;
-            let tried = self.on_machine(run, &TaskName::new(word).while_(&doing())?).await?;
+            let tried = match self.on_machine(run, &TaskName::new(word).while_(&doing())?).await {
+                // The keeper was started again before it had sealed what it had packed.
+                Err(EngineError::Refused(refusal)) if refusal.rule == "rows-not-packed" => {
+                    why = refusal.to_string();
+                    continue;
+                }
+                tried => tried?,
+            };
             crowded = if tried.crowded { crowded + 1 } else { 0 };
             why = match tried.outcome {
                 AttemptOutcome::Worked { .. } => {
@@ -67,14 +75,30 @@ impl Engine {
         }
     }
 
+    fn last_job(&self, run: &RunRecord, task: &TaskName) -> Result<Option<JobRecord>, EngineError> {
+        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
+        let of_task = jobs
+            .into_iter()
+            .filter(|job| job.attempt.run == run.id && job.attempt.task == *task);
+        Ok(of_task.max_by_key(|job| job.attempt.attempt))
+    }
+
+    /// Ends the machine of an attempt that ended while nobody was here.
+    async fn end_machine(&self, run: &RunRecord, task: &TaskName) -> Result<(), EngineError> {
+        match self.last_job(run, task)? {
+            Some(job) if job.ended.is_none() && job.handle.is_some() => {
+                let none = BTreeMap::new();
+                let ended = self.attempt(run, &job.attempt, &self.home, &none, &|_| {}).await;
+                ended.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One attempt: the one that was begun before a restart, or the next.
     async fn on_machine(&self, run: &RunRecord, task: &TaskName) -> Result<Tried, EngineError> {
         self.may_go_on(run, Money::ZERO)?;
-        let jobs: Vec<JobRecord> = scan(&*self.journal, "jobs", "")?;
-        let before = jobs
-            .into_iter()
-            .filter(|job| job.attempt.run == run.id && job.attempt.task == *task);
-        let last = before.max_by_key(|job| job.attempt.attempt);
+        let last = self.last_job(run, task)?;
         let number = last.map_or(1, |job| {
             job.attempt.attempt.saturating_add(u32::from(job.ended.is_some()))
         });
@@ -87,8 +111,10 @@ impl Engine {
         let tried = self
             .attempt(run, &attempt, &self.home, &BTreeMap::new(), &|_| {})
             .await?;
-        if let AttemptOutcome::Failed { reason: why, .. } | AttemptOutcome::Fenced { why } = &tried.outcome {
-            self.lost(task, number, why);
+        match &tried.outcome {
+            AttemptOutcome::Failed { stage, reason } => self.lost(task, number, &format!("{stage}: {reason}")),
+            AttemptOutcome::Fenced { why } => self.lost(task, number, why),
+            _ => {}
         }
         Ok(tried)
     }

@@ -29,13 +29,13 @@ use tidegate_types::files::sites::ComputeOffer;
 use tidegate_types::ids::{RunId, SiteName, TaskName};
 use tidegate_types::keeper::{AttemptOutcome, PipelineText};
 use tidegate_types::label::{Label, Level};
-use tidegate_types::message::Job;
+use tidegate_types::message::{Attempt, Job};
 use tidegate_types::refusal::Refusal;
 
 use crate::error::{KeeperError, While, refuse};
 use crate::home::{no_evidence, task};
 use crate::needless::objects;
-use crate::records::{AttemptRecord, PermitRecord, PreparedRecord, value};
+use crate::records::{AttemptRecord, PermitRecord, PreparedRecord, attempt_key, value};
 use crate::service::Keeper;
 
 /// The tasks that a machine may do.
@@ -104,6 +104,20 @@ impl Keeper {
         let packing = "packing what a machine needs";
         let task = task(name)?;
         let key = format!("{run}.{task}");
+        let first = Attempt {
+            run: run.clone(),
+            task: task.clone(),
+            attempt: 1,
+            rank: 0,
+        };
+        if self
+            .records
+            .attempts_of(&first)?
+            .iter()
+            .any(|one| one.outcome.is_none())
+        {
+            return Ok(true);
+        }
         let before = self.away_record(run, &task)?;
         if let Some(mut record) = before.filter(|record| record.given.pipeline == digest) {
             if !record.done && !record.again && self.has_what_is_given(&record)? {
@@ -122,7 +136,7 @@ impl Keeper {
         }
         let folder = self.folder.join(TABLE).join(&key);
         remove_if_there(&folder).while_(packing)?;
-        self.forget_received(&key).while_(packing)?;
+        self.forget_all_received(&key).while_(packing)?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -130,9 +144,10 @@ impl Keeper {
             .while_(packing)?;
         let stage_folder = self.stage_folder()?;
         let context = self.context(pipeline, text, &stage_folder);
-        if !self.stages.pack(&context, work, &folder).await? {
-            std::fs::remove_dir_all(&folder).while_(packing)?;
-            return Ok(false);
+        let packed = self.stages.pack(&context, work, &folder).await;
+        if !matches!(packed, Ok(true)) {
+            remove_if_there(&folder).while_(packing)?;
+            return Ok(packed?);
         }
         let dataset = self.dataset(pipeline)?;
         let label = Label {
@@ -196,9 +211,13 @@ impl Keeper {
             return Ok(true);
         }
         // Once all of it is sealed, nothing is left in the clear.
+        let permits = self.records.all::<PermitRecord>("permits")?;
         for artifact in record.given.inputs.values() {
-            let permits = self.records.all::<PermitRecord>("permits")?.into_iter();
-            let mut good = permits.filter(|permit| permit.artifact == *artifact && permit.expires > (self.clock)());
+            let mut good = permits.iter().filter(|permit| {
+                let known = permit.worker.is_some_and(|worker| self.workers.get().contains(&worker));
+                let lasts = permit.expires > (self.clock)() + 60;
+                permit.artifact == *artifact && known && lasts && !permit.wrapped_key.is_empty()
+            });
             let crossed = good.try_fold(false, |crossed, permit| {
                 Ok::<_, KeeperError>(crossed || self.records.crossing(&permit.id)?.is_some())
             })?;
@@ -207,6 +226,25 @@ impl Keeper {
             }
         }
         Ok(true)
+    }
+
+    /// Refuses to seal what is not there any more; whoever asks for the work again has it packed again.
+    pub(crate) fn is_packed(&self, attempt: &Attempt, given: &PreparedRecord) -> Result<(), KeeperError> {
+        if !is_away(&attempt.task) || self.folder.join(&given.home).is_dir() {
+            return Ok(());
+        }
+        let key = format!("{}.{}", attempt.run, attempt.task);
+        if let Some(mut record) = self.away_record(&attempt.run, &attempt.task)? {
+            record.again = true;
+            self.records.put(TABLE, &key, &record)?;
+        }
+        Err(refuse(
+            "rows-not-packed",
+            format!("giving `{}` to a machine", attempt.task),
+            "what it needs is not there any more",
+            "ask for it again",
+        )
+        .into())
     }
 
     /// What such a worker runs.
@@ -242,6 +280,9 @@ impl Keeper {
                 "start another run",
             )
         })?;
+        if !made.is_dir() && !away.done {
+            return Err(KeeperError::failed(bringing, "it is not there"));
+        }
         let text: Option<PipelineText> = self.records.get("pipelines", run.as_str())?;
         let text = text.ok_or_else(|| KeeperError::failed(bringing, "its pipeline is not known"))?;
         let (pipeline, _) = self.pipeline(&text)?;
@@ -271,8 +312,17 @@ impl Keeper {
         Ok(())
     }
 
+    /// Removes what was received of an attempt that came to nothing, of work on rows.
+    pub(crate) fn forget_received(&self, record: &AttemptRecord) -> Result<(), KeeperError> {
+        if !is_away(&record.attempt.task) {
+            return Ok(());
+        }
+        let received = self.folder.join("models").join(attempt_key(&record.attempt));
+        remove_if_there(&received).while_("removing what came to nothing")
+    }
+
     /// Removes what was received of attempts of a task that came to nothing.
-    fn forget_received(&self, key: &str) -> std::io::Result<()> {
+    fn forget_all_received(&self, key: &str) -> std::io::Result<()> {
         let entries = match std::fs::read_dir(self.folder.join("models")) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

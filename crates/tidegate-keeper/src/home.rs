@@ -341,7 +341,7 @@ impl Keeper {
     /// Counts one look at the test part, once for each that is asked for, whatever comes of it: a refusal tells something,
     /// too. The part depends on the dataset and its division alone, so another query over the same people spends from the same
     /// budget.
-    fn charge_evaluation(&self, pipeline: &Pipeline, judgement: &str) -> Result<(), KeeperError> {
+    pub(crate) fn charge_evaluation(&self, pipeline: &Pipeline, judgement: &str) -> Result<(), KeeperError> {
         if self.records.get::<bool>("charged", judgement)?.is_some() {
             return Ok(());
         }

@@ -62,6 +62,11 @@ impl Keeper {
                     folder: &at,
                     home: &home,
                 };
+                // What gates say of a model tells as much as its figures.
+                let judged = |word: &str| self.records.get::<bool>("charged", &format!("{key}.{word}"));
+                if judged("evaluated")?.or(judged("refined")?).is_none() {
+                    self.charge_evaluation(&pipeline, &format!("{key}.released"))?;
+                }
                 let asked = (text, &pipeline, digest);
                 if self
                     .is_for_a_machine(run, "release", asked, RowsWork::Judge(&at_home))

@@ -93,6 +93,7 @@ pub async fn take_over(folder: &Path, from: &Path, keys: &Keys) -> Result<(), Pr
     }
     let prepared = folder.join(PREPARED);
     fs::create_dir_all(&prepared).map_err(|source| PrepareError::file(TAKING, &prepared, source))?;
+    durable::sweep(&prepared)?;
     for made in files(&from.join(PREPARED))? {
         let target = prepared.join(made.file_name().unwrap_or_default());
         if open(&target, keys)?.is_some() {

@@ -330,6 +330,10 @@ impl Attempt {
             0 => None,
             _ => Some(self.own_end().await?),
         };
+        if self.mail.notices().is_certain() {
+            // No data comes to a machine that will not work on it.
+            return Err(self.mail.notices().failure());
+        }
         let sandbox = own.as_ref().map_or(&self.evidence, |(_, evidence)| evidence);
         self.mail
             .tell(WorkerMessage::SetupDone {

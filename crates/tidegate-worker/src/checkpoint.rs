@@ -132,6 +132,11 @@ impl Checkpoints {
         self.look_at = self.send_at;
     }
 
+    /// Whether nothing is being held or sent.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.held.is_none() && self.under_way.is_none()
+    }
+
     /// Sends what is under way to its end. What a command was writing when it was stopped is not taken.
     pub(crate) async fn last(&mut self) -> Result<News, Failure> {
         self.sent().await

@@ -69,7 +69,7 @@ pub(crate) struct Ran {
 pub(crate) async fn run(
     task: &Task<'_>,
     mail: &mut Mail,
-    checkpoints: Option<Checkpoints>,
+    mut checkpoints: Option<Checkpoints>,
     mesh: Option<&mut Mesh>,
 ) -> Result<Ran, Failure> {
     let command = ["/bin/sh".into(), "-c".into(), task.text.into()];
@@ -91,13 +91,22 @@ pub(crate) async fn run(
     read_into(stdout, send.clone())?;
     read_into(stderr, send)?;
     let mut report = Report::new(task);
-    mail.notices().again();
+    if task.stage == Stage::Command {
+        mail.notices().again();
+    }
     if let Some(why) = running.unshared.take() {
         report.note(&format!(
             "this machine gives the command no /dev/shm of its own ({why}): what shares memory by name fails"
         ));
     }
-    let watched = watch(&mut running, &mut pieces, &mut report, mail, (checkpoints, mesh)).await;
+    let watched = watch(
+        &mut running,
+        &mut pieces,
+        &mut report,
+        mail,
+        (checkpoints.as_mut(), mesh),
+    )
+    .await;
     running.stop();
     let ended = running.ended().await;
     watched?;
@@ -108,6 +117,11 @@ pub(crate) async fn run(
     if let Err(failure) = told(ended, task.stage) {
         // Who ends this worker may have ended the command with it, or the command has saved and gone.
         if by_the_machine(ended, mail).await {
+            if let Some(checkpoints) = &mut checkpoints
+                && let Err(failure) = save(checkpoints, mail).await
+            {
+                tracing::warn!(why = failure.reason, "unfinished work was not sent");
+            }
             return Err(mail.notices().failure());
         }
         return Err(failure);
@@ -125,7 +139,7 @@ async fn watch(
     pieces: &mut mpsc::Receiver<Vec<u8>>,
     report: &mut Report<'_>,
     mail: &mut Mail,
-    (mut checkpoints, mesh): (Option<Checkpoints>, Option<&Mesh>),
+    (mut checkpoints, mesh): (Option<&mut Checkpoints>, Option<&Mesh>),
 ) -> Result<(), Failure> {
     let task = report.task;
     let mut last_flush = Instant::now();
@@ -177,10 +191,10 @@ async fn watch(
 }
 
 /// What a stopped command has told, and its unfinished work that is under way, go home before the machine ends.
-async fn leave(report: &mut Report<'_>, mail: &mut Mail, checkpoints: Option<Checkpoints>) -> Failure {
+async fn leave(report: &mut Report<'_>, mail: &mut Mail, checkpoints: Option<&mut Checkpoints>) -> Failure {
     let last = async {
         report.flush(mail).await?;
-        if let Some(mut checkpoints) = checkpoints {
+        if let Some(checkpoints) = checkpoints {
             let news = mail.while_leased(checkpoints.last()).await??;
             if let Some(message) = news.message {
                 mail.tell(message).await?;
@@ -195,6 +209,21 @@ async fn leave(report: &mut Report<'_>, mail: &mut Mail, checkpoints: Option<Che
         _ => {}
     }
     mail.notices().failure()
+}
+
+/// Sends what a command left that has ended by itself before its machine: nobody writes there any more.
+async fn save(checkpoints: &mut Checkpoints, mail: &mut Mail) -> Result<(), Failure> {
+    checkpoints.hurry(true);
+    loop {
+        let news = mail.while_leased(checkpoints.look()).await??;
+        if let Some(message) = news.message {
+            mail.tell(message).await?;
+        }
+        if checkpoints.is_idle() {
+            return Ok(());
+        }
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// Whether a command ended badly because its machine is taken away. The word of that may come a moment after the command heard

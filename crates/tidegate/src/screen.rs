@@ -271,7 +271,7 @@ fn line(progress: &Progress) -> Option<String> {
             format!("    {task}: attempt {attempt}, machine of rank {rank} ended: {reason}")
         }
         Progress::AttemptLost { task, attempt, reason } => {
-            format!("    {task}: attempt {attempt} ended without a model: {reason}")
+            format!("    {task}: attempt {attempt} ended without a result: {reason}")
         }
         Progress::Judged { roc_auc, gates, .. } => judged(*roc_auc, gates)?,
         Progress::TaskStarted { .. } | Progress::AttemptStarted { .. } | Progress::Sending { .. } => return None,

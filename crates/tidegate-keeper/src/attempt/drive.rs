@@ -35,6 +35,7 @@ impl Keeper {
             new.outcome = Some(outcome.clone());
             new.pending = None;
             if self.records.advance(&record, &new)? {
+                self.forget_received(&new)?;
                 let message = KeeperMessage::Refused {
                     reason: reason.to_owned(),
                 };
@@ -162,7 +163,8 @@ impl Keeper {
                         continue;
                     };
                     self.forget_checkpoint(&record, &stepped).await?;
-                    if is_away(&stepped.attempt.task) && stepped.outcome.is_some() {
+                    if is_away(&stepped.attempt.task) && matches!(stepped.outcome, Some(AttemptOutcome::Worked { .. }))
+                    {
                         self.forget_given(&stepped).await?;
                     }
                     record = stepped;

@@ -158,6 +158,7 @@ impl Keeper {
                     };
                     let record = self.home_permit(&wanted, &pipeline, digest).await?;
                     if self.records.crossing(&record.id)?.is_none() {
+                        self.is_packed(attempt, &prepared)?;
                         let watch = Watch::new(self.artifact_record(artifact)?.manifest.total_bytes(), self.unasked);
                         self.cross(&record, &watch).await?;
                     }
@@ -415,6 +416,7 @@ impl Keeper {
                 .set("fences", &fence_key(attempt), value(&before.max(attempt.attempt))?)
                 .leaf(&format!("fence/{key}"), leaf);
             if self.records.commit_if(&batch)? {
+                self.forget_received(&new)?;
                 return Ok(ReplyBody::AttemptEnded { outcome });
             }
         }

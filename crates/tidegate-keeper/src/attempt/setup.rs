@@ -6,6 +6,7 @@ use tidegate_seal::dsse::payload_digest;
 use tidegate_types::digest::Digest;
 use tidegate_types::event::EventType;
 use tidegate_types::ids::SiteName;
+use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{GrantedCheckpoint, GrantedSetup, Job};
 
 use super::checkpoint::{Told, malformed};
@@ -93,6 +94,11 @@ impl Keeper {
         let Some(setup) = self.records.get::<Option<SetupRecord>>(SETUPS, &key)?.flatten() else {
             return Ok(None);
         };
+        // What was sent by a worker that nobody believes is worth nothing; of one that still works, nobody knows yet.
+        let sender = self.records.attempt(&setup.attempt)?.and_then(|sender| sender.outcome);
+        if !sender.is_some_and(|outcome| !matches!(outcome, AttemptOutcome::Refused { .. })) {
+            return Ok(None);
+        }
         let permit = self.permit_record(&setup.sealed.permit)?;
         let salt = salt_of(&setup.salt);
         let Some(salt) = salt.filter(|_| !permit.wrapped_key.is_empty()) else {

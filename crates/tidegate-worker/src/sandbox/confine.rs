@@ -260,9 +260,9 @@ fn own_namespaces(own: CloneFlags) -> Result<(), String> {
     if own.is_empty() || unshare(own).is_ok() {
         return Ok(());
     }
-    if own == CloneFlags::CLONE_NEWNS {
+    if own == CloneFlags::CLONE_NEWNS && rustix::process::getuid().is_root() {
         // Not worth a namespace of users, in which the root user cannot become nobody.
-        return Err("mounts of its own are for the root user".to_owned());
+        return Err("this root user may not mount".to_owned());
     }
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     unshare(own | CloneFlags::CLONE_NEWUSER).map_err(|error| format!("namespaces: {error}"))?;

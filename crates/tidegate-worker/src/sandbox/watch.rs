@@ -20,7 +20,7 @@ use super::{Ended, Policy};
 /// How often the group is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(5);
 /// The longest that a command whose processes share memory is not looked at closely.
-const LOOK_CLOSELY: Duration = Duration::from_millis(250);
+const LOOK_CLOSELY: Duration = Duration::from_millis(50);
 /// How long a list of the group's processes is believed, with those added that were started since.
 const LIST_FOR: Duration = Duration::from_secs(1);
 /// So many numbers given to new tasks since the last look make the list old at once.
@@ -102,11 +102,7 @@ fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Begun>, stop: &AtomicBoo
         if stop.load(Ordering::Acquire) {
             return Some(Ended::Stopped);
         }
-        let over = match begins.get() {
-            Some(begun) => begun.at.elapsed() >= limits.time,
-            None => started.elapsed() >= limits.time.saturating_add(START_WITHIN),
-        };
-        if !limits.time.is_zero() && over {
+        if is_over(begins, limits, started) {
             return Some(Ended::OverTime);
         }
         let use_now = members.measure();
@@ -118,7 +114,9 @@ fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Begun>, stop: &AtomicBoo
             let kept = shared.map_or(0, Shared::bytes);
             let now = Instant::now();
             if use_now.memory_bytes.saturating_add(kept) > limits.memory_bytes && now >= look_closely {
-                if members.shared_once(shared.filter(|_| kept > 0)) > limits.memory_bytes {
+                let due = || stop.load(Ordering::Acquire) || is_over(begins, limits, started);
+                let taken = members.shared_once(shared.filter(|_| kept > 0), limits.memory_bytes, &due);
+                if taken > limits.memory_bytes {
                     return Some(Ended::OverMemory);
                 }
                 // It takes long where many share much, which is no reason to look all the time.
@@ -127,6 +125,15 @@ fn watch(group: Pid, limits: &Limits, begins: &OnceLock<Begun>, stop: &AtomicBoo
         }
         std::thread::sleep(TICK);
     }
+}
+
+/// Whether the command has had its time.
+fn is_over(begins: &OnceLock<Begun>, limits: &Limits, started: Instant) -> bool {
+    let over = match begins.get() {
+        Some(begun) => begun.at.elapsed() >= limits.time,
+        None => started.elapsed() >= limits.time.saturating_add(START_WITHIN),
+    };
+    !limits.time.is_zero() && over
 }
 
 /// Kills the group until nothing of it runs.
@@ -210,7 +217,9 @@ impl Members {
 
     /// The same memory, with what several processes share counted once. Dearer, so only asked for when
     /// the other sum is too high.
-    fn shared_once(&self, shared: Option<&Shared>) -> u64 {
+    ///
+    /// A command can make this take long: it ends early once the sum is above `limit`, or when something else is `due`.
+    fn shared_once(&self, shared: Option<&Shared>, limit: u64, due: &dyn Fn() -> bool) -> u64 {
         let one = |pid: &i32| {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
             let all = ["Pss_Anon:", "Pss_Shmem:", "SwapPss:"]
@@ -218,7 +227,7 @@ impl Members {
                 .map(|name| field(&rollup, name))
                 .sum::<u64>();
             // What has a name is counted whole below, mapped or not.
-            let named = match shared {
+            let named = match shared.filter(|_| field(&rollup, "Pss_Shmem:") > 0) {
                 Some(shared) => mapped_of(&fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?, shared),
                 None => 0,
             };
@@ -233,12 +242,15 @@ impl Members {
             };
             field(&status, "RssAnon:") + mapped
         };
-        self.pids
-            .iter()
-            .map(|pid| one(pid).unwrap_or_else(|| alone(pid)))
-            .sum::<u64>()
-            .saturating_mul(1024)
-            .saturating_add(shared.map_or(0, Shared::bytes))
+        let mut sum = shared.map_or(0, Shared::bytes);
+        for pid in &self.pids {
+            if sum > limit || due() {
+                break;
+            }
+            let kibibytes = one(pid).unwrap_or_else(|| alone(pid));
+            sum = sum.saturating_add(kibibytes.saturating_mul(1024));
+        }
+        sum
     }
 }
 

@@ -132,6 +132,8 @@ async fn a_command_that_ends_with_its_machine_has_not_failed() {
     for end in [
         "kill -TERM $$",
         "until [ -f \"$TIDEGATE_NOTICE\" ]; do sleep 0.05; done; exit 7",
+        // What it saves at its very end goes home, too.
+        "until [ -f \"$TIDEGATE_NOTICE\" ]; do sleep 0.05; done; cd \"$TIDEGATE_CHECKPOINT\"; echo x > .x; mv .x x; exit 7",
     ] {
         let mut keeper = keeper(&format!("echo waits; sleep 0.2; {end}")).await;
         let (tell, heard) = watch::channel(None);
@@ -151,6 +153,7 @@ async fn a_command_that_ends_with_its_machine_has_not_failed() {
             ending.failed,
             ending.text()
         );
+        assert_eq!(ending.checkpoints.len(), usize::from(end.contains("mv")), "{end}");
         worker.await.unwrap().unwrap_err();
     }
     // Without a word of that it is its own.

@@ -15,14 +15,23 @@ use crate::machines::{hospital_with, trained};
 use crate::peers::{ec2, open_seaweed};
 use crate::spot::has_checkpoint;
 
+/// The search path that begins with the Python that a variable names; nothing where none does.
+fn path_of(variable: &str) -> Option<OsString> {
+    let Some(python) = std::env::var_os(variable).map(PathBuf::from) else {
+        let demanded = std::env::var_os("TIDEGATE_INTEROP").is_some_and(|value| value == "1");
+        assert!(!demanded, "{variable} is not set");
+        return None;
+    };
+    let mut path = python.parent().unwrap().as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    Some(path)
+}
+
 /// A hospital whose pipeline trains on two machines by this command, and the search path for it; nothing where the example's
 /// packages are not there.
 fn hospital(run: &str) -> Option<(Hospital, OsString)> {
-    let Some(python) = std::env::var_os("TIDEGATE_XGBOOST_PYTHON").map(PathBuf::from) else {
-        let demanded = std::env::var_os("TIDEGATE_INTEROP").is_some_and(|value| value == "1");
-        assert!(!demanded, "TIDEGATE_XGBOOST_PYTHON is not set");
-        return None;
-    };
+    let path = path_of("TIDEGATE_XGBOOST_PYTHON")?;
     let hospital = Hospital::new();
     let example = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/xgboost/train.py");
     hospital.write("train.py", &std::fs::read_to_string(example).unwrap());
@@ -31,9 +40,6 @@ fn hospital(run: &str) -> Option<(Hospital, OsString)> {
         "trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}",
         &format!("num_nodes: 2\n  code: [train.py]\n  run: '{run}'\n  envs: {{TREES: \"20\"}}"),
     );
-    let mut path = python.parent().unwrap().as_os_str().to_owned();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
     Some((hospital, path))
 }
 
@@ -99,6 +105,47 @@ fn xgboost_trains_on_two_machines_that_reach_one_another_alone() {
             .succeed(&["cost"])
             .contains("train, attempt 1, rank 1, at site cloud for")
     );
+    assert!(nobody_works(&hospital));
+}
+
+/// Each replica gives its rank and one; what comes back is the sum of all.
+const REPLICAS: &str = "
+import os, subprocess
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+@tf.function
+def step():
+    own = tf.constant(float(os.environ['RANK']) + 1.0)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+print('sum over', strategy.num_replicas_in_sync, 'replicas:', float(strategy.run(step)), flush=True)
+if os.environ['RANK'] == '0':
+    with open('trainer.json', 'w') as settings:
+        settings.write('{\"model\": \"logistic\", \"epochs\": 12, \"batch_size\": 32, \"seed\": 1}')
+    subprocess.run([os.environ['TIDEGATE_TRAINER'], 'trainer'], check=True)
+";
+
+/// It finds the other machine by `TF_CONFIG`, and its own processes share memory by name.
+#[test]
+fn tensorflows_replicas_on_two_machines_work_in_step() {
+    let Some(path) = path_of("TIDEGATE_KERAS_PYTHON") else {
+        return;
+    };
+    let hospital = Hospital::new();
+    hospital.write("train.py", REPLICAS);
+    hospital.edit(
+        "tidegate.yaml",
+        "trainer: {model: logistic, epochs: 12, batch_size: 32, seed: 1}",
+        "num_nodes: 2\n  code: [train.py]\n  run: python3 train.py",
+    );
+    join(&hospital);
+    let before = "memory: 2 GiB, price: 0.10 USD/h, spot_price";
+    hospital.edit("sites.yaml", before, &before.replace("2 GiB", "6 GiB"));
+    let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
+    let output = command.env("PATH", path).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let logs = hospital.logs();
+    assert!(output.status.success(), "{message}{logs}");
+    assert_eq!(logs.matches("sum over 2 replicas: 3.0\n").count(), 2, "{logs}");
     assert!(nobody_works(&hospital));
 }
 
