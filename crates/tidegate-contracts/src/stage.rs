@@ -86,6 +86,9 @@ pub struct ModelAtHome<'a> {
     pub home: &'a Path,
 }
 
+/// The tasks of a run that work on rows, and that a keeper may have a machine of its site do.
+pub const ROWS_TASKS: [&str; 4] = ["prepare", "evaluate", "refine", "release"];
+
 /// Work on rows that a machine of the site can do in the keeper's place.
 #[derive(Debug, Clone, Copy)]
 pub enum RowsWork<'a> {

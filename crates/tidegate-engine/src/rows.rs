@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tidegate_contracts::stage::ROWS_TASKS;
 use tidegate_types::ids::TaskName;
 use tidegate_types::keeper::{AttemptOutcome, ReplyBody, RequestBody};
 use tidegate_types::message::Attempt;
@@ -13,12 +14,9 @@ use crate::run::Engine;
 use crate::state::{JobRecord, RunRecord, scan};
 use crate::train::worth_retrying;
 
-/// The tasks that the keeper may say it of.
-const TASKS: [&str; 4] = ["prepare", "evaluate", "refine", "release"];
-
 /// Whether a task works on rows at home.
 pub(crate) fn is_rows(task: &TaskName) -> bool {
-    TASKS.contains(&task.as_str())
+    ROWS_TASKS.contains(&task.as_str())
 }
 
 impl Engine {

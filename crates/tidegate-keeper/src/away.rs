@@ -17,7 +17,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tidegate_contracts::journal::Batch;
-use tidegate_contracts::stage::{RowsWork, StageError};
+use tidegate_contracts::stage::{ROWS_TASKS, RowsWork, StageError};
 use tidegate_seal::digest::canonical_digest;
 use tidegate_seal::packing;
 use tidegate_seal::random::random_bytes;
@@ -38,8 +38,6 @@ use crate::needless::objects;
 use crate::records::{AttemptRecord, PermitRecord, PreparedRecord, attempt_key, value};
 use crate::service::Keeper;
 
-/// The tasks that a machine may do.
-const AWAY: [&str; 4] = ["prepare", "evaluate", "refine", "release"];
 /// What a machine is given besides what it has to do.
 pub(crate) const ROWS: &str = "rows";
 /// The most bytes that come back.
@@ -62,7 +60,7 @@ pub(crate) struct AwayRecord {
 
 /// Whether a task is one of those.
 pub(crate) fn is_away(task: &TaskName) -> bool {
-    AWAY.contains(&task.as_str())
+    ROWS_TASKS.contains(&task.as_str())
 }
 
 /// Said where such a task, or what it is given, would go to another site.
@@ -150,12 +148,9 @@ impl Keeper {
             return Ok(packed?);
         }
         let dataset = self.dataset(pipeline)?;
+        // With the site's own keys in it, also where the rows are public.
         let label = Label {
-            level: if dataset.public {
-                Level::Public
-            } else {
-                Level::Restricted
-            },
+            level: Level::Restricted,
             tags: dataset.tags.clone(),
             residency: dataset.residency.clone(),
         };
@@ -176,11 +171,7 @@ impl Keeper {
                 name: format!("{}/{task}-{part}", pipeline.name),
                 organisation: self.sites.organisation.clone(),
                 owner: self.site.clone(),
-                // With the site's own keys in it.
-                label: Label {
-                    level: Level::Restricted,
-                    ..label.clone()
-                },
+                label: label.clone(),
                 lowered_from: None,
                 columns: Vec::new(),
                 lineage: std::collections::BTreeSet::new(),
