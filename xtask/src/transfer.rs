@@ -91,6 +91,7 @@ fn permit(now: u64) -> anyhow::Result<Permit> {
         organisation: ORGANISATION.to_owned(),
         from: site("home")?,
         to: site("cloud")?,
+        copied_from: None,
         pipeline: sha256(b"pipeline"),
         policies: sha256(b"policies"),
         code: None,

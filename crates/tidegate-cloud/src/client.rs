@@ -48,6 +48,17 @@ pub(crate) enum Way {
 
 /// A client that says nothing to whom nobody named: it follows no redirection.
 pub(crate) fn direct(who: &str, certificates: Option<&Path>, way: Way) -> Result<reqwest::Client, OpenError> {
+    let read = certificates.map(std::fs::read).transpose();
+    let pem = read.map_err(|source| OpenError::Certificates {
+        store: who.to_owned(),
+        file: certificates.unwrap_or(Path::new("")).display().to_string(),
+        source,
+    })?;
+    client(who, certificates.zip(pem.as_deref()), way)
+}
+
+/// As [`direct`], trusting besides the system's the certificate authorities that were read from a file.
+pub(crate) fn client(who: &str, certificates: Option<(&Path, &[u8])>, way: Way) -> Result<reqwest::Client, OpenError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .http1_only()
@@ -56,14 +67,13 @@ pub(crate) fn direct(who: &str, certificates: Option<&Path>, way: Way) -> Result
     if way == Way::WithoutProxy {
         builder = builder.no_proxy();
     }
-    if let Some(file) = certificates {
+    if let Some((file, pem)) = certificates {
         let failed = |source| OpenError::Certificates {
             store: who.to_owned(),
             file: file.display().to_string(),
             source,
         };
-        let pem = std::fs::read(file).map_err(failed)?;
-        let bundle = reqwest::Certificate::from_pem_bundle(&pem);
+        let bundle = reqwest::Certificate::from_pem_bundle(pem);
         for certificate in bundle.map_err(|error| failed(io::Error::other(error.to_string())))? {
             builder = builder.add_root_certificate(certificate);
         }

@@ -5,6 +5,7 @@
 //!   `gs://bucket/prefix`, `az://account/container/prefix`.
 //! - [`CloudStore`] is such a store. One call is one request and never tries again by itself: whoever moves
 //!   data decides about trying again, holds the permit against every try, and counts its bytes.
+//! - [`LentStore`] reads what a [`CloudStore`] lends, without credentials for it.
 //! - [`Source`] reads what somebody else put into a bucket, for a dataset.
 //! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job, [`OpenStackDriver`] one of OpenStack, [`VsphereDriver`]
 //!   one of VMware vSphere; [`VertexDriver`] and [`AzureMlDriver`] a container, on Google's Vertex AI and in Azure Machine
@@ -24,6 +25,7 @@ mod credentials;
 mod custody;
 mod entra;
 mod failure;
+mod lent;
 mod pace;
 mod profile;
 mod session;
@@ -42,6 +44,7 @@ pub use custody::amazon::{KmsAddress, KmsCustody};
 pub use custody::azure::{KeyVaultAddress, KeyVaultCustody};
 pub use custody::google::{GoogleKmsAddress, GoogleKmsCustody};
 pub use custody::vault::{VaultAddress, VaultCustody};
+pub use lent::LentStore;
 pub use session::Session;
 pub use source::{Source, SourceAddress, SourceObject};
 pub use store::{CloudStore, OpenError};

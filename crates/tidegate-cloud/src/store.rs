@@ -25,6 +25,7 @@ use crate::answer::{Watching, watched};
 use crate::client::{Way, direct, options, watching};
 use crate::credentials::{self, Environment};
 use crate::failure::{Failure, stalled};
+use crate::lent::lend;
 use crate::pace::{Pace, Paced, SILENCE};
 use crate::profile::with_profile;
 use crate::session::azure::Signing;
@@ -413,6 +414,10 @@ impl Store for CloudStore {
             what: what(),
             source: io::Error::other("too many objects of others stand between"),
         })
+    }
+
+    async fn lend(&self, names: &[ObjectName], time: Duration) -> Result<Option<String>, StoreError> {
+        lend(self, names, time).await.map(Some)
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {

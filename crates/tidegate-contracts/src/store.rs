@@ -179,6 +179,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Removes an object.
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
 
+    /// A text by which whoever has it reads these objects whole, and does nothing else, for as long as `time`: a secret. None
+    /// where the store lends nothing.
+    async fn lend(&self, names: &[ObjectName], time: Duration) -> Result<Option<String>, StoreError> {
+        let _ = (names, time);
+        Ok(None)
+    }
+
     /// How often those who wait for an object may look.
     fn pace(&self) -> Pace {
         Pace::FAR

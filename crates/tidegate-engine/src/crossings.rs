@@ -13,7 +13,7 @@ use crate::error::{EngineError, While};
 use crate::ledger::Fact;
 use crate::progress::Progress;
 use crate::run::Engine;
-use crate::state::{CrossingEntry, RunRecord, get, scan, value};
+use crate::state::{CopyEntry, CrossingEntry, RunRecord, get, put, scan, value};
 
 /// What shall cross, in the words of the plan.
 pub(crate) struct Wanted<'a> {
@@ -25,6 +25,16 @@ pub(crate) struct Wanted<'a> {
     pub(crate) bytes: u64,
     pub(crate) to: &'a SiteName,
     pub(crate) worker: Option<Digest>,
+}
+
+/// A line of the egress account that is about to be written.
+struct Line<'a> {
+    name: &'a str,
+    artifact: &'a ArtifactId,
+    from: &'a SiteName,
+    to: &'a SiteName,
+    bytes: u64,
+    permit: &'a PermitId,
 }
 
 impl Engine {
@@ -141,10 +151,10 @@ impl Engine {
         if get::<CrossingEntry>(&*self.journal, "crossings", &key)?.is_some() {
             return Ok(());
         }
-        let bytes = loop {
+        let (bytes, copied) = loop {
             let body = RequestBody::Send { permit: permit.clone() };
             match self.keeper.ask("send", body).await? {
-                ReplyBody::Sent { bytes, .. } => break bytes,
+                ReplyBody::Sent { bytes, copied } => break (bytes, copied),
                 ReplyBody::Sending { stored, bytes, held } => (self.progress)(&Progress::Sending {
                     artifact: wanted.name.to_owned(),
                     to: wanted.to.clone(),
@@ -156,7 +166,48 @@ impl Engine {
                 _ => return Err(self.keeper.wrong_reply()),
             }
         };
+        if let Some(copied) = copied {
+            // Noted before the line that says that nothing more is to be asked.
+            let copy = CopyEntry {
+                artifact: wanted.name.to_owned(),
+                id: *wanted.artifact,
+                from: copied.from,
+                to: wanted.to.clone(),
+                permit: permit.clone(),
+                bytes: 0,
+            };
+            put(&*self.journal, "copies", &key, &copy)?;
+        }
         self.account(run, wanted.name, wanted.artifact, &self.home, wanted.to, bytes, permit)
+    }
+
+    /// Takes what workers at a site have copied from other sites by now into the egress account.
+    pub(crate) async fn settle_copies(&self, run: &RunRecord, site: &SiteName) -> Result<(), EngineError> {
+        let entries: Vec<CopyEntry> = scan(&*self.journal, "copies", &format!("{}/", run.id))?;
+        for copy in entries.into_iter().filter(|copy| copy.to == *site) {
+            let permit = copy.permit.clone();
+            let reply = self.keeper.ask("send", RequestBody::Send { permit }).await?;
+            let ReplyBody::Sent { copied, .. } = reply else {
+                return Err(self.keeper.wrong_reply());
+            };
+            let bytes = copied.map_or(0, |copied| copied.bytes).max(copy.bytes);
+            if bytes == copy.bytes {
+                continue;
+            }
+            let line = Line {
+                name: &copy.artifact,
+                artifact: &copy.id,
+                from: &copy.from,
+                to: &copy.to,
+                bytes: bytes - copy.bytes,
+                permit: &copy.permit,
+            };
+            let key = format!("{}/{}", run.id, copy.permit);
+            let settled = Batch::default().set("copies", &key, value(&CopyEntry { bytes, ..copy.clone() })?);
+            // Of what came in several attempts each part has a line.
+            self.write_line(run, settled, &format!("{key}-copied-{bytes}"), &line)?;
+        }
+        Ok(())
     }
 
     /// Writes one line of the egress account and its leaf in one transaction.
@@ -171,34 +222,46 @@ impl Engine {
         bytes: u64,
         permit: &PermitId,
     ) -> Result<(), EngineError> {
-        let entry = CrossingEntry {
-            artifact: name.to_owned(),
-            from: from.clone(),
-            to: to.clone(),
-            bytes,
-            permit: permit.clone(),
-            cost: self.egress_cost(from, to, bytes),
-            place: self.crossings(run)?.len() as u64,
-        };
-        let fact = Fact::new(EventType::Crossed, run.id.as_str())
-            .name("permit", permit.as_str())
-            .name("from", from.as_str())
-            .name("to", to.as_str())
-            .digest("artifact", *artifact)
-            .number("bytes", bytes);
         let key = if *from == self.home {
             format!("{}/{permit}", run.id)
         } else {
             format!("{}/{permit}-{name}", run.id)
         };
-        let batch = Batch::default().set("crossings", &key, value(&entry)?);
+        let line = Line {
+            name,
+            artifact,
+            from,
+            to,
+            bytes,
+            permit,
+        };
+        self.write_line(run, Batch::default(), &key, &line)
+    }
+
+    fn write_line(&self, run: &RunRecord, batch: Batch, key: &str, line: &Line<'_>) -> Result<(), EngineError> {
+        let entry = CrossingEntry {
+            artifact: line.name.to_owned(),
+            from: line.from.clone(),
+            to: line.to.clone(),
+            bytes: line.bytes,
+            permit: line.permit.clone(),
+            cost: self.egress_cost(line.from, line.to, line.bytes),
+            place: self.crossings(run)?.len() as u64,
+        };
+        let fact = Fact::new(EventType::Crossed, run.id.as_str())
+            .name("permit", line.permit.as_str())
+            .name("from", line.from.as_str())
+            .name("to", line.to.as_str())
+            .digest("artifact", *line.artifact)
+            .number("bytes", line.bytes);
+        let batch = batch.set("crossings", key, value(&entry)?);
         let (batch, _) = self.ledger.add(batch, &fact)?;
         self.journal.commit(&batch).while_("writing the egress account")?;
         (self.progress)(&Progress::Crossed {
-            artifact: name.to_owned(),
-            from: from.clone(),
-            to: to.clone(),
-            bytes,
+            artifact: entry.artifact,
+            from: entry.from,
+            to: entry.to,
+            bytes: entry.bytes,
         });
         Ok(())
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_contracts::Handle;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_types::digest::Digest;
-use tidegate_types::ids::{PermitId, RunId, SiteName, TaskName};
+use tidegate_types::ids::{ArtifactId, PermitId, RunId, SiteName, TaskName};
 use tidegate_types::keeper::{ArtifactSummary, AttemptOutcome, GateResult, QualitySummary};
 use tidegate_types::message::Attempt;
 use tidegate_types::quantity::{HourPrice, Money};
@@ -125,6 +125,19 @@ pub struct CrossingEntry {
     pub cost: Option<Money>,
     /// Its place among the run's crossings.
     pub place: u64,
+}
+
+/// An artifact that workers copy from another site than home.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CopyEntry {
+    /// What a person calls it.
+    pub(crate) artifact: String,
+    pub(crate) id: ArtifactId,
+    pub(crate) from: SiteName,
+    pub(crate) to: SiteName,
+    pub(crate) permit: PermitId,
+    /// What of it is in the egress account.
+    pub(crate) bytes: u64,
 }
 
 /// What preparation gave.

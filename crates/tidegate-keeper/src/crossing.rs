@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidegate_seal::key::DataKey;
-use tidegate_transfer::{Crossing, KnownShards, PermitCheck, Permitted, TransferError, send};
+use tidegate_transfer::{Crossing, KnownShards, PermitCheck, Permitted, TransferError, send, send_copied};
 use tidegate_types::ids::{ArtifactId, PermitId};
 use tidegate_types::keeper::ReplyBody;
 
@@ -86,10 +86,8 @@ impl Keeper {
             },
         };
         Ok(ReplyBody::Sent {
-            packing_list: crossing.packing_list,
-            packing_list_digest: crossing.packing_list_digest,
-            objects: crossing.objects,
             bytes: crossing.bytes,
+            copied: self.copied(&crossing, &record.to).await?,
         })
     }
 
@@ -111,35 +109,40 @@ impl Keeper {
         let key = self.data_key(record).await?;
         let source = self.folder.join(&artifact.folder);
         let state = self.folder.join("transfers").join(record.id.as_str());
-        let sent = send(
-            &permitted,
-            &Crossing {
-                source: &source,
-                store: self.store(&record.to)?,
-                signer: &self.keys.signing,
-                data_key: &key,
-                digest_key: &self.keys.digest,
-                // The rows of a prepared table stand in a keyed order: two versions share hardly a shard.
-                known: KnownShards::NONE,
-                state: &state,
-                shards_in_flight: SHARDS_IN_FLIGHT,
-                progress: &|stored| self.note_progress(&record.id, watch, stored),
-                gate: &|| self.gate(&record.id, &record.to, watch),
-            },
-        )
-        .await
-        .map_err(|error| match error {
+        let crossing = Crossing {
+            source: &source,
+            store: self.store(&record.to)?,
+            signer: &self.keys.signing,
+            data_key: &key,
+            digest_key: &self.keys.digest,
+            // The rows of a prepared table stand in a keyed order: two versions share hardly a shard.
+            known: KnownShards::NONE,
+            state: &state,
+            shards_in_flight: SHARDS_IN_FLIGHT,
+            progress: &|stored| self.note_progress(&record.id, watch, stored),
+            gate: &|| self.gate(&record.id, &record.to, watch),
+        };
+        let copyable = self.copyable(&permitted).await?;
+        let sent = match &copyable {
+            Some((from, shards)) => send_copied(&permitted, &crossing, from, shards).await,
+            None => send(&permitted, &crossing).await,
+        };
+        let sent = sent.map_err(|error| match error {
             TransferError::Refused(refusal) => refusal.into(),
             error => KeeperError::failed(
                 format!("sending artifact {} to site `{}`", record.artifact.short(), record.to),
                 error,
             ),
         })?;
+        // What a call before this one has named and not put is still to be copied.
+        let named = sent.already.then(|| permitted.permit().copied_from.clone()).flatten();
+        let copied_from = copyable.map(|(from, _)| from).or(named);
         let crossing = CrossingRecord {
             packing_list: sent.packing_list.to_string(),
             packing_list_digest: sent.packing_list_digest,
             objects: sent.objects,
             bytes: sent.bytes,
+            copied_from: copied_from.map(|from| from.site),
             at: (self.clock)(),
         };
         self.records.put("crossings", record.id.as_str(), &crossing)?;

@@ -35,6 +35,7 @@
 pub mod admission;
 mod attempt;
 mod away;
+mod copies;
 mod crossing;
 mod custodian;
 mod deploy;

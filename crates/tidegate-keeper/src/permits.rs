@@ -250,6 +250,11 @@ impl Keeper {
             organisation: self.sites.organisation.clone(),
             from: self.reference(&self.site)?,
             to: self.reference(wanted.to)?,
+            // A worker copies, and nobody else.
+            copied_from: match wanted.worker {
+                Some(_) => self.copy_source(wanted.artifact, wanted.to)?,
+                None => None,
+            },
             pipeline: digest,
             policies: self.policies.digest(),
             code: if is_input || artifact.manifest.kind == ArtifactKind::Checkpoint {

@@ -85,8 +85,13 @@ pub(crate) struct PermitRecord {
 pub(crate) struct CrossingRecord {
     pub(crate) packing_list: String,
     pub(crate) packing_list_digest: Digest,
+    /// Shards in order, index, packing list.
     pub(crate) objects: Vec<SealedObject>,
+    /// What of them this site has put.
     pub(crate) bytes: u64,
+    /// The site where its shards stood already, from where workers copy them.
+    #[serde(default)]
+    pub(crate) copied_from: Option<SiteName>,
     /// When (Unix time); nothing for what was sent before this was written down.
     #[serde(default)]
     pub(crate) at: u64,

@@ -168,7 +168,7 @@ impl Transfers {
         if record.expires <= now {
             return Ok(TransferState::Expired { stored });
         }
-        let rules = self.sites.sites.get(&record.to).and_then(|site| site.transfer);
+        let rules = self.sites.sites.get(&record.to).and_then(|site| site.transfer.as_ref());
         if let Some(by) = held(&self.records, &record.id, rules.and_then(|rules| rules.window), now)? {
             return Ok(TransferState::Held { stored, by });
         }

@@ -223,7 +223,11 @@ impl Keeper {
     }
 
     fn held(&self, permit: &PermitId, to: &SiteName) -> Result<Option<Held>, KeeperError> {
-        let window = self.site_definition(to)?.transfer.and_then(|rules| rules.window);
+        let window = self
+            .site_definition(to)?
+            .transfer
+            .as_ref()
+            .and_then(|rules| rules.window);
         held(&self.records, permit, window, (self.clock)())
     }
 

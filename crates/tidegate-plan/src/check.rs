@@ -423,11 +423,27 @@ impl Checker<'_> {
             if crossing.from == plan.home {
                 leaving = leaving.saturating_add(crossing.bytes_estimate);
             }
-            let price = sites
-                .sites
-                .get(&crossing.from)
-                .and_then(|site| site.egress.get(crossing.to.as_str()).or_else(|| site.egress.get("*")));
-            let cost = price.map(|price| price.for_bytes(crossing.bytes_estimate));
+            let inputs = crossing.from == plan.home && crossing.artifact != "bundle";
+            let destination = sites.sites.get(&crossing.to);
+            let named: &[SiteName] = match destination.and_then(|site| site.transfer.as_ref()) {
+                Some(rules) if inputs => &rules.copy_from,
+                _ => &[],
+            };
+            self.expect(crossing.copied_from == named, || {
+                format!(
+                    "`{}` is copied from other sites than its destination names",
+                    crossing.artifact
+                )
+            });
+            let mut cost = Some(Money::ZERO);
+            for from in named.iter().chain([&crossing.from]) {
+                let price = sites
+                    .sites
+                    .get(from)
+                    .and_then(|site| site.egress.get(crossing.to.as_str()).or_else(|| site.egress.get("*")));
+                let here = price.map(|price| price.for_bytes(crossing.bytes_estimate));
+                cost = cost.zip(here).map(|(most, here)| most.max(here));
+            }
             self.expect(crossing.cost == cost, || {
                 format!("`{}` has another cost than its price gives", crossing.artifact)
             });

@@ -39,13 +39,22 @@ pub(crate) fn compute_cost(offer: Option<&ComputeOffer>, spot: bool, seconds: u6
     }
 }
 
-/// What bytes cost that leave `from` for `to`; `None` where `from` has no price for them.
-pub(crate) fn egress_cost(sites: &Sites, from: &SiteName, to: &SiteName, bytes: u64) -> Option<Money> {
-    let prices = &sites.sites.get(from)?.egress;
-    prices
-        .get(to.as_str())
-        .or_else(|| prices.get("*"))
-        .map(|price| price.for_bytes(bytes))
+/// What bytes cost at the most that leave `from`, or one of `others`, for `to`; `None` where one has no price for them.
+pub(crate) fn egress_cost(
+    sites: &Sites,
+    from: &SiteName,
+    others: &[SiteName],
+    to: &SiteName,
+    bytes: u64,
+) -> Option<Money> {
+    let price = |from: &SiteName| {
+        let prices = &sites.sites.get(from)?.egress;
+        let price = prices.get(to.as_str()).or_else(|| prices.get("*"))?;
+        Some(price.for_bytes(bytes))
+    };
+    others
+        .iter()
+        .try_fold(price(from)?, |most, other| Some(most.max(price(other)?)))
 }
 
 /// Bytes of the training and of the validation part, as if every byte of the source left.

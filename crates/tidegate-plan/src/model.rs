@@ -157,7 +157,10 @@ pub struct PlannedCrossing {
     pub columns: Vec<ColumnReport>,
     /// How many bytes at the most, roughly.
     pub bytes_estimate: u64,
-    /// What they cost; absent when the site that they leave has no price for them.
+    /// Other sites from which it is copied where it stands there already, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copied_from: Vec<SiteName>,
+    /// What they cost, at the dearest of the sites that they may leave; absent when one has no price for them.
     pub cost: Option<Money>,
 }
 

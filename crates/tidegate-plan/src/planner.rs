@@ -433,6 +433,12 @@ impl Draft<'_> {
         bytes: u64,
     ) {
         let input = self.planner.input;
+        // Workers copy what they open, and a bundle is opened by no worker.
+        let inputs = from == self.planner.home && kind != ArtifactKind::Bundle;
+        let rules = input.sites.sites.get(to).and_then(|site| site.transfer.as_ref());
+        let copied_from = rules
+            .filter(|_| inputs)
+            .map_or(Vec::new(), |rules| rules.copy_from.clone());
         self.crossings.push(PlannedCrossing {
             task: task.clone(),
             artifact: artifact.to_owned(),
@@ -446,7 +452,8 @@ impl Draft<'_> {
                 Vec::new()
             },
             bytes_estimate: bytes,
-            cost: cost::egress_cost(input.sites, from, to, bytes),
+            cost: cost::egress_cost(input.sites, from, &copied_from, to, bytes),
+            copied_from,
         });
     }
 

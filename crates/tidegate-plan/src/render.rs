@@ -84,7 +84,13 @@ impl Report {
 fn route(crossing: &PlannedCrossing) -> Vec<String> {
     vec![
         crossing.artifact.clone(),
-        format!("{} -> {}", crossing.from, crossing.to),
+        match crossing.copied_from.as_slice() {
+            [] => format!("{} -> {}", crossing.from, crossing.to),
+            others => {
+                let others: Vec<&str> = others.iter().map(|site| site.as_str()).collect();
+                format!("{} (or {}) -> {}", crossing.from, others.join(", "), crossing.to)
+            }
+        },
         crossing.label.to_string(),
         format!("at most about {}", bytes(crossing.bytes_estimate)),
         cost(crossing.cost),

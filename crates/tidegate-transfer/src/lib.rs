@@ -15,9 +15,13 @@
 //! the packing list's digest, its sender's signature, the data key and the authenticated shards
 //! prove, and lets the folder appear by one rename.
 //!
+//! What stands sealed at another site already need not be sent again: [`send_copied()`] names it there, and whoever may open
+//! it brings it over as it is ([`Copying`]).
+//!
 //! [`mailbox`] carries the messages between keeper and worker over the same stores.
 
 mod clock;
+mod copy;
 mod describe;
 mod error;
 mod known;
@@ -32,6 +36,7 @@ mod source;
 mod sweep;
 mod tree;
 
+pub use copy::{Copying, SentShards, missing, object_name, sent_shards};
 pub use describe::{Description, describe};
 pub use error::TransferError;
 pub use known::KnownShards;
@@ -39,6 +44,6 @@ pub use permitted::{PermitCheck, Permitted, permit_missing};
 pub use receive::{Expected, Received, packing_list, receive};
 pub use resume::{is_sending, names_in_flight};
 pub use retry::patiently;
-pub use send::{Crossing, Gate, Sent, packing_list_name, send};
+pub use send::{Crossing, Gate, Sent, packing_list_name, send, send_copied};
 pub use snapshot::Standing;
 pub use sweep::{named_by, remove, stored};

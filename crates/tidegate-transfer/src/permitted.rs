@@ -180,6 +180,16 @@ impl Permitted<Manifest> {
         check_times(&self.opened.permit, now, what)
     }
 
+    /// The refusal of a copy from a site that the permit does not name.
+    pub(crate) fn not_copied_from(&self, site: &SiteName) -> Refusal {
+        Refusal {
+            rule: "permit-other-site".to_owned(),
+            what: sending(&self.artifact, &self.from, &self.to),
+            why: format!("its permit does not let it be copied from site `{site}`"),
+            fix: "name that site in `transfer: {copy_from: …}`, and ask for a new permit".to_owned(),
+        }
+    }
+
     /// The refusal of a crossing that would send more than the permit allows.
     pub(crate) fn too_many_bytes(&self, bytes: u64) -> Refusal {
         byte_limit_refusal(sending(&self.artifact, &self.from, &self.to), bytes, self.byte_limit)

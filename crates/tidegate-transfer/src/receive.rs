@@ -14,7 +14,7 @@ use tidegate_seal::packing::{open_index, open_packing_list};
 use tidegate_seal::random::random_bytes;
 use tidegate_seal::shard::PlainShard;
 use tidegate_seal::sign::VerifyingKey;
-use tidegate_types::artifact::{SealedObject, ShardKey};
+use tidegate_types::artifact::{SealedIndex, SealedObject, ShardKey};
 use tidegate_types::ids::PermitId;
 use tidegate_types::{ArtifactId, Digest, FileEntry, Label, Manifest, PackingList, Refusal, SiteName};
 
@@ -85,20 +85,11 @@ pub async fn receive(
     data_key: &DataKey,
     destination: &Path,
 ) -> Result<Received, TransferError> {
-    let (list, list_bytes) = packing_list(expected, store, data_key).await?;
-    let sealed = fetch(store, &list.index, Vec::new()).await?;
-    if sha256(&sealed) != list.index.digest {
-        return Err(another(&list.index));
-    }
-    let index = open_index(&sealed, data_key, expected.organisation, &list.artifact)
-        .map_err(TransferError::seal("opening the sealed index"))?;
+    let (list, index, list_bytes) = open_list(expected, store, data_key).await?;
     let unexpected = |why: &str| TransferError::Unexpected {
         name: expected.packing_list.clone(),
         why: why.to_owned(),
     };
-    if index.shards.len() != list.shards.len() {
-        return Err(unexpected("it has another number of shards than its sealed index"));
-    }
     if let Some(ceiling) = expected.ceiling
         && !index.manifest.label.flows_to(ceiling)
     {
@@ -156,6 +147,28 @@ pub async fn receive(
     drop(opened);
     blocking(move || folder.finish()).await?;
     Ok(received)
+}
+
+/// The verified packing list, the index that it names, and the list's length in bytes.
+pub(crate) async fn open_list(
+    expected: &Expected<'_>,
+    store: &dyn Store,
+    data_key: &DataKey,
+) -> Result<(PackingList, SealedIndex, u64), TransferError> {
+    let (list, list_bytes) = packing_list(expected, store, data_key).await?;
+    let sealed = fetch(store, &list.index, Vec::new()).await?;
+    if sha256(&sealed) != list.index.digest {
+        return Err(another(&list.index));
+    }
+    let index = open_index(&sealed, data_key, expected.organisation, &list.artifact)
+        .map_err(TransferError::seal("opening the sealed index"))?;
+    if index.shards.len() != list.shards.len() {
+        return Err(TransferError::Unexpected {
+            name: expected.packing_list.clone(),
+            why: "it has another number of shards than its sealed index".to_owned(),
+        });
+    }
+    Ok((list, index, list_bytes))
 }
 
 fn total_bytes(list: &PackingList, list_bytes: u64) -> u64 {

@@ -14,8 +14,10 @@ use tidegate_types::artifact::{
     PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SHARD_PLAINTEXT_BYTES, SealedIndex, SealedObject,
 };
 use tidegate_types::ids::PermitId;
+use tidegate_types::permit::SiteReference;
 use tidegate_types::{ArtifactId, Digest, KeyedDigest, Manifest, PackingList, RunId};
 
+use crate::copy::SentShards;
 use crate::error::TransferError;
 use crate::known::KnownShards;
 use crate::permitted::Permitted;
@@ -118,36 +120,42 @@ fn literal(name: String) -> ObjectName {
 /// store fails for good, or is busy for longer than eight tries with growing pauses;
 /// [`TransferError::Shut`] when the gate is shut; [`TransferError::Resume`] when another process sends the same, or another data key is given.
 pub async fn send(permitted: &Permitted<Manifest>, crossing: &Crossing<'_>) -> Result<Sent, TransferError> {
-    permitted.still_valid()?;
-    let permit = permitted.permit();
-    let packing_list = packing_list_name(&permit.run, &permit.id, &permitted.artifact());
-    let head = Head::new(
-        &permit.id,
-        permitted.permit_digest(),
-        permitted.artifact(),
-        crossing.data_key.commitment(),
-        &packing_list,
-    );
-    let state = crossing.state.to_owned();
-    let resume = Arc::new(blocking(move || Resume::open(&state, head)).await?);
-    let sender = Sender {
-        permitted,
-        crossing,
-        resume,
-        packing_list,
-        window: Window::new(crossing.shards_in_flight.clamp(1, MOST_IN_FLIGHT)),
-        rooms: Mutex::default(),
-        known: Mutex::new(crossing.known.clone()),
-        known_bytes: AtomicU64::new(0),
-    };
+    let sender = Sender::begin(permitted, crossing).await?;
     if sender.is_complete().await? {
         return sender.sent(true, &[]);
     }
     let contents = sender.shards().await?;
-    let index = sender.index().await?;
-    sender.list(index).await?;
-    sender.remove_abandoned().await;
+    sender.publish().await?;
     sender.sent(false, &contents)
+}
+
+/// As [`send`], of an artifact whose `shards` stand in the store of site `from`: only a new index and packing list are put,
+/// which name them. Whoever opens it brings them over; nothing is read from [`Crossing::source`]. [`Sent::objects`] are all
+/// of them, [`Sent::bytes`] is what was put.
+///
+/// # Errors
+/// As [`send`]; [`TransferError::Refused`] by rule `permit-other-site` where the permit does not name `from` as where it may
+/// be copied from.
+pub async fn send_copied(
+    permitted: &Permitted<Manifest>,
+    crossing: &Crossing<'_>,
+    from: &SiteReference,
+    shards: &SentShards,
+) -> Result<Sent, TransferError> {
+    if permitted.permit().copied_from.as_ref() != Some(from) {
+        return Err(permitted.not_copied_from(&from.site).into());
+    }
+    let sender = Sender::begin(permitted, crossing).await?;
+    let already = sender.is_complete().await?;
+    if !already {
+        sender.name_shards(shards).await?;
+        sender.publish().await?;
+    }
+    let mut sent = sender.sent(already, &[])?;
+    sent.bytes = sent
+        .bytes
+        .saturating_sub(shards.objects().map(|object| object.bytes).sum());
+    Ok(sent)
 }
 
 /// One call of [`send`].
@@ -165,7 +173,55 @@ struct Sender<'a> {
     known_bytes: AtomicU64,
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    async fn begin(permitted: &'a Permitted<Manifest>, crossing: &'a Crossing<'a>) -> Result<Self, TransferError> {
+        permitted.still_valid()?;
+        let permit = permitted.permit();
+        let packing_list = packing_list_name(&permit.run, &permit.id, &permitted.artifact());
+        let head = Head::new(
+            &permit.id,
+            permitted.permit_digest(),
+            permitted.artifact(),
+            crossing.data_key.commitment(),
+            &packing_list,
+        );
+        let state = crossing.state.to_owned();
+        let resume = Arc::new(blocking(move || Resume::open(&state, head)).await?);
+        Ok(Self {
+            permitted,
+            crossing,
+            resume,
+            packing_list,
+            window: Window::new(crossing.shards_in_flight.clamp(1, MOST_IN_FLIGHT)),
+            rooms: Mutex::default(),
+            known: Mutex::new(crossing.known.clone()),
+            known_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Once all shards are noted: index and packing list.
+    async fn publish(&self) -> Result<(), TransferError> {
+        let index = self.index().await?;
+        self.list(index).await?;
+        self.remove_abandoned().await;
+        Ok(())
+    }
+
+    /// Notes shards that stand elsewhere as those of this crossing.
+    async fn name_shards(&self, shards: &SentShards) -> Result<(), TransferError> {
+        let (resume, shards) = (Arc::clone(&self.resume), shards.clone());
+        blocking(move || {
+            for (number, (key, object)) in (0..).zip(shards.0) {
+                // What was noted before a restart is the same, and an index may name it.
+                if resume.read(|notes| notes.shards.get(&number) != Some(&(key.clone(), object.clone()))) {
+                    resume.shard(number, key, object)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Whether the crossing was completed before and its packing list is still in the store.
     async fn is_complete(&self) -> Result<bool, TransferError> {
         match self.resume.read(|notes| notes.list.clone().filter(|_| notes.complete)) {

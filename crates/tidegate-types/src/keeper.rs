@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{ArtifactKind, SealedObject};
+use crate::artifact::ArtifactKind;
 use crate::digest::Digest;
 use crate::ids::{ArtifactId, AttemptNumber, PermitId, RunId, SiteName, TaskName};
 use crate::label::Label;
@@ -365,6 +365,16 @@ pub enum Held {
     },
 }
 
+/// Shards of an artifact that workers copy from the store of another site into their own, as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Copied {
+    /// Where they stood.
+    pub from: SiteName,
+    /// Bytes of those that have arrived by now.
+    pub bytes: u64,
+}
+
 /// Unfinished work that was brought home.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -446,14 +456,10 @@ pub enum ReplyBody {
     },
     /// What was sent.
     Sent {
-        /// The signed packing list's object name.
-        packing_list: String,
-        /// SHA-256 of that object.
-        packing_list_digest: Digest,
-        /// Every committed object.
-        objects: Vec<SealedObject>,
-        /// The sum of their bytes.
+        /// Bytes of every object that went from here.
         bytes: u64,
+        /// What of it comes from another site's store, where that is so.
+        copied: Option<Copied>,
     },
     /// What the attempts before had done, at home now.
     Checkpoint {

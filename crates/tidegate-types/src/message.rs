@@ -289,6 +289,10 @@ pub struct GrantedArtifact {
     pub key_commitment: Digest,
     /// base64 of an age file to the hello's recipient holding the 32-byte data key.
     pub sealed_key: String,
+    /// base64 of an age file to the hello's recipient: it reads objects that do not stand in the site's store yet from that
+    /// of the site that the permit lets them be copied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<String>,
     /// The permit under which this artifact crossed: each has its own. The worker verifies it with
     /// the owner's key before it opens anything.
     pub permit_envelope: Envelope,

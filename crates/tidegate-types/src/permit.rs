@@ -123,6 +123,9 @@ pub struct Permit {
     pub from: SiteReference,
     /// Where it may go, and nowhere else.
     pub to: SiteReference,
+    /// Another site, where it stands sealed already, from whose store its shards may go there as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<SiteReference>,
     /// SHA-256 of the pipeline file's canonical form.
     pub pipeline: Digest,
     /// SHA-256 of the policy set that was asked.

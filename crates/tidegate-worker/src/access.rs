@@ -12,6 +12,9 @@ use tidegate_contracts::{ObjectInfo, ObjectName, Pace, Store, StoreError};
 /// Opens the store with variables that hold its credentials, or says why it cannot.
 pub type Opener = Box<dyn Fn(&BTreeMap<String, String>) -> Result<Arc<dyn Store>, String> + Send + Sync>;
 
+/// Opens what [`Store::lend`] gave, or says why it cannot.
+pub type Borrow = fn(&str) -> Result<Arc<dyn Store>, String>;
+
 /// A store with the newest credentials: calls that are under way end with those that they began with.
 pub(crate) struct Access {
     opener: Opener,

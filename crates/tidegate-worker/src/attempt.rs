@@ -17,14 +17,14 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::permit::OpenedPermit;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
 use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
-use tidegate_transfer::{Expected, TransferError, receive};
+use tidegate_transfer::{Copying, Expected, TransferError, receive};
 use tidegate_types::artifact::{ArtifactKind, Manifest};
 use tidegate_types::message::{GrantedArtifact, Numbered, SandboxEvidence, Ticket, WorkerMessage};
 use tidegate_types::{ArtifactId, Digest, Label};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::accelerators::Accelerators;
-use crate::access::{Access, Opener};
+use crate::access::{Access, Borrow, Opener};
 use crate::checkpoint::{CHECKPOINT_SLOT, Checkpoints};
 use crate::command::{self, Task};
 use crate::environment::Surroundings;
@@ -61,6 +61,8 @@ pub struct Options {
     pub towards: Option<IpAddr>,
     /// Where word comes from that the machine will be taken away.
     pub notices: Notices,
+    /// Opens what a keeper lends of another site's store.
+    pub borrow: Borrow,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -116,6 +118,7 @@ pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(),
         executable,
         accelerators: Accelerators::find(&options.machine),
         towards: options.towards,
+        borrow: options.borrow,
         mail,
     };
     let result = attempt.work().await;
@@ -191,6 +194,7 @@ struct Attempt {
     executable: PathBuf,
     accelerators: Accelerators,
     towards: Option<IpAddr>,
+    borrow: Borrow,
     mail: Mail,
 }
 
@@ -402,6 +406,19 @@ impl Attempt {
         Ok(DataKey::from_bytes(*bytes))
     }
 
+    /// What of an artifact does not stand in the site's store yet, at the site that it is copied from.
+    fn lent(&self, granted: &GrantedArtifact) -> Result<Option<Arc<dyn Store>>, Failure> {
+        let failed = |why: &str| Failure::new(Stage::Input, format!("input `{}`: what was lent {why}", granted.input));
+        let Some(sealed) = &granted.lent else {
+            return Ok(None);
+        };
+        let sealed = STANDARD.decode(sealed).map_err(|_| failed("is not base64"))?;
+        let opened = open(self.mail.identity(), &sealed).map_err(|_| failed("is not sealed to this worker"))?;
+        let text = std::str::from_utf8(&opened).map_err(|_| failed("is no text"))?;
+        let store = (self.borrow)(text).map_err(|why| failed(&format!("cannot be used: {why}")))?;
+        Ok(Some(store))
+    }
+
     /// Opens an artifact into its folder. Its key is wiped when this returns.
     async fn receive(&mut self, granted: &GrantedArtifact, permit: &OpenedPermit) -> Result<Manifest, Failure> {
         let failed = |what: &str| Failure::new(Stage::Input, format!("input `{}`: {what}", granted.input));
@@ -430,8 +447,10 @@ impl Attempt {
         } else {
             self.scratch.input(&granted.input)
         };
-        let store = self.mail.store();
-        let work = receive(&expected, &*store, &key, &destination);
+        let (own, lent) = (self.mail.store(), self.lent(granted)?);
+        let copying = lent.as_deref().map(|lent| Copying::new(&*own, lent));
+        let store = copying.as_ref().map_or(&*own as &dyn Store, |copying| copying);
+        let work = receive(&expected, store, &key, &destination);
         let received = self.mail.while_leased(work).await?.map_err(|error| match error {
             // What store and disk do may pass; an input that is another than the granted one will not.
             TransferError::Store { .. } | TransferError::Local { .. } => failed(&error.to_string()),

@@ -78,6 +78,9 @@ pub(crate) fn check(grant: Grant, expected: &Expectation<'_>) -> Result<Granted,
         if opened.artifact != granted.artifact {
             return Err("the grant names an artifact under the permit of another one");
         }
+        if granted.lent.is_some() && opened.permit.copied_from.is_none() {
+            return Err("the grant lends what is copied, and its permit lets nothing be copied");
+        }
         let named = is_input_name(&granted.input) && names.insert(granted.input.clone());
         match expected.moment {
             _ if !named => return Err("the grant names an input by something that is no name, or twice"),
@@ -187,6 +190,7 @@ mod tests {
             organisation: "st-mary".to_owned(),
             from: site("hospital"),
             to: site("cloud"),
+            copied_from: None,
             pipeline: sha256(b"pipeline"),
             policies: sha256(b"policies"),
             code: Some(sha256(b"code")),
@@ -228,6 +232,7 @@ mod tests {
                 packing_list_digest: sha256(b"list"),
                 key_commitment: sha256(b"key"),
                 sealed_key: String::new(),
+                lent: None,
                 permit_envelope: envelope.clone(),
             }],
             checkpoint: None,
@@ -312,5 +317,6 @@ mod tests {
             grant.artifacts.push(other);
         };
         assert_eq!(with(second), Ok(()));
+        assert!(with(|grant| grant.artifacts[0].lent = Some(String::new())).is_err());
     }
 }

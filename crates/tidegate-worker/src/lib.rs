@@ -37,7 +37,7 @@ mod outgoing;
 pub mod sandbox;
 mod scratch;
 
-pub use access::Opener;
+pub use access::{Borrow, Opener};
 pub use attempt::{Options, own_executable, run};
 pub use error::{Stage, WorkerError};
 pub use notice::{Notice, Notices};

@@ -74,7 +74,7 @@ fn shelf(
     digest: &Later<Result<Digest, String>>,
 ) -> Result<ProgramShelf, Failure> {
     let address = project.store_address(site).parse().while_(OPENING)?;
-    let rules = project.sites.sites.get(site).and_then(|site| site.transfer);
+    let rules = project.sites.sites.get(site).and_then(|site| site.transfer.as_ref());
     let bandwidth = rules.and_then(|rules| rules.bandwidth).map(|rate| rate.0.0);
     let store = CloudStore::open_paced(address, &environment(), bandwidth).while_(OPENING)?;
     Ok(ProgramShelf::new(store, program.to_owned(), digest.clone()))

@@ -52,6 +52,7 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         machine: PathBuf::from("/"),
         towards: stores::towards(&ticket.store).await,
         notices: notices::listen(),
+        borrow: stores::borrow,
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await

@@ -35,7 +35,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     let mut opened: BTreeMap<SiteName, Arc<dyn Store>> = BTreeMap::new();
     let environment = stores::environment();
     for (name, site) in &project.sites.sites {
-        let store = stores::open_paced(&project.store_address(name), &environment, site.transfer)?;
+        let store = stores::open_paced(&project.store_address(name), &environment, site.transfer.as_ref())?;
         opened.insert(name.clone(), store);
     }
     let definition = project.sites.sites.get(site);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tidegate_cloud::{
     Address, AddressError, CloudStore, Environment, GoogleKmsAddress, GoogleKmsCustody, KeyVaultAddress,
-    KeyVaultCustody, KmsAddress, KmsCustody, SourceAddress, VaultAddress, VaultCustody,
+    KeyVaultCustody, KmsAddress, KmsCustody, LentStore, SourceAddress, VaultAddress, VaultCustody,
 };
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
 use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
@@ -33,7 +33,7 @@ pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn S
 pub(crate) fn open_paced(
     address: &str,
     environment: &Environment,
-    rules: Option<TransferRules>,
+    rules: Option<&TransferRules>,
 ) -> Result<Arc<dyn Store>, Failure> {
     let opening = "opening a site's store";
     if Address::is_meant(address) {
@@ -45,6 +45,12 @@ pub(crate) fn open_paced(
     let folder = address.strip_prefix("folder:").filter(|folder| !folder.is_empty());
     let folder = folder.ok_or_else(|| Failure::Usage(format!("this program opens no store `{address}`")))?;
     Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
+}
+
+/// Opens what a keeper lends of another site's store.
+pub(crate) fn borrow(lent: &str) -> Result<Arc<dyn Store>, String> {
+    let store = LentStore::open(lent).map_err(|error| error.to_string())?;
+    Ok(Arc::new(store))
 }
 
 /// Something in the network through which machines reach each other that all reach the store at `address`: its server,

@@ -14,6 +14,7 @@
 mod azureml;
 mod conformance;
 mod jobs;
+mod lent;
 mod machines;
 mod narrowed;
 mod openstack;

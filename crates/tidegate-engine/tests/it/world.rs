@@ -269,10 +269,8 @@ impl Keeper {
                 })
             }
             RequestBody::Send { .. } => done(ReplyBody::Sent {
-                packing_list: "packing/1".to_owned(),
-                packing_list_digest: sha256(b"packing"),
-                objects: Vec::new(),
                 bytes: 1000,
+                copied: None,
             }),
             RequestBody::StartAttempt {
                 attempt, site, worker, ..

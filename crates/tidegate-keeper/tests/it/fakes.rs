@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tidegate_contracts::fakes::{MemoryJournal, MemoryStore};
@@ -68,6 +70,8 @@ impl Journal for Journals {
 pub(crate) struct Disk {
     pub(crate) store: MemoryStore,
     pub(crate) full: Arc<AtomicBool>,
+    /// Whether it lends objects: by their names, one in a line.
+    pub(crate) lends: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -100,6 +104,11 @@ impl Store for Disk {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.store.delete(name).await
+    }
+
+    async fn lend(&self, names: &[ObjectName], _: Duration) -> Result<Option<String>, StoreError> {
+        let names: Vec<&str> = names.iter().map(ObjectName::as_str).collect();
+        Ok(self.lends.load(Ordering::SeqCst).then(|| names.join("\n")))
     }
 
     fn pace(&self) -> Pace {

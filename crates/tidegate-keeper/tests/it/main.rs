@@ -12,6 +12,7 @@ mod access;
 mod attempts;
 mod away;
 mod checkpoints;
+mod copies;
 mod custodian;
 mod fakes;
 mod needless;

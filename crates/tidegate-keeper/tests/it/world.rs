@@ -147,6 +147,8 @@ pub(crate) struct World {
     pub(crate) journal: Journals,
     pub(crate) stores: BTreeMap<SiteName, MemoryStore>,
     pub(crate) full: Arc<AtomicBool>,
+    /// Whether stores lend objects.
+    pub(crate) lends: Arc<AtomicBool>,
     /// After how long a crossing for which nobody asks is stopped; counts from the next restart on.
     pub(crate) unasked: Duration,
     pub(crate) rows: Arc<Rows>,
@@ -205,14 +207,33 @@ impl World {
         Self::of("", &sites, text()).await
     }
 
+    /// One with two clouds, of which the second copies what stands in the first.
+    pub(crate) async fn of_two_clouds() -> Self {
+        let (home, others) = SITES.split_once("  cloud:\n").unwrap();
+        let cloud = others
+            .split_once("  ward:\n")
+            .unwrap()
+            .0
+            .replace("folder:", "s3://cloud");
+        let ward = others.split_once("  ward:\n").unwrap().1;
+        let second = cloud.replace("s3://cloud", "s3://second");
+        let sites =
+            format!("{home}  cloud:\n{cloud}  second:\n{second}    transfer: {{copy_from: [cloud]}}\n  ward:\n{ward}");
+        let mut pipeline = text();
+        let both = "{any_of: [{infra: cloud}, {infra: second}]}";
+        pipeline.text = PIPELINE.replace("{infra: cloud}", both);
+        Self::of("", &sites, pipeline).await
+    }
+
     async fn of(policy: &'static str, sites: &str, pipeline: PipelineText) -> Self {
         let mut world = Self {
             folder: tempfile::tempdir().unwrap(),
             journal: Journals::default(),
-            stores: ["hospital", "cloud", "ward"]
+            stores: ["hospital", "cloud", "ward", "second"]
                 .map(|name| (site(name), MemoryStore::new()))
                 .into(),
             full: Arc::default(),
+            lends: Arc::default(),
             unasked: Setup::UNASKED,
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
@@ -243,6 +264,7 @@ impl World {
             let disk = Disk {
                 store: store.clone(),
                 full: Arc::clone(&self.full),
+                lends: Arc::clone(&self.lends),
             };
             (name.clone(), Arc::new(disk) as Arc<dyn Store>)
         });

@@ -124,6 +124,7 @@ pub(crate) fn permit() -> Permit {
         organisation: ORGANISATION.to_owned(),
         from: site("hospital"),
         to: site("cloud"),
+        copied_from: None,
         pipeline: sha256(b"a pipeline"),
         policies: sha256(b"policies"),
         code: None,

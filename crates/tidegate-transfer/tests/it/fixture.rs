@@ -130,6 +130,7 @@ impl World {
             organisation: ORGANISATION.to_owned(),
             from: self.from.clone(),
             to: self.to.clone(),
+            copied_from: None,
             pipeline: sha256(b"pipeline"),
             policies: sha256(b"policies"),
             code: None,

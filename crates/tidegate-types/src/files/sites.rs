@@ -68,13 +68,13 @@ pub struct Site {
     /// Where jobs may use the network.
     #[serde(default)]
     pub network: NetworkRules,
-    /// How fast, and when, bytes are sent to it.
+    /// How fast, when and from where bytes are sent to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferRules>,
 }
 
 impl Site {
-    /// What it is: all but how fast and when bytes are sent to it, which makes it no other site.
+    /// What it is: all but how fast, when and from where bytes are sent to it, which makes it no other site.
     #[must_use]
     pub fn identity(&self) -> Self {
         Self {
@@ -84,8 +84,8 @@ impl Site {
     }
 }
 
-/// How fast, and when, bytes are sent to a site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+/// How fast, when and from where bytes are sent to a site.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransferRules {
     /// The most bytes that a keeper sends there in a second, and the most that it fetches; as many as the network
@@ -95,6 +95,10 @@ pub struct TransferRules {
     /// The hours of a day (UTC) in which something is sent there; always otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<DailyWindow>,
+    /// Other sites, in order: what stands sealed in the store of one of them is copied from there, and not sent from home
+    /// again. The machines of this site have to reach that store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copy_from: Vec<SiteName>,
 }
 
 /// What a site's compute offers.

@@ -70,6 +70,14 @@ fn what_does_not_fit_is_named_with_its_place() {
             "driver: process",
             "driver: vertex, accelerators: T4, machine: {project: mary, region: europe-west4, image: a/b:1, type: n1-standard-8}",
         ),
+        (
+            "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}",
+            "transfer: {copy_from: [clod]}\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}",
+        ),
+        (
+            "compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}",
+            "transfer: {copy_from: [ward]}\n    compute: {driver: process, cpus: 2, memory: 2 GiB, price: 0.08 USD/h}",
+        ),
         ("\"*\": 0.09", "wards: 0.09"),
         ("jurisdiction: US", "jurisdiction: \"\""),
         // The pipeline.

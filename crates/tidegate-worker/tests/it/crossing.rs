@@ -48,6 +48,7 @@ pub(crate) fn permit(id: &str, code: Option<Digest>, worker: Digest) -> Permit {
         organisation: ORGANISATION.to_owned(),
         from: site("hospital"),
         to: site("cloud"),
+        copied_from: None,
         pipeline: sha256(b"pipeline"),
         policies: sha256(b"policies"),
         code,

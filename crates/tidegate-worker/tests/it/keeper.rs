@@ -281,6 +281,7 @@ impl Keeper {
             packing_list_digest: crossed.packing_list_digest,
             key_commitment: DataKey::from_bytes(crossed.key).commitment(),
             sealed_key: STANDARD.encode(seal_to(recipient, &crossed.key).unwrap()),
+            lent: None,
             permit_envelope: crossed.envelope.clone(),
         }
     }

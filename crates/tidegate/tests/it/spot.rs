@@ -269,12 +269,17 @@ fn what_a_job_had_done_goes_with_it_to_another_cloud() {
     let code = "  code: [train.sh]\n  run: sh train.sh\n  envs: {PAUSE: \"0.2\"}\n";
     hospital.edit("tidegate.yaml", trainer, code);
     let google = google_beside(&other, &[]).unwrap();
-    hospital.edit("sites.yaml", "  ward:\n", &second_site(&google, &other));
+    let second = second_site(&google, &other);
+    let copies = second.replace("  ward:\n", "    transfer: {copy_from: [cloud]}\n  ward:\n");
+    hospital.edit("sites.yaml", "  ward:\n", &copies);
     hospital.edit(
         "tidegate.yaml",
         "{infra: cloud}",
         "{any_of: [{infra: cloud}, {infra: second}], use_spot: true}",
     );
+    let planned = hospital.command(&["plan"]).envs(ADMIN).output().unwrap();
+    let planned = String::from_utf8(planned.stdout).unwrap();
+    assert!(planned.contains("hospital (or cloud) -> second"), "{planned}");
     let mut command = hospital.command(&["run", "--yes", "--format", "json"]);
     command.envs(ADMIN).envs([other.service_account()]);
     let mut run = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
@@ -310,6 +315,24 @@ fn what_a_job_had_done_goes_with_it_to_another_cloud() {
             one["from"] == from && one["to"] == to && one["artifact"].as_str().unwrap().starts_with("checkpoint-")
         });
         assert!(there, "{from} to {to}: {crossings:?}");
+    }
+    // What stood in the first cloud came from there, sealed as it was: home sent no more than names and keys of it.
+    for input in ["code", "train", "validation"] {
+        let sum = |from: &str, to: &str| -> u64 {
+            let lines = crossings.iter().filter(|one| one["artifact"] == input);
+            let lines = lines.filter(|one| one["from"] == from && one["to"] == to);
+            lines.map(|one| one["bytes"].as_u64().unwrap()).sum()
+        };
+        let (there, named, copied) = (
+            sum("hospital", "cloud"),
+            sum("hospital", "second"),
+            sum("cloud", "second"),
+        );
+        assert!(named > 0 && copied > 0, "{input}: {crossings:?}");
+        assert!(
+            there.abs_diff(named + copied) < 200,
+            "{input}: {there}, {named} and {copied}"
+        );
     }
     hospital.succeed(&["audit", "verify"]);
 }

@@ -162,7 +162,16 @@ fn check_site(name: &str, site: &Site, sites: &Sites, findings: &mut Findings<'_
             findings.value(&at("memory"), "a job needs at least 64 MiB of memory", "");
         }
     }
-    if let Some(bandwidth) = site.transfer.and_then(|rules| rules.bandwidth) {
+    for from in site.transfer.iter().flat_map(|rules| &rules.copy_from) {
+        let cloud = |site: &Site| !site.store.starts_with("folder:");
+        let public = |from: &Site| from.kind == SiteKind::Public && cloud(from) && cloud(site);
+        if from.as_str() == name || !sites.sites.get(from).is_some_and(public) {
+            let message = format!("nothing is copied from `{from}` to `{name}`");
+            let help = "name another public site of this file; both need stores in clouds";
+            findings.value(&["sites", name, "transfer", "copy_from"], message, help);
+        }
+    }
+    if let Some(bandwidth) = site.transfer.as_ref().and_then(|rules| rules.bandwidth) {
         let path = ["sites", name, "transfer", "bandwidth"];
         if site.store.starts_with("folder:") {
             let help = "remove it, or use a store of a cloud";
