@@ -86,6 +86,11 @@ impl<'a> Surroundings<'a> {
             ("AIP_CHECKPOINT_DIR", checkpoint),
         ];
         all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
+        if self.node().is_none() && !job.run_network {
+            // There is nothing else to listen at.
+            all.entry("GLOO_SOCKET_IFNAME".to_owned())
+                .or_insert_with(|| "lo".to_owned());
+        }
         if let Some(rank) = self.node() {
             let count = job.others.saturating_add(1);
             all.extend(nodes::variables(rank, count, job.accelerators));
@@ -113,6 +118,7 @@ impl<'a> Surroundings<'a> {
             devices: Vec::new(),
             network: false,
             node: None,
+            local: true,
             shared_memory: true,
             room: Some(scratch.root().to_owned()),
             memory_bytes: self.job.memory_bytes,

@@ -160,6 +160,7 @@ pub(crate) fn variables(rank: u32, count: u32, accelerators: u32) -> BTreeMap<St
         ("MASTER_PORT", port.clone()),
         ("WORLD_SIZE", count.clone()),
         ("RANK", rank.clone()),
+        ("LOCAL_RANK", "0".to_owned()),
         ("PET_NNODES", count.clone()),
         ("PET_NODE_RANK", rank.clone()),
         ("PET_MASTER_ADDR", first),

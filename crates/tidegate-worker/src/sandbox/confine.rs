@@ -17,8 +17,9 @@ use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use tidegate_types::message::SandboxEvidence;
 
+use super::filter::Sockets;
 use super::order::{Answer, Order};
-use super::{DEVICES, Policy, filter, joined, room, shared, system_paths};
+use super::{DEVICES, Policy, filter, joined, room, root, shared, system_paths};
 
 /// The newest Landlock that this program knows; an older kernel enforces what it knows.
 const LANDLOCK: ABI = ABI::V9;
@@ -87,8 +88,12 @@ fn confine(order: &Order) -> Result<Answer, String> {
         _ => CapabilitySet::empty(),
     };
     let mut answer = Answer::default();
-    let own_network = own_rooms(&order.policy, &mut answer)?;
-    let node = order.policy.node;
+    let rooms = own_rooms(&order.policy, &mut answer)?;
+    let sockets = match (order.policy.network || rooms.speaks, rooms.root) {
+        (false, _) => Sockets::None,
+        (true, false) => Sockets::Internet,
+        (true, true) => Sockets::Local,
+    };
     drop_privileges(held)?;
     let mut limits = resources(&order.policy)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| format!("no new privileges: {error}"))?;
@@ -99,18 +104,17 @@ fn confine(order: &Order) -> Result<Answer, String> {
     if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned()) != Some(order.parent) {
         return Err("the worker that started the sandbox is gone".to_owned());
     }
-    let landlock = close_files(&order.policy, answer.shared.is_some())?;
-    for program in filter::programs(order.policy.network || node.is_some(), landlock)
-        .map_err(|error| format!("seccomp: {error}"))?
-    {
+    let landlock = close_files(&order.policy, answer.shared.is_some(), sockets)?;
+    for program in filter::programs(sockets, landlock).map_err(|error| format!("seccomp: {error}"))? {
         seccompiler::apply_filter(&program).map_err(|error| format!("seccomp: {error}"))?;
     }
     limits.sort();
-    let network = match (node, order.policy.network, own_network) {
-        (Some(_), ..) => "network-namespace",
-        (None, true, _) => "",
-        (None, false, true) => "network-namespace+seccomp",
-        (None, false, false) => "seccomp",
+    let network = match (sockets, rooms.network) {
+        // Sockets can be had, and nobody is there to be reached.
+        (Sockets::Internet | Sockets::Local, true) => "network-namespace",
+        (Sockets::Internet | Sockets::Local, false) => "",
+        (Sockets::None, true) => "network-namespace+seccomp",
+        (Sockets::None, false) => "seccomp",
     };
     answer.evidence = SandboxEvidence {
         network: network.to_owned(),
@@ -204,16 +208,29 @@ fn tasks_of(user: u32) -> u64 {
         .sum()
 }
 
-/// Moves into a network, to memory and into a room of its own, where the machine allows that; whether the network is its own.
+/// What a command has for itself.
+#[derive(Debug, Clone, Copy)]
+struct Rooms {
+    /// A network.
+    network: bool,
+    /// In it, at least the way to itself.
+    speaks: bool,
+    /// A root.
+    root: bool,
+}
+
+/// Moves into a network, to memory and into a room of its own, where the machine allows that.
 ///
 /// # Errors
 /// When the command cannot do without what the machine does not allow.
-fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<bool, String> {
+fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<Rooms, String> {
+    let services = if policy.local { root::services() } else { Vec::new() };
     let own_network = !policy.network || policy.node.is_some();
     let network = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
     let mut flags = CloneFlags::empty();
     flags.set(network, own_network);
-    flags.set(CloneFlags::CLONE_NEWNS, policy.shared_memory || policy.room.is_some());
+    let own_mounts_wanted = policy.shared_memory || policy.room.is_some() || policy.local;
+    flags.set(CloneFlags::CLONE_NEWNS, own_mounts_wanted);
     let moved = own_namespaces(flags).or_else(|why| {
         // A network of its own does not depend on mounts of its own.
         if flags == CloneFlags::CLONE_NEWNS || !flags.contains(CloneFlags::CLONE_NEWNS) {
@@ -243,10 +260,18 @@ fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<bool, String> {
             Err(why) => (None, Some(why)),
         };
     }
+    let network = own_network && moved.is_ok();
+    let speaks = policy.node.is_some() || (policy.local && network && joined::loopback().is_ok());
+    // Nobody listens in a network of its own under a name without a path.
+    let root = policy.local && speaks && mounting.clone().and_then(|()| shown(policy, answer, &services)).is_ok();
     if let Some(folder) = &policy.room {
-        answer.in_room = mounting.and_then(|()| room::make(folder, policy)).is_ok();
+        answer.in_room = root || mounting.and_then(|()| room::make(folder, policy)).is_ok();
     }
-    Ok(own_network && moved.is_ok())
+    Ok(Rooms { network, speaks, root })
+}
+
+fn shown(policy: &Policy, answer: &Answer, services: &[PathBuf]) -> Result<(), String> {
+    root::make(policy, answer.shared.is_some(), services)
 }
 
 /// What is mounted from now on is seen by nobody outside; what is mounted outside still comes here.
@@ -310,7 +335,7 @@ fn drop_privileges(held: CapabilitySet) -> Result<(), String> {
 }
 
 /// Closes the file system but for what the policy names; gives the Landlock version that does it.
-fn close_files(policy: &Policy, shared_memory: bool) -> Result<i32, String> {
+fn close_files(policy: &Policy, shared_memory: bool, sockets: Sockets) -> Result<i32, String> {
     let failed = |error: landlock::RulesetError| format!("landlock: {error}");
     // Making devices is of no use without capabilities, and of no good use with them.
     let all = AccessFs::from_all(LANDLOCK);
@@ -322,7 +347,7 @@ fn close_files(policy: &Policy, shared_memory: bool) -> Result<i32, String> {
         .handle_access(all)
         .map_err(failed)?;
     rules = rules.scope(Scope::from_all(LANDLOCK)).map_err(failed)?;
-    if !policy.network && policy.node.is_none() {
+    if sockets == Sockets::None {
         rules = rules.handle_access(AccessNet::from_all(LANDLOCK)).map_err(failed)?;
     }
     let shared = shared_memory.then_some(shared::FOLDER);

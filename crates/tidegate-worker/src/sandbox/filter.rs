@@ -19,11 +19,22 @@ const UNKNOWN: std::ops::RangeInclusive<i64> = 463..=511;
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
 
+/// Which sockets a command may have, besides pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sockets {
+    /// None.
+    None,
+    /// Those of the internet.
+    Internet,
+    /// Those, and local ones.
+    Local,
+}
+
 /// The filters to apply, in order. Applying the first forbids nothing that the others need.
 ///
 /// # Errors
 /// When the machine's processor is not supported.
-pub(super) fn programs(network: bool, landlock_abi: i32) -> Result<Vec<BpfProgram>, seccompiler::Error> {
+pub(super) fn programs(sockets: Sockets, landlock_abi: i32) -> Result<Vec<BpfProgram>, seccompiler::Error> {
     let mut forbidden = Rules::new();
     for call in FORBIDDEN {
         forbidden.insert(*call, Vec::new());
@@ -46,15 +57,15 @@ pub(super) fn programs(network: bool, landlock_abi: i32) -> Result<Vec<BpfProgra
             rule(1, SeccompCmpOp::Eq, TIOCLINUX)?,
         ],
     );
-    if network {
-        forbidden.insert(libc::SYS_socket, not_internet()?);
-    } else {
+    if sockets == Sockets::None {
         for call in NETWORK {
             forbidden.insert(*call, Vec::new());
         }
         // `send` is this call without an address; a pair needs it.
         let address = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
         forbidden.insert(libc::SYS_sendto, vec![SeccompRule::new(vec![address])?]);
+    } else {
+        forbidden.insert(libc::SYS_socket, others(sockets)?);
     }
     // `clone3` takes its flags by reference, where a filter cannot look: libraries that hear that it
     // does not exist use `clone`.
@@ -111,13 +122,14 @@ fn namespaces() -> Result<Vec<SeccompRule>, seccompiler::Error> {
         .collect()
 }
 
-/// Sockets that are neither internet nor the kernel's list of addresses. Local sockets stay closed
-/// also with a network: the machine's services listen on them.
-fn not_internet() -> Result<Vec<SeccompRule>, seccompiler::Error> {
-    const INTERNET: [u64; 3] = [libc::AF_INET as u64, libc::AF_INET6 as u64, libc::AF_NETLINK as u64];
+/// Sockets that are neither internet nor the kernel's list of addresses, nor local ones where these are allowed. They stay
+/// closed also with a network: the machine's services listen on them.
+fn others(sockets: Sockets) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    let mut allowed = vec![libc::AF_INET as u64, libc::AF_INET6 as u64, libc::AF_NETLINK as u64];
+    allowed.extend((sockets == Sockets::Local).then_some(libc::AF_UNIX as u64));
     const FAMILIES: u64 = 64;
     let mut rules = vec![rule(0, SeccompCmpOp::Ge, FAMILIES)?];
-    for family in (0..FAMILIES).filter(|family| !INTERNET.contains(family)) {
+    for family in (0..FAMILIES).filter(|family| !allowed.contains(family)) {
         rules.push(rule(0, SeccompCmpOp::Eq, family)?);
     }
     // Of the kernel's own protocols, only number 0: the one that resolvers ask for addresses.

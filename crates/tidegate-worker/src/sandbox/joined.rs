@@ -56,7 +56,7 @@ pub(super) fn join(rank: u32) -> Result<Joined, String> {
 }
 
 /// Opens the loopback interface, through which a machine also reaches its own address.
-fn loopback() -> Result<(), String> {
+pub(super) fn loopback() -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     // On this thread alone: the limits that follow hold for one.
     let runtime = tokio::runtime::Builder::new_current_thread()

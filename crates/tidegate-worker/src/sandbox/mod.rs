@@ -3,8 +3,8 @@
 //! A program that limits itself cannot be tricked by what it starts, so the worker starts the command
 //! through itself: [`spawn`] runs `EXECUTABLE sandbox-exec`, hands it the policy and the command over
 //! standard input, and [`sandbox_exec_main`] limits the process (file system by Landlock, network and
-//! dangerous system calls by seccomp and a network namespace where one may be made, resources by
-//! rlimits, no capabilities) and then becomes the command. A thread beside it (`watch`) ends the
+//! dangerous system calls by seccomp and a network namespace where one may be made, a root of its own where mounts may be
+//! made, resources by rlimits, no capabilities) and then becomes the command. A thread beside it (`watch`) ends the
 //! whole process group when it takes more time, memory or processes than allowed.
 //!
 //! Nothing is best effort in silence: where files or the network cannot be closed, the command is not
@@ -20,6 +20,7 @@ mod joined;
 mod order;
 mod probe;
 mod room;
+mod root;
 mod shared;
 mod watch;
 
@@ -68,6 +69,9 @@ pub struct Policy {
     pub network: bool,
     /// Which machine of several it is: internet sockets may be made then, and reach the others and nobody else.
     pub node: Option<u32>,
+    /// Whether its processes may speak to each other, where the machine allows that: over internet sockets in a network of its
+    /// own that reaches nobody, and over local sockets in a root of its own that shows none of the machine's.
+    pub local: bool,
     /// Whether its processes may share memory by name, in a `/dev/shm` of its own, where the machine allows that.
     pub shared_memory: bool,
     /// The most memory of all its processes together, in bytes.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,11 +37,11 @@ pub(super) enum Probe {
     Escape {
         /// Somebody listens here.
         listener: SocketAddr,
-        /// Whether having sent a datagram counts.
-        datagrams: bool,
         /// Whether anybody can be reached outside. Where a machine has not even a network with itself, having a socket
         /// counts.
         reachable: bool,
+        /// A service of the machine listens here.
+        service: Option<PathBuf>,
         /// A file that the worker may read.
         secret: PathBuf,
         /// A path that the worker may write.
@@ -62,18 +63,14 @@ impl Probe {
         let code = match self {
             Self::Escape {
                 listener,
-                datagrams,
                 reachable,
+                service,
                 secret,
                 outside,
             } => {
-                let socket = std::net::UdpSocket::bind("127.0.0.1:0");
-                let open = match &socket {
-                    _ if !datagrams => false,
-                    Ok(socket) => !reachable || socket.send_to(b"x", listener).is_ok(),
-                    Err(_) => false,
-                };
-                if open || TcpStream::connect(listener).is_ok() {
+                let socket = || std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
+                let spoken = || service.as_ref().is_some_and(|path| UnixStream::connect(path).is_ok());
+                if (!reachable && socket()) || TcpStream::connect(listener).is_ok() || spoken() {
                     OPEN_NETWORK
                 } else if fs::read(secret).is_ok() || fs::write(outside, "x").is_ok() {
                     OPEN_FILES
@@ -155,8 +152,10 @@ pub fn try_node(
     let folder = Folder::new(within).ok_or_else(|| failed("a folder to try it in"))?;
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|_| failed("somebody to be reached"))?;
     let listener = listener.local_addr().map_err(|_| failed("somebody to be reached"))?;
+    let service = service(&folder.0);
     let policy = Policy {
         node: Some(rank),
+        local: true,
         seconds: 30,
         ..Policy::default()
     };
@@ -166,10 +165,9 @@ pub fn try_node(
         command: Vec::new(),
         environment: std::collections::BTreeMap::new(),
         probe: Some(Probe::Escape {
-            // It is no datagram's failure that shows that nobody is reached: there is a network.
-            datagrams: false,
             listener,
             reachable: true,
+            service: service.as_ref().map(|(path, _)| path.clone()),
             secret: folder.0.join("secret"),
             outside: folder.0.join("outside"),
         }),
@@ -195,8 +193,11 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let reachable = TcpStream::connect(address).is_ok();
     std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
     fs::write(&outside, "x").and_then(|()| fs::read(&secret)).ok()?;
+    let service = service(folder);
 
     let base = Policy {
+        // Without a network of the machine nobody can be tried to be reached, and no sockets are given.
+        local: reachable,
         write: vec![inside.clone()],
         ..Policy::default()
     };
@@ -214,8 +215,8 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let attempt = &attempt;
     let escape = Probe::Escape {
         listener: address,
-        datagrams: true,
         reachable,
+        service: service.as_ref().map(|(path, _)| path.clone()),
         secret,
         outside,
     };
@@ -287,6 +288,14 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
         .map(|(name, _)| name.to_owned())
         .collect();
     Some(evidence)
+}
+
+/// A service in a folder, as those of the machine are: whoever finds it speaks to it. None where the folder's name is too long
+/// for one.
+fn service(folder: &Path) -> Option<(PathBuf, UnixListener)> {
+    let path = folder.join("service");
+    let listener = UnixListener::bind(&path).ok()?;
+    UnixStream::connect(&path).ok().map(|_| (path, listener))
 }
 
 /// A folder of the test's own, removed with it.

@@ -13,23 +13,27 @@ use super::{Policy, system_paths};
 /// Its name.
 pub const ROOM: &str = "/mnt/tidegate";
 /// A folder that most machines have and few use.
-const AROUND: &str = "/mnt";
+pub(super) const AROUND: &str = "/mnt";
+
+/// Where that is, if none of some paths is below it.
+pub(super) fn free<'a>(needed: impl Iterator<Item = &'a PathBuf>) -> Result<PathBuf, String> {
+    let around = Path::new(AROUND)
+        .canonicalize()
+        .map_err(|error| format!("{AROUND}: {error}"))?;
+    // Behind links, too. What is not there is not needed.
+    let mut needed = needed.filter_map(|path| path.canonicalize().ok());
+    if needed.any(|path| path.starts_with(&around)) {
+        return Err(format!("the command needs something below {AROUND}"));
+    }
+    Ok(around)
+}
 
 /// Shows `folder` there, inside the mount namespace that this process has just moved into.
 pub(super) fn make(folder: &Path, policy: &Policy) -> Result<(), String> {
     let failed = |error: nix::Error| format!("{ROOM}: {error}");
-    let around = Path::new(AROUND)
-        .canonicalize()
-        .map_err(|error| format!("{AROUND}: {error}"))?;
     let named = [&policy.read, &policy.write, &policy.devices].into_iter().flatten();
-    let needed = named.cloned().chain(system_paths()).chain([folder.to_owned()]);
-    // Behind links, too. What is not there is not needed.
-    if needed
-        .filter_map(|path| path.canonicalize().ok())
-        .any(|path| path.starts_with(&around))
-    {
-        return Err(format!("the command needs something below {AROUND}"));
-    }
+    let needed: Vec<PathBuf> = system_paths().into_iter().chain([folder.to_owned()]).collect();
+    free(named.chain(&needed))?;
     let none: Option<&str> = None;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
@@ -55,7 +59,7 @@ pub(super) fn make(folder: &Path, policy: &Policy) -> Result<(), String> {
 }
 
 /// Where a path below `folder` is there; any other stays what it is.
-fn inside(folder: &Path, path: &Path) -> PathBuf {
+pub(super) fn inside(folder: &Path, path: &Path) -> PathBuf {
     match path.strip_prefix(folder) {
         Ok(below) if below.as_os_str().is_empty() => ROOM.into(),
         Ok(below) => Path::new(ROOM).join(below),

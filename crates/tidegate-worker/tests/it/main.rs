@@ -16,6 +16,7 @@ mod examples;
 mod grants;
 mod keeper;
 mod killed;
+mod local;
 mod nodes;
 mod sandbox;
 mod setups;
