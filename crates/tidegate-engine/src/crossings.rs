@@ -181,10 +181,13 @@ impl Engine {
         self.account(run, wanted.name, wanted.artifact, &self.home, wanted.to, bytes, permit)
     }
 
-    /// Takes what workers at a site have copied from other sites by now into the egress account.
-    pub(crate) async fn settle_copies(&self, run: &RunRecord, site: &SiteName) -> Result<(), EngineError> {
+    /// Takes what workers have copied between sites by now into the egress account: those at one site, or all.
+    pub(crate) async fn settle_copies(&self, run: &RunRecord, site: Option<&SiteName>) -> Result<(), EngineError> {
         let entries: Vec<CopyEntry> = scan(&*self.journal, "copies", &format!("{}/", run.id))?;
-        for copy in entries.into_iter().filter(|copy| copy.to == *site) {
+        for copy in entries
+            .into_iter()
+            .filter(|copy| site.is_none_or(|site| copy.to == *site))
+        {
             let permit = copy.permit.clone();
             let reply = self.keeper.ask("send", RequestBody::Send { permit }).await?;
             let ReplyBody::Sent { copied, .. } = reply else {

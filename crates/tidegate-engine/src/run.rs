@@ -284,6 +284,10 @@ impl Engine {
         if let Err(error) = self.close(status, self.abandon(Some(&record.id), fence)).await {
             tracing::warn!(run = %record.id, %error, "attempts of this run are fenced by the next run");
         }
+        // An attempt that was stopped may have copied something, too.
+        if let Err(error) = self.close(status, self.settle_copies(record, None)).await {
+            tracing::warn!(run = %record.id, %error, "what was copied between sites could not be told");
+        }
         record.status = status;
         record.why = why;
         record.cost = Some(self.cost(record)?);

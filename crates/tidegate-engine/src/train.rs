@@ -105,7 +105,7 @@ impl Engine {
                 }
             }
             let tried = self.together(run, &attempt, site, &permits).await?;
-            self.settle_copies(run, site).await?;
+            self.settle_copies(run, Some(site)).await?;
             match tried.outcome {
                 AttemptOutcome::Accepted {
                     model, seconds, bytes, ..

@@ -7,10 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2};
-use tidegate_bundle::{FeatureSchema, Predictor, inspect};
+use tidegate_bundle::{FeatureSchema, PredictError, Predictor, inspect};
 use tidegate_cloud::Environment;
 use tidegate_contracts::later::Later;
 use tidegate_types::message::Ticket;
+use tidegate_types::refusal::ExitCode;
 use tidegate_worker::sandbox::{self, Ended, Policy};
 use zeroize::Zeroizing;
 
@@ -100,7 +101,12 @@ pub(crate) fn infer(model: &Path, matrix: &Path, out: &Path) -> Result<(), Failu
     let predictor = Predictor::load(&inspected).while_(inferring)?;
     let input = read_matrix(&std::fs::read(matrix).while_(inferring)?)?;
     let mut bytes = Vec::with_capacity(input.nrows() * 4);
-    for probability in predictor.predict(input.view()).while_(inferring)? {
+    let predicted = predictor.predict(input.view()).map_err(|error| match error {
+        // Told apart by its exit code: what a sandboxed process writes is not believed.
+        PredictError::NotProbability(_) => Failure::Usage(error.to_string()),
+        error => Failure::failed(inferring, error),
+    });
+    for probability in predicted? {
         bytes.extend_from_slice(&probability.to_le_bytes());
     }
     std::fs::write(out, bytes).while_(inferring)
@@ -163,6 +169,12 @@ pub(crate) fn predict_in_sandbox(
         4096,
     )
     .while_(running)?;
+    if completed.ended == Ended::Exited(i32::from(ExitCode::Usage as u8)) {
+        return Err(Failure::failed(
+            running,
+            "its output is not a number from 0 to 1 for every row; end it with a Sigmoid or a Softmax",
+        ));
+    }
     if completed.ended != Ended::Exited(0) {
         return Err(Failure::failed(
             running,

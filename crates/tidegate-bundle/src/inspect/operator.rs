@@ -267,8 +267,9 @@ pub(super) fn infer(
         }
         "Reshape" => {
             floats(1)?;
-            if attributes.integer("allowzero").unwrap_or(0) != 0 {
-                return Err("`allowzero` is not supported");
+            // What it is about: with it, 0 is a length. PyTorch writes it also where no length is 0.
+            if attributes.integer("allowzero").unwrap_or(0) != 0 && integers(1)?.contains(&0) {
+                return Err("a length of 0 leaves no rows");
             }
             let shape = value(0)?.shape.reshape(integers(1)?);
             one(

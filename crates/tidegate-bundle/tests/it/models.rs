@@ -152,6 +152,15 @@ pub(crate) fn exported_dense() -> ModelProto {
     )
 }
 
+pub(crate) fn integer(name: &str, number: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.into()),
+        i: Some(number),
+        r#type: Some(attribute_type::INT),
+        ..Default::default()
+    }
+}
+
 fn ints(name: &str, ints: &[i64]) -> AttributeProto {
     AttributeProto {
         name: Some(name.into()),

@@ -4,8 +4,8 @@ use ndarray::{Array2, array};
 use tidegate_bundle::{PredictError, Predictor, inspect};
 
 use crate::models::{
-    TreeNode, boosted_trees, encode, ensemble, exported_dense, floats, mixed_network, mixed_schema, model, node,
-    numeric_schema, value,
+    TreeNode, boosted_trees, encode, ensemble, exported_dense, floats, integer, integers, mixed_network, mixed_schema,
+    model, node, numeric_schema, value,
 };
 
 fn sigmoid(x: f32) -> f32 {
@@ -44,6 +44,26 @@ fn an_exported_dense_network_with_a_column_of_probabilities_is_taken() {
     let matrix = array![[1.0, 2.0], [-3.0, 0.25], [0.0, 0.0]];
     let by_hand: Vec<f32> = matrix.rows().into_iter().map(|row| expected(row[0], row[1])).collect();
     close(&predictor.predict(matrix.view()).unwrap(), &by_hand);
+}
+
+#[test]
+fn a_network_that_pytorch_flattens_is_taken() {
+    let flattened = |lengths: &[i64]| {
+        let mut exported = exported_dense();
+        let graph = exported.graph.as_mut().unwrap();
+        graph.initializer.push(integers("lengths", lengths));
+        let last = graph.node.last_mut().unwrap();
+        *last = node("Reshape", &["s", "lengths"], &["out"], vec![integer("allowzero", 1)]);
+        graph.output = vec![value("out", 1, &[None])];
+        inspect(&encode(&exported), &numeric_schema(2))
+    };
+    let matrix = array![[1.0, 2.0], [-3.0, 0.25], [0.0, 0.0]];
+    let column = inspect(&encode(&exported_dense()), &numeric_schema(2)).unwrap();
+    let predicted = |inspected| Predictor::load(&inspected).unwrap().predict(matrix.view()).unwrap();
+    assert_eq!(predicted(flattened(&[-1]).unwrap()), predicted(column));
+    // There it is a length, and no row is left.
+    let refused = flattened(&[0]).unwrap_err().to_string();
+    assert!(refused.contains("a length of 0 leaves no rows"), "{refused}");
 }
 
 #[test]

@@ -119,7 +119,15 @@ fn a_well_formed_hostile_model_is_refused_at_home() {
         hospital
     };
     assert_eq!(brought(|_| ()).run()["status"], "done");
-    let changes: [(&str, Change); 3] = [
+    let changes: [(&str, Change); 4] = [
+        // No attack, and what somebody does who exports a network without its last step.
+        ("a Sigmoid or a Softmax", |graph| {
+            let last = graph
+                .node
+                .iter_mut()
+                .find(|node| node.op_type.as_deref() == Some("Sigmoid"));
+            last.unwrap().op_type = Some("Identity".to_owned());
+        }),
         ("Loop", |graph| graph.node[0].op_type = Some("Loop".to_owned())),
         ("outside", |graph| graph.initializer[0].data_location = Some(1)),
         ("finite", |graph| {
