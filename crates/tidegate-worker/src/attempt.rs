@@ -234,7 +234,14 @@ impl Attempt {
             _ => None,
         };
         let took = {
-            let around = Surroundings::new(job, &self.scratch, &self.executable, &self.accelerators, rank);
+            let around = Surroundings::new(
+                job,
+                &self.scratch,
+                &self.executable,
+                &self.accelerators,
+                rank,
+                &self.evidence,
+            );
             let task = Task {
                 stage: Stage::Command,
                 executable: &self.executable,

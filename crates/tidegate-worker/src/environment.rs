@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use tidegate_types::message::Job;
+use tidegate_types::message::{Job, SandboxEvidence};
 
 use crate::accelerators::Accelerators;
 use crate::nodes;
-use crate::sandbox::Policy;
+use crate::sandbox::{self, Policy};
 use crate::scratch::Scratch;
 
 /// Where programs are looked for when the worker itself was not told.
@@ -29,6 +29,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) accelerators: &'a Accelerators,
     /// Which machine of the job it is.
     pub(crate) rank: u32,
+    /// Whether its processes may speak to each other.
+    pub(crate) local: bool,
     /// The worker's own `PATH`.
     pub(crate) path: String,
 }
@@ -40,6 +42,7 @@ impl<'a> Surroundings<'a> {
         executable: &'a Path,
         accelerators: &'a Accelerators,
         rank: u32,
+        evidence: &SandboxEvidence,
     ) -> Self {
         let path = std::env::var("PATH").ok().filter(|path| !path.is_empty());
         Self {
@@ -48,6 +51,8 @@ impl<'a> Surroundings<'a> {
             executable,
             accelerators,
             rank,
+            // What a command has is what was tried.
+            local: evidence.network == sandbox::SPEAKING,
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
         }
     }
@@ -86,7 +91,7 @@ impl<'a> Surroundings<'a> {
             ("AIP_CHECKPOINT_DIR", checkpoint),
         ];
         all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
-        if self.node().is_none() && !job.run_network {
+        if self.local && self.node().is_none() && !job.run_network {
             // There is nothing else to listen at.
             all.entry("GLOO_SOCKET_IFNAME".to_owned())
                 .or_insert_with(|| "lo".to_owned());
@@ -118,7 +123,7 @@ impl<'a> Surroundings<'a> {
             devices: Vec::new(),
             network: false,
             node: None,
-            local: true,
+            local: self.local,
             shared_memory: true,
             room: Some(scratch.root().to_owned()),
             memory_bytes: self.job.memory_bytes,
@@ -263,7 +268,14 @@ mod tests {
             ..Job::default()
         };
         let none = Accelerators::default();
-        let seen = Surroundings::new(&job, &scratch, Path::new("/x/tidegate"), &none, 0);
+        let seen = Surroundings::new(
+            &job,
+            &scratch,
+            Path::new("/x/tidegate"),
+            &none,
+            0,
+            &SandboxEvidence::default(),
+        );
         let seen = seen.environment(&["train".to_owned()]);
         let path = |folder: PathBuf| folder.to_str().unwrap().to_owned();
         for (name, value) in [

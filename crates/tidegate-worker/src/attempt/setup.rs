@@ -100,6 +100,7 @@ impl Attempt {
             &self.executable,
             &self.accelerators,
             self.ticket.attempt.rank,
+            &self.evidence,
         )
     }
 

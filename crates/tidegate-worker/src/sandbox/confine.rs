@@ -19,7 +19,7 @@ use tidegate_types::message::SandboxEvidence;
 
 use super::filter::Sockets;
 use super::order::{Answer, Order};
-use super::{DEVICES, Policy, filter, joined, room, root, shared, system_paths};
+use super::{DEVICES, Policy, SPEAKING, filter, joined, room, root, shared, system_paths};
 
 /// The newest Landlock that this program knows; an older kernel enforces what it knows.
 const LANDLOCK: ABI = ABI::V9;
@@ -111,7 +111,7 @@ fn confine(order: &Order) -> Result<Answer, String> {
     limits.sort();
     let network = match (sockets, rooms.network) {
         // Sockets can be had, and nobody is there to be reached.
-        (Sockets::Internet | Sockets::Local, true) => "network-namespace",
+        (Sockets::Internet | Sockets::Local, true) => SPEAKING,
         (Sockets::Internet | Sockets::Local, false) => "",
         (Sockets::None, true) => "network-namespace+seccomp",
         (Sockets::None, false) => "seccomp",

@@ -53,6 +53,9 @@ pub(crate) use room::renamed;
 /// The subcommand of the executable that must lead to [`sandbox_exec_main`].
 pub const SUBCOMMAND: &str = "sandbox-exec";
 
+/// What [`SandboxEvidence::network`] says of commands that have sockets in a network of their own.
+pub(crate) const SPEAKING: &str = "network-namespace";
+
 /// What a command may do. A limit of 0 means none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
