@@ -18,9 +18,11 @@ const NVIDIA_SHARED: [&str; 5] = [
     "nvidia-caps",
 ];
 /// What their libraries read about the machine.
-const SHOWN: [&str; 5] = [
+const SHOWN: [&str; 7] = [
     "/sys/devices",
+    "/sys/dev/char",
     "/sys/bus/pci",
+    "/sys/class/pci_bus",
     "/sys/class/drm",
     "/sys/class/kfd",
     "/sys/module",

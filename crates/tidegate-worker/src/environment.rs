@@ -29,8 +29,9 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) accelerators: &'a Accelerators,
     /// Which machine of the job it is.
     pub(crate) rank: u32,
-    /// Whether its processes may speak to each other.
+    /// Whether its processes may speak to each other, and over local sockets too.
     pub(crate) local: bool,
+    pub(crate) own_root: bool,
     /// The worker's own `PATH`.
     pub(crate) path: String,
 }
@@ -52,7 +53,8 @@ impl<'a> Surroundings<'a> {
             accelerators,
             rank,
             // What a command has is what was tried.
-            local: evidence.network == sandbox::SPEAKING,
+            local: [sandbox::SPEAKING, sandbox::ROOTED].contains(&evidence.network.as_str()),
+            own_root: evidence.network == sandbox::ROOTED,
             path: path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
         }
     }
@@ -124,6 +126,7 @@ impl<'a> Surroundings<'a> {
             network: false,
             node: None,
             local: self.local,
+            own_root: self.own_root,
             shared_memory: true,
             room: Some(scratch.root().to_owned()),
             memory_bytes: self.job.memory_bytes,

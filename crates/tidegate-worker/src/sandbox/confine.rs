@@ -19,7 +19,7 @@ use tidegate_types::message::SandboxEvidence;
 
 use super::filter::Sockets;
 use super::order::{Answer, Order};
-use super::{DEVICES, Policy, SPEAKING, filter, joined, room, root, shared, system_paths};
+use super::{DEVICES, Policy, ROOTED, SPEAKING, filter, joined, room, root, shared, system_paths};
 
 /// The newest Landlock that this program knows; an older kernel enforces what it knows.
 const LANDLOCK: ABI = ABI::V9;
@@ -111,7 +111,8 @@ fn confine(order: &Order) -> Result<Answer, String> {
     limits.sort();
     let network = match (sockets, rooms.network) {
         // Sockets can be had, and nobody is there to be reached.
-        (Sockets::Internet | Sockets::Local, true) => SPEAKING,
+        (Sockets::Local, true) => ROOTED,
+        (Sockets::Internet, true) => SPEAKING,
         (Sockets::Internet | Sockets::Local, false) => "",
         (Sockets::None, true) => "network-namespace+seccomp",
         (Sockets::None, false) => "seccomp",
@@ -224,12 +225,11 @@ struct Rooms {
 /// # Errors
 /// When the command cannot do without what the machine does not allow.
 fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<Rooms, String> {
-    let services = if policy.local { root::services() } else { Vec::new() };
     let own_network = !policy.network || policy.node.is_some();
     let network = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
     let mut flags = CloneFlags::empty();
     flags.set(network, own_network);
-    let own_mounts_wanted = policy.shared_memory || policy.room.is_some() || policy.local;
+    let own_mounts_wanted = policy.shared_memory || policy.room.is_some() || policy.own_root;
     flags.set(CloneFlags::CLONE_NEWNS, own_mounts_wanted);
     let moved = own_namespaces(flags).or_else(|why| {
         // A network of its own does not depend on mounts of its own.
@@ -262,16 +262,15 @@ fn own_rooms(policy: &Policy, answer: &mut Answer) -> Result<Rooms, String> {
     }
     let network = own_network && moved.is_ok();
     let speaks = policy.node.is_some() || (policy.local && network && joined::loopback().is_ok());
-    // Nobody listens in a network of its own under a name without a path.
-    let root = policy.local && speaks && mounting.clone().and_then(|()| shown(policy, answer, &services)).is_ok();
+    // In a network of its own nobody listens under a name without a path.
+    let root = match &mounting {
+        Ok(()) if policy.own_root && speaks => root::make(policy, answer.shared.is_some())?,
+        _ => false,
+    };
     if let Some(folder) = &policy.room {
         answer.in_room = root || mounting.and_then(|()| room::make(folder, policy)).is_ok();
     }
     Ok(Rooms { network, speaks, root })
-}
-
-fn shown(policy: &Policy, answer: &Answer, services: &[PathBuf]) -> Result<(), String> {
-    root::make(policy, answer.shared.is_some(), services)
 }
 
 /// What is mounted from now on is seen by nobody outside; what is mounted outside still comes here.

@@ -136,6 +136,10 @@ fn others(sockets: Sockets) -> Result<Vec<SeccompRule>, seccompiler::Error> {
     let netlink = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_NETLINK as u64)?;
     let other = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
     rules.push(SeccompRule::new(vec![netlink, other])?);
+    // Protocols that are not needed and not looked at by many.
+    for protocol in [MPTCP, UDP_LITE] {
+        rules.push(rule(2, SeccompCmpOp::Eq, protocol)?);
+    }
     // Raw packets, of any family.
     for kind in (0..16).filter(|kind| ![libc::SOCK_STREAM as u64, libc::SOCK_DGRAM as u64].contains(kind)) {
         let raw = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(0xf), kind)?;
@@ -144,6 +148,10 @@ fn others(sockets: Sockets) -> Result<Vec<SeccompRule>, seccompiler::Error> {
     }
     Ok(rules)
 }
+
+/// TCP over several paths, and UDP without checksums of all of a packet.
+const MPTCP: u64 = libc::IPPROTO_MPTCP as u64;
+const UDP_LITE: u64 = libc::IPPROTO_UDPLITE as u64;
 
 /// Puts a character into a terminal's input.
 const TIOCSTI: u64 = 0x5412;

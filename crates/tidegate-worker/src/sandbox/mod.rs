@@ -55,6 +55,8 @@ pub const SUBCOMMAND: &str = "sandbox-exec";
 
 /// What [`SandboxEvidence::network`] says of commands that have sockets in a network of their own.
 pub(crate) const SPEAKING: &str = "network-namespace";
+/// And of those that have local sockets too, in a root of their own.
+pub(crate) const ROOTED: &str = "network-namespace+root";
 
 /// What a command may do. A limit of 0 means none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +74,12 @@ pub struct Policy {
     pub network: bool,
     /// Which machine of several it is: internet sockets may be made then, and reach the others and nobody else.
     pub node: Option<u32>,
-    /// Whether its processes may speak to each other, where the machine allows that: over internet sockets in a network of its
-    /// own that reaches nobody, and over local sockets in a root of its own that shows none of the machine's.
+    /// Whether its processes may speak to each other over internet sockets in a network of its own that reaches nobody, where
+    /// the machine allows that.
     pub local: bool,
+    /// Whether they may also over local sockets, in a root of its own that has none of the machine's, where the machine allows
+    /// that.
+    pub own_root: bool,
     /// Whether its processes may share memory by name, in a `/dev/shm` of its own, where the machine allows that.
     pub shared_memory: bool,
     /// The most memory of all its processes together, in bytes.

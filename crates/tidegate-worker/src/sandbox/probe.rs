@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -40,8 +41,8 @@ pub(super) enum Probe {
         /// Whether anybody can be reached outside. Where a machine has not even a network with itself, having a socket
         /// counts.
         reachable: bool,
-        /// A service of the machine listens here.
-        service: Option<PathBuf>,
+        /// A service of the machine listens here, in a folder that the command may read.
+        service: PathBuf,
         /// A file that the worker may read.
         secret: PathBuf,
         /// A path that the worker may write.
@@ -69,8 +70,7 @@ impl Probe {
                 outside,
             } => {
                 let socket = || std::net::UdpSocket::bind("127.0.0.1:0").is_ok();
-                let spoken = || service.as_ref().is_some_and(|path| UnixStream::connect(path).is_ok());
-                if (!reachable && socket()) || TcpStream::connect(listener).is_ok() || spoken() {
+                if (!reachable && socket()) || TcpStream::connect(listener).is_ok() || is_served(service) {
                     OPEN_NETWORK
                 } else if fs::read(secret).is_ok() || fs::write(outside, "x").is_ok() {
                     OPEN_FILES
@@ -152,10 +152,16 @@ pub fn try_node(
     let folder = Folder::new(within).ok_or_else(|| failed("a folder to try it in"))?;
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|_| failed("somebody to be reached"))?;
     let listener = listener.local_addr().map_err(|_| failed("somebody to be reached"))?;
-    let service = service(&folder.0);
+    let service = Service::new(&folder.0).ok_or_else(|| failed("a service to be reached"))?;
+    let inside = folder.0.join("inside");
+    let made = fs::DirBuilder::new().mode(0o700).create(&inside);
+    made.map_err(|_| failed("a folder to try it in"))?;
     let policy = Policy {
         node: Some(rank),
         local: true,
+        own_root: true,
+        read: vec![service.folder.clone()],
+        write: vec![inside.clone()],
         seconds: 30,
         ..Policy::default()
     };
@@ -167,12 +173,12 @@ pub fn try_node(
         probe: Some(Probe::Escape {
             listener,
             reachable: true,
-            service: service.as_ref().map(|(path, _)| path.clone()),
+            service: service.path,
             secret: folder.0.join("secret"),
             outside: folder.0.join("outside"),
         }),
     };
-    let done = complete(start(executable, order, &folder.0, Limits::of(&policy))?, executable, 0)?;
+    let done = complete(start(executable, order, &inside, Limits::of(&policy))?, executable, 0)?;
     match done.ended {
         Ended::Exited(code) if code == i32::from(STOPPED) => Ok(SandboxEvidence {
             network: done.evidence.network,
@@ -193,11 +199,13 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let reachable = TcpStream::connect(address).is_ok();
     std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
     fs::write(&outside, "x").and_then(|()| fs::read(&secret)).ok()?;
-    let service = service(folder);
+    let service = Service::new(folder)?;
 
     let base = Policy {
         // Without a network of the machine nobody can be tried to be reached, and no sockets are given.
         local: reachable,
+        own_root: reachable,
+        read: vec![service.folder.clone()],
         write: vec![inside.clone()],
         ..Policy::default()
     };
@@ -216,7 +224,7 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     let escape = Probe::Escape {
         listener: address,
         reachable,
-        service: service.as_ref().map(|(path, _)| path.clone()),
+        service: service.path,
         secret,
         outside,
     };
@@ -290,12 +298,36 @@ fn test_in(executable: &Path, folder: &Path) -> Option<SandboxEvidence> {
     Some(evidence)
 }
 
-/// A service in a folder, as those of the machine are: whoever finds it speaks to it. None where the folder's name is too long
-/// for one.
-fn service(folder: &Path) -> Option<(PathBuf, UnixListener)> {
-    let path = folder.join("service");
-    let listener = UnixListener::bind(&path).ok()?;
-    UnixStream::connect(&path).ok().map(|_| (path, listener))
+/// A service in a folder, as those of the machine are: whoever finds it speaks to it.
+struct Service {
+    folder: PathBuf,
+    path: PathBuf,
+    _listener: UnixListener,
+}
+
+impl Service {
+    /// One that listens, and can be spoken to.
+    fn new(within: &Path) -> Option<Self> {
+        let folder = within.join("shown");
+        fs::DirBuilder::new().mode(0o700).create(&folder).ok()?;
+        let path = folder.join("service");
+        // However long the folder's name is.
+        let open = fs::File::open(&folder).ok()?;
+        let short = format!("/proc/self/fd/{}/service", open.as_raw_fd());
+        let listener = UnixListener::bind(&short).ok()?;
+        UnixStream::connect(&short).ok()?;
+        Some(Self {
+            folder,
+            path,
+            _listener: listener,
+        })
+    }
+}
+
+/// Whether a service can be spoken to. From its folder, since names of sockets have a limit.
+fn is_served(service: &Path) -> bool {
+    let folder = service.parent().unwrap_or(service);
+    std::env::set_current_dir(folder).is_ok() && UnixStream::connect("service").is_ok()
 }
 
 /// A folder of the test's own, removed with it.

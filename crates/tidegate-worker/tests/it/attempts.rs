@@ -31,7 +31,13 @@ async fn a_good_attempt_brings_the_output_home() {
     let worker = keeper.start();
     let evidence = keeper.hello().await;
     assert!(
-        ["network-namespace", "network-namespace+seccomp", "seccomp"].contains(&evidence.network.as_str())
+        [
+            "network-namespace+root",
+            "network-namespace",
+            "network-namespace+seccomp",
+            "seccomp"
+        ]
+        .contains(&evidence.network.as_str())
             && evidence.files.starts_with("landlock-v"),
         "{evidence:?}"
     );

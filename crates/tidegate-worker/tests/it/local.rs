@@ -10,6 +10,7 @@ use crate::sandbox::{stdout, with_python};
 
 fn speaking(policy: &mut Policy) {
     policy.local = true;
+    policy.own_root = true;
     policy.shared_memory = true;
 }
 
@@ -79,12 +80,13 @@ open('written', 'w').write('yes')
     };
     let told = format!("{}{}", stdout(&done), String::from_utf8_lossy(&done.stderr));
     assert!(!told.contains("OPEN"), "{told}");
-    assert_eq!(done.evidence.network, "network-namespace", "{told}");
+    assert!(done.evidence.network.starts_with("network-namespace"), "{told}");
     assert!(told.contains("spoke over AF_INET"), "{told}");
     if told.contains("spoke over AF_UNIX") || std::env::var_os("TIDEGATE_INTEROP").is_some() {
         assert_eq!(done.ended, Ended::Exited(0), "{told}");
         assert!(told.contains("spoke over AF_UNIX"), "{told}");
         assert!(told.contains("hidden\n"), "{told}");
+        assert_eq!(done.evidence.network, "network-namespace+root", "{told}");
         assert!(told.contains("True"), "{told}");
         assert_eq!(std::fs::read_to_string(folder.path().join("written")).unwrap(), "yes");
     }
@@ -92,6 +94,71 @@ open('written', 'w').write('yes')
     let done = with_python(folder.path(), |_| {}, &script).unwrap();
     assert!(!stdout(&done).contains("spoke"), "{}", stdout(&done));
     assert_eq!(done.evidence.network, "network-namespace+seccomp");
+}
+
+/// Sockets that a service of the machine has where commands may read, by whatever way they came to be there.
+#[test]
+fn a_service_in_a_folder_that_may_be_read_is_not_spoken_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shown, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let anybody = || std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(shown.path(), anybody()).unwrap();
+    let _bound = UnixListener::bind(shown.path().join("bound")).unwrap();
+    let _moved = UnixListener::bind(elsewhere.path().join("moved")).unwrap();
+    std::fs::rename(elsewhere.path().join("moved"), shown.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink(shown.path(), elsewhere.path().join("link")).unwrap();
+    let _linked = UnixListener::bind(elsewhere.path().join("link/linked")).unwrap();
+    std::fs::write(shown.path().join("file"), "read").unwrap();
+    for name in ["bound", "moved", "linked"] {
+        std::fs::set_permissions(shown.path().join(name), anybody()).unwrap();
+        std::os::unix::net::UnixStream::connect(shown.path().join(name)).unwrap();
+    }
+    let script = format!(
+        r"
+import os, socket, stat, time
+here = '{here}'
+assert open(here + '/file').read() == 'read'
+open('began', 'w').close()
+until = time.time() + 60
+while not os.path.exists('later'):
+    assert time.time() < until
+for name in ('bound', 'moved', 'linked', 'later'):
+    try:
+        if name != 'later': assert stat.S_ISSOCK(os.stat(here + '/' + name).st_mode)
+        with socket.socket(socket.AF_UNIX) as one: one.connect(here + '/' + name)
+        print('OPEN', name)
+    except OSError as error: print('closed', name)
+",
+        here = shown.path().display()
+    );
+    let (room, late) = (folder.path().to_owned(), shown.path().join("later"));
+    // One that begins to listen while the command runs.
+    let later = std::thread::spawn(move || {
+        while !room.join("began").exists() {
+            std::thread::yield_now();
+        }
+        let listener = UnixListener::bind(&late).unwrap();
+        std::fs::set_permissions(&late, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::write(room.join("later"), "").unwrap();
+        listener
+    });
+    let read = shown.path().to_owned();
+    let change = move |policy: &mut Policy| {
+        speaking(policy);
+        policy.read.push(read);
+    };
+    let Some(done) = with_python(folder.path(), change, &script) else {
+        return;
+    };
+    // Also where the command never came so far.
+    std::fs::write(folder.path().join("began"), "").unwrap();
+    drop(later.join().unwrap());
+    let told = format!("{}{}", stdout(&done), String::from_utf8_lossy(&done.stderr));
+    assert_eq!(done.ended, Ended::Exited(0), "{told}");
+    assert_eq!(told.matches("closed").count(), 4, "{told}");
+    if std::env::var_os("TIDEGATE_INTEROP").is_some() {
+        assert_eq!(done.evidence.network, "network-namespace+root", "{told}");
+    }
 }
 
 #[test]
