@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tidegate_contracts::{ObjectInfo, ObjectName, Store, StoreError};
 use url::Url;
@@ -20,6 +20,9 @@ use crate::client::{Way, client};
 use crate::failure::stalled;
 use crate::pace::{Pace, SILENCE};
 use crate::store::{CloudStore, OpenError};
+
+/// Addresses that are signed at the same time.
+const SIGNED_AT_ONCE: usize = 32;
 
 /// What is lent, as it is told to whoever may read it: a secret for as long as the addresses are good.
 #[derive(Serialize, Deserialize)]
@@ -38,10 +41,12 @@ pub(crate) async fn lend(store: &CloudStore, names: &[ObjectName], time: Duratio
         what: "lending objects".to_owned(),
         source,
     };
-    let mut objects = BTreeMap::new();
-    for name in names {
-        objects.insert(name.to_string(), store.readable(name, time).await?.to_string());
-    }
+    // Where no key is at hand, each is signed by a request.
+    let signed = stream::iter(names.to_vec()).map(|name| async move {
+        let address = store.readable(&name, time).await?;
+        Ok((name.to_string(), address.to_string()))
+    });
+    let objects: BTreeMap<_, _> = signed.buffered(SIGNED_AT_ONCE).try_collect().await?;
     let certificates = match &store.address().certificates {
         Some(file) => Some(tokio::fs::read_to_string(file).await.map_err(failed)?),
         None => None,

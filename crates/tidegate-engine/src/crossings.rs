@@ -174,7 +174,8 @@ impl Engine {
                 from: copied.from,
                 to: wanted.to.clone(),
                 permit: permit.clone(),
-                bytes: 0,
+                // What stood there before was copied for somebody else.
+                bytes: copied.bytes,
             };
             put(&*self.journal, "copies", &key, &copy)?;
         }
@@ -184,14 +185,20 @@ impl Engine {
     /// Takes what workers have copied between sites by now into the egress account: those at one site, or all.
     pub(crate) async fn settle_copies(&self, run: &RunRecord, site: Option<&SiteName>) -> Result<(), EngineError> {
         let entries: Vec<CopyEntry> = scan(&*self.journal, "copies", &format!("{}/", run.id))?;
+        let mut failed = None;
         for copy in entries
             .into_iter()
             .filter(|copy| site.is_none_or(|site| copy.to == *site))
         {
             let permit = copy.permit.clone();
-            let reply = self.keeper.ask("send", RequestBody::Send { permit }).await?;
-            let ReplyBody::Sent { copied, .. } = reply else {
-                return Err(self.keeper.wrong_reply());
+            let copied = match self.keeper.ask("send", RequestBody::Send { permit }).await {
+                Ok(ReplyBody::Sent { copied, .. }) => copied,
+                Ok(_) => return Err(self.keeper.wrong_reply()),
+                // The others are told all the same.
+                Err(error) => {
+                    failed = Some(error);
+                    continue;
+                }
             };
             let bytes = copied.map_or(0, |copied| copied.bytes).max(copy.bytes);
             if bytes == copy.bytes {
@@ -210,7 +217,7 @@ impl Engine {
             // Of what came in several attempts each part has a line.
             self.write_line(run, settled, &format!("{key}-copied-{bytes}"), &line)?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Writes one line of the egress account and its leaf in one transaction.

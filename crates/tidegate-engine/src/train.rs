@@ -105,7 +105,10 @@ impl Engine {
                 }
             }
             let tried = self.together(run, &attempt, site, &permits).await?;
-            self.settle_copies(run, Some(site)).await?;
+            // What an attempt gave does not hang on what its account says: the end of the run asks once more.
+            if let Err(error) = self.settle_copies(run, Some(site)).await {
+                tracing::warn!(run = %run.id, %site, %error, "what was copied there could not be told");
+            }
             match tried.outcome {
                 AttemptOutcome::Accepted {
                     model, seconds, bytes, ..

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tidegate_contracts::ObjectName;
 use tidegate_seal::dsse::payload_digest;
-use tidegate_transfer::{Expected, Permitted, SentShards, missing, object_name, sent_shards};
+use tidegate_seal::permit::open_permit;
+use tidegate_transfer::{Expected, Permitted, SentShards, missing, object_name, patiently, sent_shards};
 use tidegate_types::artifact::{Manifest, SealedObject};
 use tidegate_types::ids::{ArtifactId, SiteName};
 use tidegate_types::keeper::Copied;
@@ -13,13 +14,15 @@ use tidegate_types::permit::SiteReference;
 use zeroize::Zeroizing;
 
 use crate::admission::{Admitted, Worker, seal_access};
-use crate::error::{KeeperError, While};
+use crate::error::{KeeperError, While, refuse};
 use crate::records::{CrossingRecord, PermitRecord};
 use crate::service::Keeper;
 
 /// How long a worker may take until it has fetched all of them.
 const READABLE: Duration = Duration::from_secs(6 * 3600);
-/// The most shards of one artifact that are copied: what lends them is a part of a grant.
+/// How long what lends the shards of one artifact may be, in bytes: a part of a grant, in which it is a third longer, twice.
+const MOST_LENT: usize = 768 << 10;
+/// The most shards of one artifact that are copied.
 const MOST_SHARDS: usize = 512;
 
 impl Keeper {
@@ -118,9 +121,11 @@ impl Keeper {
         if shards.objects().count() > MOST_SHARDS {
             return Ok(None);
         }
-        // Whether this store lends anything is known before anything depends on it.
-        let lent = store.lend(&[object_name(first)], READABLE).await.while_(reading)?;
-        Ok(lent.map(|_| shards))
+        // Whether this store lends anything, and how much it says of each, is known before anything depends on it.
+        let name = [object_name(first)];
+        let lent = patiently(|| store.lend(&name, READABLE)).await.while_(reading)?;
+        let fits = |lent: &String| lent.len().saturating_mul(shards.objects().count()) <= MOST_LENT;
+        Ok(lent.filter(fits).map(|_| shards))
     }
 
     /// For a worker that was admitted, what reads those objects that are not in its site's store yet: base64 of an age file.
@@ -128,16 +133,29 @@ impl Keeper {
     pub(crate) async fn lent(
         &self,
         crossing: &CrossingRecord,
-        to: &SiteName,
+        permit: &PermitRecord,
         worker: &Admitted<Worker>,
     ) -> Result<Option<String>, KeeperError> {
         let lending = "lending what is copied";
         let Some(from) = &crossing.copied_from else {
             return Ok(None);
         };
-        let missing = missing(self.store(to)?, crossing.shards()).await.while_(lending)?;
+        let opened = open_permit(&permit.envelope, &self.keys.signing.public()).while_(lending)?;
+        if opened.permit.copied_from != Some(self.reference(from)?) {
+            return Err(refuse(
+                "permit-other-site",
+                format!("lending what is copied from site `{from}` to site `{}`", permit.to),
+                "that site is defined otherwise than when the permit was signed",
+                "start another run, which asks for a new permit",
+            )
+            .into());
+        }
+        let missing = missing(self.store(&permit.to)?, crossing.shards())
+            .await
+            .while_(lending)?;
         let names: Vec<ObjectName> = missing.iter().map(object_name).collect();
-        let lent = self.store(from)?.lend(&names, READABLE).await.while_(lending)?;
+        let store = self.store(from)?;
+        let lent = patiently(|| store.lend(&names, READABLE)).await.while_(lending)?;
         let lent = Zeroizing::new(lent.ok_or_else(|| KeeperError::failed(lending, "its store lends nothing"))?);
         Ok(Some(seal_access(worker, lent.as_bytes())?))
     }

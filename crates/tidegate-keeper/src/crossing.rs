@@ -134,9 +134,7 @@ impl Keeper {
                 error,
             ),
         })?;
-        // What a call before this one has named and not put is still to be copied.
-        let named = sent.already.then(|| permitted.permit().copied_from.clone()).flatten();
-        let copied_from = copyable.map(|(from, _)| from).or(named);
+        let copied_from = permitted.permit().copied_from.clone().filter(|_| sent.copied);
         let crossing = CrossingRecord {
             packing_list: sent.packing_list.to_string(),
             packing_list_digest: sent.packing_list_digest,

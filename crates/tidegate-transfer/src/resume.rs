@@ -72,6 +72,9 @@ enum Line {
         number: u64,
         key: ShardKey,
         object: SealedObject,
+        /// It stands at another site, and whoever opens it brings it over.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        copied: bool,
     },
     /// The index was sealed and is about to be put.
     Index(SealedObject),
@@ -87,6 +90,8 @@ enum Line {
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) shards: BTreeMap<u64, (ShardKey, SealedObject)>,
+    /// Numbers of those that stand at another site.
+    pub(crate) copied: BTreeSet<u64>,
     pub(crate) index: Option<SealedObject>,
     pub(crate) list: Option<SealedObject>,
     pub(crate) tried: u64,
@@ -99,12 +104,23 @@ impl Notes {
     fn apply(&mut self, line: Line) {
         match line {
             Line::Head(_) => {}
-            Line::Shard { number, key, object } => {
+            Line::Shard {
+                number,
+                key,
+                object,
+                copied,
+            } => {
                 // An index or list that was made before does not name the new shard.
                 self.abandon_index();
                 let name = sealed_name(&object.digest);
-                if let Some((_, before)) = self.shards.insert(number, (key, object)) {
+                let before = self.shards.insert(number, (key, object));
+                let was_copied = self.copied.remove(&number);
+                // What was to be copied is not ours to remove: another crossing has put it, and may need it.
+                if let Some((_, before)) = before.filter(|_| !was_copied) {
                     self.abandoned.insert(sealed_name(&before.digest));
+                }
+                if copied {
+                    self.copied.insert(number);
                 }
                 self.abandoned.remove(&name);
             }
@@ -198,7 +214,22 @@ impl Resume {
 
     /// A shard was sealed. Blocks.
     pub(crate) fn shard(&self, number: u64, key: ShardKey, object: SealedObject) -> Result<(), TransferError> {
-        self.note(Line::Shard { number, key, object })
+        self.note(Line::Shard {
+            number,
+            key,
+            object,
+            copied: false,
+        })
+    }
+
+    /// A shard is named that stands at another site. Blocks.
+    pub(crate) fn copied(&self, number: u64, key: ShardKey, object: SealedObject) -> Result<(), TransferError> {
+        self.note(Line::Shard {
+            number,
+            key,
+            object,
+            copied: true,
+        })
     }
 
     /// The index was sealed. Blocks.

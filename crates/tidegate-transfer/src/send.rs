@@ -11,7 +11,7 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{seal_index, sign_packing_list};
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::artifact::{
-    PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SHARD_PLAINTEXT_BYTES, SealedIndex, SealedObject,
+    PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SHARD_PLAINTEXT_BYTES, SealedIndex, SealedObject, ShardKey,
 };
 use tidegate_types::ids::PermitId;
 use tidegate_types::permit::SiteReference;
@@ -78,8 +78,10 @@ pub struct Sent {
     pub packing_list_digest: Digest,
     /// Everything that stands in the store for this crossing: shards in order, index, packing list.
     pub objects: Vec<SealedObject>,
-    /// The sum of their lengths.
+    /// The sum of the lengths of those that were put.
     pub bytes: u64,
+    /// Whether its shards stand at another site, and whoever opens it brings them over.
+    pub copied: bool,
     /// How many of these bytes stood there for an earlier crossing.
     pub known_bytes: u64,
     /// Its shards, for a later crossing; none where all of it was there before the call.
@@ -151,11 +153,7 @@ pub async fn send_copied(
         sender.name_shards(shards).await?;
         sender.publish().await?;
     }
-    let mut sent = sender.sent(already, &[])?;
-    sent.bytes = sent
-        .bytes
-        .saturating_sub(shards.objects().map(|object| object.bytes).sum());
-    Ok(sent)
+    sender.sent(already, &[])
 }
 
 /// One call of [`send`].
@@ -213,8 +211,10 @@ impl<'a> Sender<'a> {
         blocking(move || {
             for (number, (key, object)) in (0..).zip(shards.0) {
                 // What was noted before a restart is the same, and an index may name it.
-                if resume.read(|notes| notes.shards.get(&number) != Some(&(key.clone(), object.clone()))) {
-                    resume.shard(number, key, object)?;
+                if resume.read(|notes| {
+                    !notes.copied.contains(&number) || notes.shards.get(&number) != Some(&(key.clone(), object.clone()))
+                }) {
+                    resume.copied(number, key, object)?;
                 }
             }
             Ok(())
@@ -285,21 +285,28 @@ impl<'a> Sender<'a> {
         if !self.stands(&sealed_name(&object.digest), object.bytes).await? {
             return Ok(false);
         }
+        self.is_there(number, key, object).await?;
+        Ok(true)
+    }
+
+    /// Notes a shard that stands in the store for another crossing as one of this one.
+    async fn is_there(&self, number: u64, key: ShardKey, object: SealedObject) -> Result<(), TransferError> {
         self.known_bytes.fetch_add(object.bytes, Ordering::Relaxed);
         let resume = Arc::clone(&self.resume);
-        blocking(move || resume.shard(number, key, object)).await?;
-        Ok(true)
+        blocking(move || resume.shard(number, key, object)).await
     }
 
     /// Gets one shard into the store, unless it is there; gives its number back.
     async fn shard(&self, source: Arc<Source>, number: usize) -> Result<usize, TransferError> {
         let at = number as u64;
-        let noted = self
-            .resume
-            .read(|notes| notes.shards.get(&at).map(|(_, object)| object.clone()));
-        if let Some(object) = noted
+        let noted = self.resume.read(|notes| notes.shards.get(&at).cloned());
+        if let Some((key, object)) = noted
             && self.stands(&sealed_name(&object.digest), object.bytes).await?
         {
+            if self.resume.read(|notes| notes.copied.contains(&at)) {
+                // Nobody has to bring it over any more.
+                self.is_there(at, key, object).await?;
+            }
             return Ok(number);
         }
         if let Some(content) = source.contents().get(number)
@@ -481,13 +488,18 @@ impl<'a> Sender<'a> {
             (objects, notes.list.clone())
         });
         let list = list.ok_or_else(|| self.resume.unusable("it lacks its packing list"))?;
+        let elsewhere: u64 = self.resume.read(|notes| {
+            let copied = notes.copied.iter().filter_map(|number| notes.shards.get(number));
+            copied.map(|(_, object)| object.bytes).sum()
+        });
         if already {
             (self.crossing.progress)(self.permitted.manifest().total_bytes());
         }
         Ok(Sent {
             packing_list: self.packing_list.clone(),
             packing_list_digest: list.digest,
-            bytes: objects.iter().map(|object| object.bytes).sum(),
+            bytes: objects.iter().map(|object| object.bytes).sum::<u64>() - elsewhere,
+            copied: elsewhere > 0,
             objects,
             known_bytes: self.known_bytes.load(Ordering::Relaxed),
             shards,

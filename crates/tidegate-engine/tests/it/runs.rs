@@ -48,6 +48,34 @@ fn every_step_is_asked_for_once_and_in_order() {
 }
 
 #[test]
+fn what_was_copied_is_accounted_once_and_no_training_hangs_on_it() {
+    let world = World::new("copies");
+    // Three inputs, of which a part of the last stood there before; after the training the store is out of reach; then the
+    // bundle, which is copied from nowhere; at the end it is told.
+    let told = [
+        Ok(Some(0)),
+        Ok(Some(0)),
+        Ok(Some(40)),
+        Err("the store is out of reach"),
+        Err("the store is out of reach"),
+        Err("the store is out of reach"),
+        Ok(None),
+        Ok(Some(500)),
+        Ok(Some(600)),
+        Ok(Some(100)),
+    ];
+    world.keeper.copies.lock().unwrap().extend(told);
+    let summary = world.run(PIPELINE).unwrap();
+    assert_eq!(summary.status, RunStatus::Done);
+    assert_eq!(world.compute.started().len(), 1, "it trained once");
+    let events = world.ledger().into_iter();
+    let copied = events.filter(|event| event.data.names.get("from").map(String::as_str) == Some("elsewhere"));
+    let copied: Vec<u64> = copied.map(|event| event.data.numbers["bytes"]).collect();
+    assert_eq!(copied, [500, 600, 60]);
+    assert!(world.keeper.copies.lock().unwrap().is_empty());
+}
+
+#[test]
 fn an_intent_stands_in_the_ledger_before_a_permit_or_a_release_is_signed() {
     let world = World::new("intent");
     world.run(PIPELINE).unwrap();

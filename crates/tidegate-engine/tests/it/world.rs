@@ -1,7 +1,7 @@
 //! A keeper that says yes, a driver that starts nothing, a clock that the test moves.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,8 +26,8 @@ use tidegate_types::event::Event;
 use tidegate_types::files::{read_catalog, read_pipeline, read_sites};
 use tidegate_types::ids::{PermitId, SiteName};
 use tidegate_types::keeper::{
-    ArtifactSummary, AttemptOutcome, Figure, Outcome, PipelineText, QualitySummary, REPLY_PAYLOAD, Reply, ReplyBody,
-    Request, RequestBody,
+    ArtifactSummary, AttemptOutcome, Copied, Figure, Outcome, PipelineText, QualitySummary, REPLY_PAYLOAD, Reply,
+    ReplyBody, Request, RequestBody,
 };
 use tidegate_types::label::{Label, Level};
 use tidegate_types::message::{Attempt, Ticket};
@@ -120,6 +120,8 @@ pub(crate) struct Keeper {
     pub(crate) gate_fails: AtomicBool,
     /// Whether bringing a checkpoint home goes wrong.
     pub(crate) fetch_fails: AtomicBool,
+    /// What it says of copies, one question after the other; of none afterwards.
+    pub(crate) copies: Mutex<VecDeque<Result<Option<u64>, &'static str>>>,
     /// Whether fencing goes wrong.
     pub(crate) fence_fails: AtomicBool,
     /// Types of the leaves that stood in the ledger when a permit or a release was asked for.
@@ -268,10 +270,19 @@ impl Keeper {
                     checkpoint: String::new(),
                 })
             }
-            RequestBody::Send { .. } => done(ReplyBody::Sent {
-                bytes: 1000,
-                copied: None,
-            }),
+            RequestBody::Send { .. } => {
+                let mut copies = self.copies.lock().unwrap();
+                match copies.pop_front().unwrap_or(Ok(None)) {
+                    Ok(copied) => done(ReplyBody::Sent {
+                        bytes: 1000,
+                        copied: copied.map(|bytes| Copied {
+                            from: SiteName::new("elsewhere").unwrap(),
+                            bytes,
+                        }),
+                    }),
+                    Err(why) => Some(Outcome::Failed(why.to_owned())),
+                }
+            }
             RequestBody::StartAttempt {
                 attempt, site, worker, ..
             } => done(ReplyBody::Ticket {
@@ -403,6 +414,7 @@ impl World {
                 bytes: AtomicU64::new(1000),
                 gate_fails: AtomicBool::new(false),
                 fetch_fails: AtomicBool::new(false),
+                copies: Mutex::default(),
                 fence_fails: AtomicBool::new(false),
                 intents: Mutex::default(),
             }),

@@ -74,7 +74,7 @@ impl Keeper {
             let pipeline = self.prepared_pipeline(&permit.run)?;
             self.allowed(&wanted, &pipeline, prepared.pipeline, Release::Key(&permit))?;
             let crossing = self.records.crossing(&permit.id)?.ok_or_else(missing)?;
-            let lent = self.lent(&crossing, &permit.to, worker).await?;
+            let lent = self.lent(&crossing, &permit, worker).await?;
             let key = self.data_key(&permit).await?;
             permits.push((format!("permit_{name}"), permit.id.to_string()));
             artifacts.push(GrantedArtifact {

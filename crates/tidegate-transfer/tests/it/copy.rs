@@ -144,7 +144,7 @@ async fn what_stands_at_one_site_is_named_at_another_and_brought_over_by_whoever
         sent.objects[2].bytes + sent.objects[3].bytes,
         "index and list"
     );
-    assert!(sent.bytes < 10_000);
+    assert!(sent.bytes < 10_000 && sent.copied && !first.copied);
     assert_eq!(sealed(&sites.other).len(), 1, "the index alone was sent");
     assert_eq!(missing(&sites.other, &copied).await.unwrap(), copied);
     assert_eq!(
@@ -227,11 +227,17 @@ async fn what_cannot_be_copied_after_all_is_sent_from_home() {
     let (sites, first) = Sites::new().await;
     let shards = sites.shards(&first, &sites.first.manifest()).await.unwrap();
     let permitted = sites.permitted();
+    // One of them stands there for another crossing.
+    let other = object_name(&first.objects[1]);
+    let body = sites.cloud.get(&other, u64::MAX).await.unwrap();
+    sites.other.put_new(&other, body).await.unwrap();
     // The names were noted, and then the process was killed: the list is not there.
     let sent = sites.name(&shards, &permitted).await.unwrap();
     sites.other.delete(&sent.packing_list).await.unwrap();
     let home = sites.second.send_as(&permitted, &sites.other).await.unwrap();
     assert_ne!(home.objects[0], sent.objects[0]);
+    assert!(sites.other.head(&other).await.is_ok(), "it is another crossing's");
+    assert!(!home.copied && home.bytes == home.objects.iter().map(|object| object.bytes).sum::<u64>());
     assert_eq!(missing(&sites.other, &home.objects[..3]).await.unwrap(), []);
     assert!(
         !sealed(&sites.other).contains(&sent.objects[2].digest.to_hex()),
