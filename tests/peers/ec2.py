@@ -7,11 +7,14 @@
 - A client token that was there before gives the same machine, or is refused with another request.
 - What was just started is unknown for a moment, to listings and by its name.
 - The console of a machine is what it wrote.
+- A machine with the instance profile `machines` has the credentials of its role, whose session has the machine's name, and
+  the services for them and for profiles (STS, IAM) are there.
 - Credentials are AKADMIN and SKADMIN; they allow what the policy in the file POLICY allows. Conditions are left out: moto
   does not know what they are about.
 
 GET /peer/… tells and steers: `machines`, `requests`, `full?subnet=ID`, `price?zone=NAME&is=PRICE`, `busy?count=N`,
-`interrupt?machine=ID` (the cloud takes a machine back), `likely?machine=ID` (it may soon), `notice?machine=ID&seconds=N` (it
+`impostor` (from now on machines have the credentials of a session of another name), `interrupt?machine=ID` (the cloud takes
+a machine back), `likely?machine=ID` (it may soon), `notice?machine=ID&seconds=N` (it
 will).
 
 - Each machine has the part of the metadata service that says so, with tokens, below /machine/ID: the link-local address
@@ -49,6 +52,7 @@ from moto.ec2.responses.general import General  # noqa: E402
 from moto.ec2.responses.spot_instances import SpotInstances  # noqa: E402
 from moto.iam.models import iam_backends  # noqa: E402
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: E402
+from moto.sts.models import sts_backends  # noqa: E402
 from werkzeug.serving import make_server  # noqa: E402
 
 ACCOUNT = "123456789012"
@@ -60,6 +64,7 @@ TOKENS, STARTED, PROCESSES, FULL, PRICES, REQUESTS = {}, {}, {}, set(), {}, []
 # What the metadata service says to machines, by path, and the tokens that it gave.
 SAID, METADATA_TOKENS = {}, set()
 BUSY = 0
+IMPOSTOR = False
 MACHINE = threading.local()
 
 
@@ -176,6 +181,8 @@ def run_instances(self, image_id, count, user_data, security_group_names, **more
             if reservation.instances[0]._state.name == "terminated":
                 refused("IdempotentInstanceTerminated", "The machine of this request has ended")
             return copy.copy(reservation)
+        if form.get("IamInstanceProfile.Name", PROFILE) != PROFILE:
+            refused("InvalidParameterValue", "Invalid IAM Instance Profile name")
         if more.get("subnet_id") in FULL:
             refused("InsufficientInstanceCapacity", "We currently do not have sufficient capacity in the zone")
         if more.get("metadata_options", {}).get("HttpTokens") != "required":
@@ -187,6 +194,8 @@ def run_instances(self, image_id, count, user_data, security_group_names, **more
         TOKENS[token] = (form, copy.copy(reservation))
         for machine in reservation.instances:
             STARTED[machine.id] = time.monotonic()
+            if form.get("IamInstanceProfile.Name") == PROFILE:
+                give_role(machine)
             run(machine, gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
         return reservation
 
@@ -256,6 +265,9 @@ with open(POLICY, encoding="utf-8") as file:
     policy = json.load(file)
 for statement in policy["Statement"]:
     statement.pop("Condition", None)
+    if "iam:" in json.dumps(statement["Action"]):
+        # Of these it does not ask which ones.
+        statement["Resource"] = "*"
 iam = iam_backends[ACCOUNT]["aws"]
 everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "ec2:*", "Resource": "*"}]}
 for name, secret, allowed in [("AKADMIN", "SKADMIN", policy), ("AKSETUP", "SKSETUP", everything)]:
@@ -265,6 +277,29 @@ for name, secret, allowed in [("AKADMIN", "SKADMIN", policy), ("AKSETUP", "SKSET
     del iam.access_keys[key.access_key_id]
     key.access_key_id, key.secret_access_key = name, secret
     iam.access_keys[name] = key
+
+
+PROFILE, ROLE = "machines", "workers"
+trust = {"Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}
+role = iam.create_role(ROLE, json.dumps(trust), "/", None, "", {}, "3600")
+iam.create_instance_profile(PROFILE, "/", [])
+iam.add_role_to_instance_profile(PROFILE, ROLE)
+
+
+def give_role(machine):
+    name = "i-0123456789abcdef0" if IMPOSTOR else machine.id
+    session = sts_backends[ACCOUNT]["aws"].assume_role("eu-central-1", name, role.arn, None, 3600, None)
+    keys = {
+        "Code": "Success",
+        "AccessKeyId": session.access_key_id,
+        "SecretAccessKey": session.secret_access_key,
+        "Token": session.session_token,
+        "Expiration": "2099-01-01T00:00:00Z",
+    }
+    below = "latest/meta-data/iam/security-credentials/"
+    SAID[machine.id, below] = ROLE
+    SAID[machine.id, below + ROLE] = keys
+    SAID[machine.id, "latest/meta-data/placement/region"] = "eu-central-1"
 
 
 # What machines ask about themselves.
@@ -281,7 +316,9 @@ def metadata(environ):
         return "401 Unauthorized", ""
     _, _, machine, below = path.split("/", 3)
     answer = SAID.get((machine, below))
-    return ("404 Not Found", "") if answer is None else ("200 OK", json.dumps(answer))
+    if answer is None:
+        return "404 Not Found", ""
+    return "200 OK", answer if isinstance(answer, str) else json.dumps(answer)
 
 
 # The server.
@@ -294,7 +331,7 @@ def every_machine():
 
 
 def peer(path, query):
-    global BUSY
+    global BUSY, IMPOSTOR
     value = lambda name: urllib.parse.parse_qs(query)[name][0]  # noqa: E731
     with LOCK:
         if path == "/peer/machines":
@@ -316,6 +353,8 @@ def peer(path, query):
             PRICES[value("zone")] = value("is")
         elif path == "/peer/busy":
             BUSY = int(value("count"))
+        elif path == "/peer/impostor":
+            IMPOSTOR = True
         elif path == "/peer/likely":
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             SAID[value("machine"), "latest/meta-data/events/recommendations/rebalance"] = {"noticeTime": now}
@@ -364,6 +403,11 @@ def application(environ, start_response):
                 BUSY -= 1
                 start_response("503 Service Unavailable", [("content-type", "text/xml")])
                 return [xml("RequestLimitExceeded", "Request limit exceeded.").encode()]
+        beside = re.search(r"Credential=[^/]+/\d{8}/[a-z0-9-]+/(sts|iam)/", environ.get("HTTP_AUTHORIZATION", ""))
+        known = {"GetCallerIdentity": "2011-06-15", "GetInstanceProfile": "2010-05-08"}
+        if beside and known.get(action) == version:
+            environ["wsgi.input"] = io.BytesIO(body)
+            return moto(environ, start_response)
         why = checked(action, form) if version == "2016-11-15" else ("InvalidAction", version)
         if not re.search(r"Credential=[^/]+/\d{8}/[a-z0-9-]+/ec2/aws4_request", environ.get("HTTP_AUTHORIZATION", "")):
             why = ("AuthFailure", "it is not signed for this service")

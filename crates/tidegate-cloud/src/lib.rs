@@ -10,6 +10,7 @@
 //! - [`Ec2Driver`] starts a machine of Amazon's EC2 for each job, [`OpenStackDriver`] one of OpenStack, [`VsphereDriver`]
 //!   one of VMware vSphere; [`VertexDriver`] and [`AzureMlDriver`] a container, on Google's Vertex AI and in Azure Machine
 //!   Learning.
+//! - [`Ec2Prover`] states which machine of Amazon's a worker is on, and [`Ec2Verifier`] asks Amazon whether that is so.
 //! - [`SpotNotices`] tells a worker on a spot machine of Amazon's that the machine is taken back.
 //! - [`VaultCustody`] keeps a private site's key in the transit engine of Vault or OpenBao, [`KmsCustody`] in
 //!   Amazon's Key Management Service, [`GoogleKmsCustody`] in Google's, [`KeyVaultCustody`] in Azure Key Vault.
@@ -33,7 +34,7 @@ mod source;
 mod store;
 
 pub use address::{Address, AddressError, Provider};
-pub use compute::amazon::{Ec2Driver, Ec2Settings, SpotNotice, SpotNotices};
+pub use compute::amazon::{Ec2Driver, Ec2Prover, Ec2Settings, Ec2Verifier, SpotNotice, SpotNotices};
 pub use compute::azureml::{AzureMlDriver, AzureMlSettings};
 pub use compute::openstack::{OpenStackDriver, OpenStackSettings};
 pub use compute::vertex::{VertexDriver, VertexSettings};

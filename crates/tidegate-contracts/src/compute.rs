@@ -124,6 +124,12 @@ pub trait Compute: Send + Sync + fmt::Debug {
         Duration::from_millis(250)
     }
 
+    /// Who the platform will say that the job's machine is, when the worker there proves it
+    /// ([`Verifier`](crate::identity::Verifier)). None where machines cannot prove anything.
+    async fn machine(&self, _handle: &Handle) -> Result<Option<String>, ComputeError> {
+        Ok(None)
+    }
+
     /// Ends and removes the job.
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError>;
 

@@ -9,6 +9,7 @@ pub mod compute;
 pub mod conformance;
 pub mod custody;
 pub mod fakes;
+pub mod identity;
 pub mod journal;
 pub mod later;
 pub mod stage;

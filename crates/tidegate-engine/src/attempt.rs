@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 use tidegate_contracts::journal::Batch;
-use tidegate_contracts::store::{StoreAccess, StoreError};
+use tidegate_contracts::store::{Pace, Patience, StoreAccess, StoreError};
 use tidegate_seal::envelope::seal_to;
 use tidegate_types::event::EventType;
 use tidegate_types::ids::{PermitId, SiteName};
@@ -161,6 +161,10 @@ impl Engine {
         let (outcome, running) = tokio::select! {
             followed = self.follow(attempt, &**compute, &handle) => followed?,
             () = self.keep_access(attempt, site, access) => unreachable!("it goes on for as long as it is asked to"),
+            why = self.tell_machine(attempt, site, &**compute, &handle) => {
+                let outcome = self.fence(attempt, "lost").await?;
+                (explained(outcome, Some(&why)), None)
+            }
         };
         phases.extend(running.map(|moment| {
             (
@@ -239,6 +243,31 @@ impl Engine {
         }
     }
 
+    /// Tells the keeper which machine the attempt's worker is on, where that can be proved. Returns when it never can be
+    /// told, with the reason.
+    async fn tell_machine(&self, attempt: &Attempt, site: &SiteName, compute: &dyn Compute, handle: &Handle) -> String {
+        let patience = Patience::begin(Pace::FAR);
+        loop {
+            let why = match compute.machine(handle).await {
+                Ok(None) => break,
+                Ok(Some(machine)) => {
+                    let attempt = attempt.clone();
+                    let told = RequestBody::Machine { attempt, machine };
+                    match self.keeper.ask("tell-the-machine", told).await {
+                        Ok(ReplyBody::Noted) => break,
+                        Ok(_) => self.keeper.wrong_reply().to_string(),
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Err(error @ ComputeError::Invalid { .. }) => return error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!(run = %attempt.run, %site, why, "the keeper does not know the worker's machine yet; tried again");
+            tokio::time::sleep(patience.pause()).await;
+        }
+        std::future::pending().await
+    }
+
     async fn renew_access(
         &self,
         attempt: &Attempt,
@@ -256,7 +285,7 @@ impl Engine {
                 sealed: STANDARD.encode(sealed),
             };
             match self.keeper.ask("renew-access", body).await? {
-                ReplyBody::Renewing => {}
+                ReplyBody::Noted => {}
                 _ => return Err(self.keeper.wrong_reply()),
             }
         }

@@ -34,6 +34,8 @@ pub struct Requirements<'a> {
     pub apart: bool,
     /// Whether the site must keep the command from other files.
     pub files_closed: bool,
+    /// Where machines can prove who they are, the one that the worker was started on.
+    pub machine: Option<&'a str>,
 }
 
 /// Somebody who may have data keys, and the recipient that they are sealed to.
@@ -70,10 +72,16 @@ impl Admitted<Worker> {
 
 /// Admits a worker by its hello, whose secret and signature [`tidegate_transfer::mailbox::Inbox::hello`] has verified.
 ///
+/// `proven` is the machine that its platform says the hello's statement is from, where it was asked.
+///
 /// # Errors
 /// A refusal that names the rule: another hello than the one accepted, another attempt, another
-/// program, or a sandbox that does not enforce what the site demands.
-pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Admitted<Worker>, Refusal> {
+/// program, another machine, or a sandbox that does not enforce what the site demands.
+pub fn admit(
+    requirements: &Requirements<'_>,
+    hello: &HelloOpened,
+    proven: Option<&str>,
+) -> Result<Admitted<Worker>, Refusal> {
     let what = admitting(requirements.attempt);
     if requirements
         .accepted
@@ -110,6 +118,19 @@ pub fn admit(requirements: &Requirements<'_>, hello: &HelloOpened) -> Result<Adm
             "start the worker program that the permit names, or ask for a permit for the other",
         ));
     }
+    // A statement is good for minutes: what was accepted before had one.
+    if requirements.accepted.is_none()
+        && let Some(machine) = requirements.machine
+        && proven != Some(machine)
+    {
+        let told = proven.unwrap_or("no machine of this site");
+        return Err(refuse(
+            "hello-other-machine",
+            what,
+            format!("the worker is on {told}, and the attempt was started on {machine}"),
+            AGAIN,
+        ));
+    }
     enforced(requirements, sandbox, &what)?;
     Ok(Admitted {
         recipient: recipient.clone(),
@@ -127,6 +148,11 @@ fn admitting(attempt: &Attempt) -> String {
         "admitting the worker of attempt {} of `{}`",
         attempt.attempt, attempt.task
     )
+}
+
+/// The refusal of a worker whose machine was not believed.
+pub(crate) fn unproven(attempt: &Attempt, why: impl Into<String>) -> Refusal {
+    refuse("hello-other-machine", admitting(attempt), why, AGAIN)
 }
 
 /// The refusal that burns an attempt whose ticket is in two hands.

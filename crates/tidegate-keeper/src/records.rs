@@ -190,6 +190,9 @@ pub(crate) struct AttemptRecord {
     pub(crate) label: Label,
     pub(crate) phase: Phase,
     pub(crate) hello: Option<Digest>,
+    /// On which machine its worker was started, where machines can prove who they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) machine: Option<String>,
     /// Where the job's other machines reach this one.
     #[serde(default)]
     pub(crate) node: Option<Node>,

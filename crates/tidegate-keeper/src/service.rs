@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_contracts::custody::Custody;
+use tidegate_contracts::identity::Verifier;
 use tidegate_contracts::journal::{Batch, Journal};
 use tidegate_contracts::later::Later;
 use tidegate_contracts::stage::HomeStages;
@@ -63,6 +64,9 @@ pub struct Setup {
     pub stages: Arc<dyn HomeStages>,
     /// The stores of all sites that this one may send to or hear from, its own included.
     pub stores: BTreeMap<SiteName, Arc<dyn Store>>,
+    /// Who knows the machines of a site, of all sites whose machines can prove who they are: there a worker is given
+    /// nothing before its machine has.
+    pub verifiers: BTreeMap<SiteName, Arc<dyn Verifier>>,
     /// Where requests come from.
     pub mailbox: Arc<dyn Store>,
     /// Digests of the programs that may open what this site sends to a worker.
@@ -110,6 +114,7 @@ pub struct Keeper {
     pub(crate) ended: tokio::sync::Notify,
     /// What is being sent.
     pub(crate) underway: AllUnderway,
+    pub(crate) verifiers: BTreeMap<SiteName, Arc<dyn Verifier>>,
     stores: BTreeMap<SiteName, Arc<dyn Store>>,
     mailbox: Arc<dyn Store>,
 }
@@ -151,6 +156,7 @@ impl Keeper {
             workers: setup.workers,
             clock: setup.clock,
             unasked: setup.unasked,
+            verifiers: setup.verifiers,
             keys,
             permitting: tokio::sync::Mutex::new(()),
             witnessing: Mutex::new(()),
@@ -372,6 +378,7 @@ impl Keeper {
             } => self.start_attempt(attempt, pipeline, site, *worker, permits).await,
             RequestBody::FetchCheckpoint { attempt, site } => self.fetch_checkpoint(attempt, site).await,
             RequestBody::RenewAccess { attempt, sealed } => self.renew_access(attempt, sealed),
+            RequestBody::Machine { attempt, machine } => self.note_machine(attempt, machine),
             RequestBody::AwaitAttempt { attempt } => self.await_attempt(attempt).await,
             RequestBody::Fence { attempt, why } => self.fence(attempt, why),
             RequestBody::Evaluate { run, pipeline, model } => self.judge(run, pipeline, model, false).await,
@@ -498,6 +505,7 @@ fn run_of(body: &RequestBody) -> Option<&RunId> {
         RequestBody::FetchCheckpoint { attempt, .. }
         | RequestBody::StartAttempt { attempt, .. }
         | RequestBody::RenewAccess { attempt, .. }
+        | RequestBody::Machine { attempt, .. }
         | RequestBody::AwaitAttempt { attempt }
         | RequestBody::Fence { attempt, .. } => Some(&attempt.run),
         RequestBody::Identify { .. }

@@ -266,6 +266,7 @@ pub struct HelloOpened {
     numbered: Numbered<WorkerMessage>,
     digest: Digest,
     signing_key: VerifyingKey,
+    nonce: Digest,
 }
 
 impl HelloOpened {
@@ -285,6 +286,12 @@ impl HelloOpened {
     #[must_use]
     pub const fn signing_key(&self) -> &VerifyingKey {
         &self.signing_key
+    }
+
+    /// What its machine's statement about itself has to be about: see [`identity_nonce`].
+    #[must_use]
+    pub const fn nonce(&self) -> &Digest {
+        &self.nonce
     }
 }
 
@@ -383,9 +390,16 @@ impl Inbox {
         };
         let envelope = dsse::from_bytes(body).map_err(sealed)?;
         let numbered: Numbered<WorkerMessage> = self.read(object, &dsse::peek(&envelope).map_err(sealed)?)?;
-        let WorkerMessage::Hello { mac, signing_key, .. } = &numbered.message else {
+        let WorkerMessage::Hello {
+            recipient,
+            mac,
+            signing_key,
+            ..
+        } = &numbered.message
+        else {
             return Err(misplaced("it is not a hello"));
         };
+        let nonce = identity_nonce(secret, &numbered.attempt, recipient, signing_key)?;
         let expected = hello_mac(secret, &numbered)?;
         if !constant_time_eq(expected.as_bytes(), mac.as_bytes()) {
             return Err(misplaced("it was made without the ticket's secret, or altered"));
@@ -396,6 +410,7 @@ impl Inbox {
             numbered,
             digest: sha256(&payload),
             signing_key,
+            nonce,
         })
     }
 
@@ -497,6 +512,34 @@ pub fn hello_mac(secret: &[u8; 32], numbered: &Numbered<WorkerMessage>) -> Resul
     let bytes =
         to_canonical_json(&numbered).map_err(|_| MailboxError::Unwritable("the hello has no canonical JSON form"))?;
     Ok(hmac_sha256(secret, &bytes).to_hex())
+}
+
+/// What a machine states of itself is about this: HMAC-SHA-256, by the ticket's secret, of the canonical JSON of an object with
+/// `attempt` and the hello's two keys, `recipient` and `signing_key`. Nobody knows it before the ticket, and it is another
+/// one for any other keys.
+///
+/// # Errors
+/// When the attempt's names have no canonical form.
+pub fn identity_nonce(
+    secret: &[u8; 32],
+    attempt: &Attempt,
+    recipient: &str,
+    signing_key: &str,
+) -> Result<Digest, MailboxError> {
+    #[derive(Serialize)]
+    struct About<'a> {
+        attempt: &'a Attempt,
+        recipient: &'a str,
+        signing_key: &'a str,
+    }
+    let about = About {
+        attempt,
+        recipient,
+        signing_key,
+    };
+    let bytes =
+        to_canonical_json(&about).map_err(|_| MailboxError::Unwritable("the attempt has no canonical JSON form"))?;
+    Ok(hmac_sha256(secret, &bytes))
 }
 
 #[cfg(test)]

@@ -151,6 +151,13 @@ pub enum RequestBody {
         /// base64 of an age file to the keeper's recipient holding a JSON object of variables, as the ticket's.
         sealed: String,
     },
+    /// The attempt's worker is on this machine, and proves it: before it has, nothing is given to it.
+    Machine {
+        /// The attempt.
+        attempt: Attempt,
+        /// Who the platform will say that it is.
+        machine: String,
+    },
     /// Tell me when the attempt has ended. Answered only then.
     AwaitAttempt {
         /// The attempt.
@@ -473,8 +480,8 @@ pub enum ReplyBody {
         /// Recipient (`age1pq1…`, or `age1…`) that what the worker is to be given is sealed to on its way to the keeper.
         recipient: String,
     },
-    /// What a worker is given is noted.
-    Renewing,
+    /// What a worker is given, or its machine, is noted.
+    Noted,
     /// How the attempt ended.
     AttemptEnded {
         /// How.

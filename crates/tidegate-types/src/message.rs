@@ -131,6 +131,9 @@ pub enum WorkerMessage {
         worker: Digest,
         /// What the sandbox enforces here.
         sandbox: SandboxEvidence,
+        /// What the machine can prove of itself, in its platform's way, about this attempt and these two keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
         /// HMAC-SHA-256, by the ticket's secret, of the canonical JSON of this numbered message with
         /// this field set to the empty text; hexadecimal.
         mac: String,

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tidegate_contracts::identity::Prover;
 use tidegate_contracts::later::Later;
 use tidegate_contracts::{ObjectName, Store};
 use tidegate_seal::envelope::{Identity, open};
 use tidegate_seal::key::DataKey;
 use tidegate_seal::permit::OpenedPermit;
 use tidegate_seal::sign::{SigningKey, VerifyingKey};
-use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
+use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac, identity_nonce};
 use tidegate_transfer::{Copying, Expected, TransferError, receive};
 use tidegate_types::artifact::{ArtifactKind, Manifest};
 use tidegate_types::message::{GrantedArtifact, Numbered, SandboxEvidence, Ticket, WorkerMessage};
@@ -63,6 +64,8 @@ pub struct Options {
     pub notices: Notices,
     /// Opens what a keeper lends of another site's store.
     pub borrow: Borrow,
+    /// What proves who this machine is, where its platform lets it.
+    pub prover: Option<Arc<dyn Prover>>,
 }
 
 /// Works through one attempt: says hello, takes the grants, runs the command, sends its output home.
@@ -98,7 +101,8 @@ pub async fn run(ticket: Ticket, opener: Opener, options: Options) -> Result<(),
 
     let identity = Identity::generate();
     let signer = SigningKey::generate()?;
-    let hello = hello(&ticket, &secret, &identity, &signer, &evidence)?;
+    let proof = proof(options.prover, &ticket, &secret, &identity, &signer).await?;
+    let hello = hello(&ticket, &secret, &identity, &signer, &evidence, proof)?;
     let hello = Outbox::new(ticket.attempt.clone(), Side::Worker).seal(&signer, hello)?;
     let before = scratch.note_hello(&hello.digest)?;
     let access = Access::open(opener, &ticket.credentials).map_err(WorkerError::Store)?;
@@ -145,18 +149,38 @@ async fn blocking<T: Send + 'static>(
         .map_err(|_| WorkerError::Inside(what))
 }
 
+/// What the machine says of itself. Without it the keeper decides: it knows whether it needs one.
+async fn proof(
+    prover: Option<Arc<dyn Prover>>,
+    ticket: &Ticket,
+    secret: &[u8; 32],
+    identity: &Identity,
+    signer: &SigningKey,
+) -> Result<Option<String>, WorkerError> {
+    let Some(prover) = prover else { return Ok(None) };
+    let (recipient, key) = (identity.recipient(), signer.public().to_base64());
+    let nonce = identity_nonce(secret, &ticket.attempt, &recipient, &key)?;
+    let proof = prover.state(&nonce).await;
+    if let Err(why) = &proof {
+        tracing::error!(why, "this machine cannot prove who it is");
+    }
+    Ok(proof.ok())
+}
+
 fn hello(
     ticket: &Ticket,
     secret: &[u8; 32],
     identity: &Identity,
     signer: &SigningKey,
     evidence: &SandboxEvidence,
+    proof: Option<String>,
 ) -> Result<WorkerMessage, WorkerError> {
     let message = |mac| WorkerMessage::Hello {
         recipient: identity.recipient(),
         signing_key: signer.public().to_base64(),
         worker: ticket.worker,
         sandbox: evidence.clone(),
+        identity: proof.clone(),
         mac,
     };
     let numbered = Numbered {

@@ -125,6 +125,7 @@ async fn keeper(folder: &Path) -> Arc<Keeper> {
         workers: Later::begin(move || BTreeSet::from([digest_of_program(memory)])),
         clock: now,
         unasked: tidegate_keeper::Setup::UNASKED,
+        verifiers: BTreeMap::new(),
     })
     .await
     .unwrap()

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tidegate_cloud::{
-    AzureMlDriver, AzureMlSettings, CloudStore, Ec2Driver, Ec2Settings, OpenStackDriver, OpenStackSettings,
-    ProgramShelf, VertexDriver, VertexSettings, VsphereDriver, VsphereSettings,
+    AzureMlDriver, AzureMlSettings, CloudStore, Ec2Driver, Ec2Settings, Ec2Verifier, OpenStackDriver,
+    OpenStackSettings, ProgramShelf, VertexDriver, VertexSettings, VsphereDriver, VsphereSettings,
 };
 use tidegate_contracts::Compute;
+use tidegate_contracts::identity::Verifier;
 use tidegate_contracts::later::Later;
 use tidegate_local::ProcessDriver;
 use tidegate_ssh::{Hosts, SshDriver};
@@ -54,6 +55,23 @@ pub(crate) fn open(
 }
 
 const OPENING: &str = "opening a driver";
+
+/// Who knows the machines of a site, for every site whose machines can prove who they are.
+pub(crate) fn verifiers(project: &Project) -> Result<BTreeMap<SiteName, Arc<dyn Verifier>>, Failure> {
+    let mut verifiers: BTreeMap<SiteName, Arc<dyn Verifier>> = BTreeMap::new();
+    for (name, site) in &project.sites.sites {
+        let offer = site.compute.as_ref().filter(|offer| offer.driver == "ec2");
+        let Some(machine) = offer.and_then(|offer| offer.machine.as_ref()) else {
+            continue;
+        };
+        if machine.profile.is_some() {
+            let settings = Ec2Settings::new(machine, &project.sites_folder).while_(OPENING)?;
+            let verifier = Ec2Verifier::open(&settings).while_(OPENING)?;
+            verifiers.insert(name.clone(), Arc::new(verifier));
+        }
+    }
+    Ok(verifiers)
+}
 
 fn ssh(
     project: &Project,
@@ -115,7 +133,7 @@ pub(crate) struct MachineTrial {
     /// What does not work, with the reason.
     pub(crate) fault: Option<String>,
     /// What would make it work, as text for the cloud's own tools.
-    pub(crate) grant: Option<&'static str>,
+    pub(crate) grant: Option<String>,
 }
 
 /// Tries at every cloud that starts machines whether it would start one, and starts none.
@@ -135,23 +153,28 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<MachineTrial>, Fail
             "ec2" => {
                 let driver = ec2(project, offer, shelf()?)?;
                 let spot = project.pipeline.train.resources.use_spot;
-                (driver.try_out(spot).await, Ec2Settings::needed_grant())
+                let profile = offer.machine.as_ref().is_some_and(|machine| machine.profile.is_some());
+                let besides = if profile { Ec2Settings::profile_grant() } else { "" };
+                (
+                    driver.try_out(spot).await,
+                    [Ec2Settings::needed_grant(), besides].concat(),
+                )
             }
             "openstack" => {
                 let driver = openstack(project, offer, shelf()?)?;
-                (driver.try_out().await, OpenStackSettings::needed_grant())
+                (driver.try_out().await, OpenStackSettings::needed_grant().to_owned())
             }
             "vsphere" => {
                 let driver = vsphere(project, offer, shelf()?)?;
-                (driver.try_out().await, VsphereSettings::needed_grant())
+                (driver.try_out().await, VsphereSettings::needed_grant().to_owned())
             }
             "vertex" => {
                 let driver = vertex(project, offer, Path::new(""))?;
-                (driver.try_out().await, VertexSettings::needed_grant())
+                (driver.try_out().await, VertexSettings::needed_grant().to_owned())
             }
             "azureml" => {
                 let driver = azureml(project, offer, Path::new(""))?;
-                (driver.try_out().await, AzureMlSettings::needed_grant())
+                (driver.try_out().await, AzureMlSettings::needed_grant().to_owned())
             }
             _ => continue,
         };

@@ -5,10 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayView2};
 use tidegate_bundle::{FeatureSchema, PredictError, Predictor, inspect};
-use tidegate_cloud::Environment;
+use tidegate_cloud::{Ec2Prover, Environment};
+use tidegate_contracts::identity::Prover;
 use tidegate_contracts::later::Later;
 use tidegate_types::message::Ticket;
 use tidegate_types::refusal::ExitCode;
@@ -54,10 +56,20 @@ pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Re
         towards: stores::towards(&ticket.store).await,
         notices: notices::listen(),
         borrow: stores::borrow,
+        prover: prover()?,
     };
     tidegate_worker::run(ticket, Box::new(opener), options)
         .await
         .while_("working")
+}
+
+/// What proves who this machine is, where whoever started it said that something does.
+fn prover() -> Result<Option<Arc<dyn Prover>>, Failure> {
+    let Ok(base) = std::env::var(Ec2Prover::VARIABLE) else {
+        return Ok(None);
+    };
+    let prover = Ec2Prover::open(&base).while_("asking who this machine is")?;
+    Ok(Some(Arc::new(prover)))
 }
 
 /// `tidegate worker --ticket-from VARIABLE`: takes the place of this process by a worker whose ticket comes on standard

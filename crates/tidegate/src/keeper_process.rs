@@ -19,7 +19,7 @@ use crate::cli::Format;
 use crate::failure::{Failure, While};
 use crate::project::{Project, now};
 use crate::stages::Rows;
-use crate::stores;
+use crate::{drivers, stores};
 
 /// How long a keeper waits for the one before it to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
@@ -40,6 +40,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     }
     let definition = project.sites.sites.get(site);
     let definition = definition.ok_or_else(|| Failure::failed(starting, "the sites file does not have this site"))?;
+    let verifiers = drivers::verifiers(project)?;
     let custody = stores::custody(definition, &folder, &environment).await?;
     let memory = program_memory(&folder);
     let keeper = Keeper::open(Setup {
@@ -52,6 +53,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         custody,
         stages: Arc::new(Rows::new(std::env::current_exe().while_(starting)?)),
         stores: opened,
+        verifiers,
         mailbox: Arc::new(FolderStore::open_mailbox(project.layout.mailbox(site)).while_(starting)?),
         folder: folder.clone(),
         workers: Later::begin(move || known_workers(&memory)),

@@ -17,10 +17,13 @@ use crate::client::Settling;
 use crate::credentials::Environment;
 use crate::store::OpenError;
 
+mod identity;
+mod metadata;
 mod notices;
 mod service;
 mod settings;
 
+pub use identity::{Ec2Prover, Ec2Verifier};
 pub use notices::{SpotNotice, SpotNotices};
 pub use settings::Ec2Settings;
 
@@ -125,8 +128,11 @@ impl Ec2Driver {
             let asking = [pair(name, value)];
             self.service.ask::<IgnoredAny>(action, &asking).await.map_err(failed)?;
         }
+        if let Some(profile) = &self.settings.profile {
+            self.service.role_of(profile).await.map_err(failed)?;
+        }
         for network in self.networks(spot).await {
-            let mut asking = self.machine(network.as_deref(), spot);
+            let mut asking = self.described(network.as_deref(), spot);
             asking.extend(tagged(&[
                 ("Name", "tidegate check".to_owned()),
                 (OWNER, owner_tag("none")),
@@ -181,7 +187,7 @@ impl Ec2Driver {
     }
 
     /// One machine, which nobody can log in to and which is gone once it is shut down.
-    fn machine(&self, network: Option<&str>, spot: bool) -> Vec<(String, String)> {
+    fn described(&self, network: Option<&str>, spot: bool) -> Vec<(String, String)> {
         let mut pairs = vec![
             pair("ImageId", &self.settings.image),
             pair("InstanceType", &self.settings.kind),
@@ -222,7 +228,7 @@ impl Ec2Driver {
         network: Option<&str>,
     ) -> Vec<(String, String)> {
         let token = format!("{}\n{}\n{}", request.owner, request.id, network.unwrap_or_default());
-        let mut pairs = self.machine(network, request.spot);
+        let mut pairs = self.described(network, request.spot);
         pairs.push(pair("ClientToken", sha256(token.as_bytes()).to_hex()));
         pairs.push(pair("UserData", user_data));
         let names = [
@@ -367,6 +373,10 @@ impl Compute for Ec2Driver {
         }
         let what = || format!("starting job `{}`", request.id);
         let failed = |failure| self.failed(what(), &request.id, failure);
+        if let Some(profile) = &self.settings.profile {
+            // Without it the machine would not be believed, whatever it costs.
+            self.service.role_of(profile).await.map_err(failed)?;
+        }
         let digest = canonical_digest(&request.identity()).map_err(|error| invalid(&error.to_string()))?;
         let digest = digest.to_hex();
         if let Some(machine) = counting(
@@ -442,6 +452,22 @@ impl Compute for Ec2Driver {
 
     fn observe_every(&self) -> Duration {
         OBSERVE_EVERY
+    }
+
+    async fn machine(&self, handle: &Handle) -> Result<Option<String>, ComputeError> {
+        let (Some(profile), Some(id)) = (&self.settings.profile, Self::machine_of(handle)) else {
+            return Ok(None);
+        };
+        let what = || format!("asking who the machine of job `{}` is", handle.id);
+        let failed = |failure| self.failed(what(), &handle.id, failure);
+        let account = self.service.account_of(id).await.map_err(|failure| match failure {
+            // Parts of the service hear of a machine later than others; who watches it sees whether it has gone.
+            failure if failure.is(&UNKNOWN) => failed(Failure::passing("it does not know the machine yet")),
+            failure => failed(failure),
+        });
+        let account = account?;
+        let role = self.service.role_of(profile).await.map_err(failed)?;
+        Ok(Some(identity::named(&account, &role, id)))
     }
 
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {

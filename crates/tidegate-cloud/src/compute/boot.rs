@@ -10,7 +10,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tidegate_contracts::{ComputeError, JobRequest};
 
-use super::amazon::SpotNotices;
+use super::amazon::{Ec2Prover, SpotNotices};
 use super::shelf::{Offered, ProgramShelf};
 use crate::client::METADATA;
 
@@ -59,7 +59,7 @@ say "up for $(cut -d ' ' -f 1 /proc/uptime) s"
 /// its hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// In the metadata service, which the worker needs for its credentials.
+    /// In the metadata service, which the worker needs for its credentials, and to prove who its machine is.
     Needed,
     /// In the metadata service, which the worker asks whether its machine is taken back.
     Asked,
@@ -156,10 +156,16 @@ fn script(request: &JobRequest, kept: Kept, program: Option<(&Path, &Offered)>) 
     for (name, value) in &request.environment {
         let _ = write!(environment, " {}", quoted(&format!("{name}={value}")));
     }
-    if request.spot && matches!(kept, Kept::Needed | Kept::Asked) {
-        // The worker is told whom to ask where it may.
+    // The worker is told whom to ask where it may.
+    let told = [
+        (request.spot && matches!(kept, Kept::Needed | Kept::Asked)).then_some(SpotNotices::VARIABLE),
+        (kept == Kept::Needed).then_some(Ec2Prover::VARIABLE),
+    ];
+    if told.iter().any(Option::is_some) {
         let _ = writeln!(script, "asked={}", quoted(METADATA));
-        let _ = write!(environment, " ${{notices:+\"{}=$notices\"}}", SpotNotices::VARIABLE);
+    }
+    for variable in told.into_iter().flatten() {
+        let _ = write!(environment, " ${{notices:+\"{variable}=$notices\"}}");
     }
     script.push_str(&closing);
     let _ = write!(
@@ -267,7 +273,7 @@ mod tests {
     #[test]
     fn a_job_gets_its_ticket_and_its_environment_and_the_machine_ends_after_it() {
         let command = "cat; echo; echo \"$GREETING\"; env | wc -l; exit 3";
-        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), Kept::Needed, None));
+        let (told, code) = run(&script(&request(&["/bin/sh", "-c", command]), Kept::Asked, None));
         assert_eq!(code, 3);
         let lines: Vec<&str> = told.lines().filter(|line| !line.starts_with("ip ")).skip(1).collect();
         // `PATH`, what was asked for, and what a shell sets itself.
@@ -329,6 +335,17 @@ mod tests {
         );
         let (told, code) = run_beside(&script(&request, Kept::Needed, None), "", no_rules);
         assert!(code == 98 && !told.contains("asks"), "{told}");
+    }
+
+    #[test]
+    fn a_machine_with_rights_of_its_own_is_told_where_to_prove_who_it_is() {
+        let request = request(&["/bin/sh", "-c", "echo \"asks $TIDEGATE_MACHINE_IDENTITY\""]);
+        let (told, code) = run(&script(&request, Kept::Needed, None));
+        assert!(told.contains("asks http://169.254.169.254\n") && code == 0, "{told}");
+        for kept in [Kept::Asked, Kept::Metadata] {
+            let (told, _) = run(&script(&request, kept, None));
+            assert!(told.contains("asks \n"), "{told}");
+        }
     }
 
     #[test]

@@ -11,12 +11,16 @@ use crate::compute::{Compute, ComputeError, Handle, JobRequest, JobState};
 /// What a started job does: the state that the platform reports as soon as it was asked for.
 type Behaviour = dyn Fn(&JobRequest) -> Result<JobState, ComputeError> + Send + Sync;
 
+/// Who a job's machine is.
+type Machines = dyn Fn(&Handle) -> Result<Option<String>, ComputeError> + Send + Sync;
+
 /// Compute that starts nothing: a function of the request says what its job does. Clones share their
 /// jobs.
 #[derive(Clone)]
 pub struct FakeCompute {
     jobs: Arc<Mutex<BTreeMap<String, Job>>>,
     behaviour: Arc<Behaviour>,
+    machines: Arc<Machines>,
     out_of_reach: Arc<AtomicBool>,
 }
 
@@ -38,7 +42,20 @@ impl FakeCompute {
         Self {
             jobs: Arc::default(),
             behaviour: Arc::new(behaviour),
+            machines: Arc::new(|_| Ok(None)),
             out_of_reach: Arc::default(),
+        }
+    }
+
+    /// The same, on machines that can prove who they are: what [`Compute::machine`] says.
+    #[must_use]
+    pub fn proving(
+        self,
+        machines: impl Fn(&Handle) -> Result<Option<String>, ComputeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            machines: Arc::new(machines),
+            ..self
         }
     }
 
@@ -127,6 +144,10 @@ impl Compute for FakeCompute {
         Ok(locked(&self.jobs)
             .get(&handle.id)
             .map_or(JobState::Gone, |job| job.state.clone()))
+    }
+
+    async fn machine(&self, handle: &Handle) -> Result<Option<String>, ComputeError> {
+        (self.machines)(handle)
     }
 
     async fn delete(&self, handle: &Handle) -> Result<(), ComputeError> {

@@ -1,7 +1,7 @@
 //! Runs that go well, go on after a crash, and use what is there.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidegate_contracts::fakes::FakeCompute;
@@ -293,6 +293,40 @@ fn forget_handles(world: &World) {
         let batch = Batch::default().set("jobs", &key, serde_json::to_vec(&job).unwrap());
         world.journal.commit(&batch).unwrap();
     }
+}
+
+#[test]
+fn the_keeper_is_told_on_which_machine_a_worker_was_started() {
+    let mut world = World::new("machine");
+    let asked = Arc::new(AtomicUsize::new(0));
+    world.compute = FakeCompute::new().proving(move |handle| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => Err(ComputeError::Transient {
+            what: "asking".to_owned(),
+            source: std::io::ErrorKind::TimedOut.into(),
+        }),
+        _ => Ok(Some(format!("the machine of {}", handle.platform))),
+    });
+    let keeper = Arc::clone(&world.keeper);
+    world.ends(move |_| (!keeper.machines.lock().unwrap().is_empty()).then(accepted));
+    assert_eq!(world.run(PIPELINE).unwrap().status, RunStatus::Done);
+    let told = world.keeper.machines.lock().unwrap().clone();
+    let [(1, machine)] = &told[..] else { panic!("{told:?}") };
+    assert!(machine.starts_with("the machine of "), "{machine}");
+}
+
+#[test]
+fn a_machine_that_nobody_may_know_ends_its_attempt_with_the_reason() {
+    let mut world = World::new("unknown-machine");
+    world.compute = FakeCompute::new().proving(|handle| {
+        Err(ComputeError::Invalid {
+            id: handle.id.clone(),
+            why: "the right to ask is missing".to_owned(),
+        })
+    });
+    world.ends(|_| None);
+    let error = world.run(PIPELINE).unwrap_err().to_string();
+    assert!(error.contains("the right to ask is missing"), "{error}");
+    assert_eq!(*world.keeper.machines.lock().unwrap(), []);
 }
 
 #[test]

@@ -112,6 +112,8 @@ pub(crate) struct Keeper {
     pub(crate) asked: Mutex<Vec<String>>,
     pub(crate) identity: Identity,
     pub(crate) renewed: Mutex<Vec<(Attempt, BTreeMap<String, String>)>>,
+    /// On which machines attempts were said to be.
+    pub(crate) machines: Mutex<Vec<(u32, String)>>,
     pub(crate) fenced: Mutex<Vec<(Attempt, String)>>,
     pub(crate) ends: Mutex<Ends>,
     /// Bytes of the prepared training rows.
@@ -304,7 +306,11 @@ impl Keeper {
                 let opened = open(&self.identity, &STANDARD.decode(sealed).unwrap()).unwrap();
                 let credentials: BTreeMap<String, String> = serde_json::from_slice(&opened).unwrap();
                 self.renewed.lock().unwrap().push((attempt.clone(), credentials));
-                done(ReplyBody::Renewing)
+                done(ReplyBody::Noted)
+            }
+            RequestBody::Machine { attempt, machine } => {
+                self.machines.lock().unwrap().push((attempt.attempt, machine.clone()));
+                done(ReplyBody::Noted)
             }
             RequestBody::AwaitAttempt { attempt } => {
                 let fenced = self.fenced.lock().unwrap();
@@ -410,6 +416,7 @@ impl World {
                 fenced: Mutex::default(),
                 identity: Identity::generate(),
                 renewed: Mutex::default(),
+                machines: Mutex::default(),
                 ends: Mutex::new(Box::new(|_| Some(accepted()))),
                 bytes: AtomicU64::new(1000),
                 gate_fails: AtomicBool::new(false),

@@ -1,8 +1,9 @@
 //! The state machine: one journal transaction for each step, its letter delivered afterwards.
 
 use bytes::Bytes;
+use tidegate_contracts::identity::{IdentityError, Verifier};
 use tidegate_contracts::store::{ObjectName, Patience};
-use tidegate_transfer::mailbox::{Inbox, Letter, MailboxError, Outbox, Side, is_contested};
+use tidegate_transfer::mailbox::{HelloOpened, Inbox, Letter, MailboxError, Outbox, Side, is_contested};
 use tidegate_types::files::sites::NetworkRule;
 use tidegate_types::keeper::AttemptOutcome;
 use tidegate_types::message::{Attempt, Grant, KeeperMessage, WorkerMessage};
@@ -11,7 +12,7 @@ use super::checkpoint::Told;
 use super::output::METRICS;
 use super::setup::keeps_setup;
 use super::{LEASE_EVERY, LEASE_SECONDS};
-use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello, still_enforced};
+use crate::admission::{Admitted, Requirements, Worker, admit, seal_access, second_hello, still_enforced, unproven};
 use crate::away::is_away;
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::SETUP;
@@ -209,6 +210,7 @@ impl Keeper {
             network_closed: definition.network.run == NetworkRule::Deny,
             apart: record.job.others > 0 && record.phase != Phase::Waiting,
             files_closed: definition.kind == tidegate_types::files::sites::SiteKind::Private,
+            machine: record.machine.as_deref(),
         })
     }
 
@@ -223,19 +225,25 @@ impl Keeper {
             .hello(self.store(&record.site)?, secret)
             .await
             .map_err(|error| burned(&error))?;
-        let Some(opened) = opened else {
+        let verifier = self.verifiers.get(&record.site).filter(|_| record.hello.is_none());
+        // Whoever starts machines may still be asking which one it is.
+        let Some(opened) = opened.filter(|_| verifier.is_none() || record.machine.is_some()) else {
             if record.phase == Phase::Waiting && (self.clock)() >= record.expires {
                 return Err(refuse(
                     "ticket-expired",
                     "waiting for a worker",
-                    "no hello came before the ticket expired",
+                    "no hello came before the ticket expired, or nobody said on which machine it was started",
                     "look at the driver's log of the job, and start another attempt",
                 )
                 .into());
             }
             return Ok(None);
         };
-        let worker = admit(&self.requirements(record)?, &opened)?;
+        let proven = match verifier {
+            Some(verifier) => Some(self.proven(record, &**verifier, &opened).await?),
+            None => None,
+        };
+        let worker = admit(&self.requirements(record)?, &opened, proven.as_deref())?;
         self.uncontested(record, &worker, secret).await?;
         if record.phase != Phase::Waiting {
             return Ok(Some((record.clone(), worker, None)));
@@ -253,6 +261,36 @@ impl Keeper {
         let grant = self.grant(record, &worker, &["code"], "code", before).await?;
         let grant = KeeperMessage::CodeGrant(Grant { setup, ..grant });
         Ok(Some((new, worker, Some(grant))))
+    }
+
+    /// The machine that a hello's statement is from, as its platform says.
+    async fn proven(
+        &self,
+        record: &AttemptRecord,
+        verifier: &dyn Verifier,
+        hello: &HelloOpened,
+    ) -> Result<String, KeeperError> {
+        let WorkerMessage::Hello {
+            identity: Some(statement),
+            ..
+        } = &hello.numbered().message
+        else {
+            return Err(unproven(&record.attempt, "its machine proves nothing of itself").into());
+        };
+        verifier
+            .machine(statement, hello.nonce())
+            .await
+            .map_err(|error| match error {
+                IdentityError::Expired => refuse(
+                    "ticket-expired",
+                    "admitting a worker",
+                    "what its machine says of itself was too old when it was read",
+                    "start another attempt; see that clocks agree",
+                )
+                .into(),
+                IdentityError::Transient(_) => KeeperError::failed("asking who a worker's machine is", error),
+                error => unproven(&record.attempt, error.to_string()).into(),
+            })
     }
 
     /// Refuses to go on when another worker has said hello with the same ticket: asked before anything is

@@ -92,6 +92,9 @@ impl Keeper {
         let now = (self.clock)();
         let mut told = vec![("permit", permit.id.as_str())];
         told.extend(permits.iter().map(|(name, permit)| (name.as_str(), permit.as_str())));
+        // Proven before its hello was accepted.
+        let machine = record.machine.as_deref();
+        told.extend(machine.map(|machine| ("machine", machine)));
         let mut digests = vec![("hello", *worker.hello())];
         digests.extend(before);
         let leaf = self.attempt_event(EventType::Granted, &record.attempt, &told, &digests)?;

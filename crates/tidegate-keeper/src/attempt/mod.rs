@@ -47,6 +47,7 @@ use tidegate_types::message::{Attempt, Job, Ticket};
 use tidegate_types::refusal::Refusal;
 use zeroize::Zeroizing;
 
+use crate::admission::unproven;
 use crate::away::{is_away, rows_stay_home};
 use crate::error::{KeeperError, While, refuse};
 use crate::permits::{OUTPUT_BYTES, Wanted};
@@ -216,6 +217,7 @@ impl Keeper {
             label,
             phase: Phase::Waiting,
             hello: None,
+            machine: None,
             node: None,
             read: Position::default(),
             written: Position::default(),
@@ -345,7 +347,31 @@ impl Keeper {
         if self.attempt_record(attempt)?.outcome.is_some() {
             self.forget_access(attempt, None);
         }
-        Ok(ReplyBody::Renewing)
+        Ok(ReplyBody::Noted)
+    }
+
+    /// Notes on which machine an attempt's worker was started: nothing is given to one that is elsewhere.
+    pub(crate) fn note_machine(&self, attempt: &Attempt, machine: &str) -> Result<ReplyBody, KeeperError> {
+        loop {
+            let record = self.attempt_record(attempt)?;
+            if !self.verifiers.contains_key(&record.site) {
+                // What nobody here can ask about is not known.
+                return Ok(ReplyBody::Noted);
+            }
+            match &record.machine {
+                Some(known) if known == machine => return Ok(ReplyBody::Noted),
+                Some(_) => {
+                    let why = "its worker was started on another machine before";
+                    return Err(unproven(attempt, why).into());
+                }
+                None => {}
+            }
+            let mut new = record.clone();
+            new.machine = Some(machine.to_owned());
+            if self.records.advance(&record, &new)? {
+                return Ok(ReplyBody::Noted);
+            }
+        }
     }
 
     /// What was noted for an attempt and not given yet.

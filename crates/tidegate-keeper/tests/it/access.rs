@@ -25,7 +25,7 @@ async fn renew(world: &mut World, token: &str) {
         attempt: attempt(1),
         sealed: STANDARD.encode(seal_to(&world.recipient, &text).unwrap()),
     };
-    assert!(matches!(world.done(body).await, ReplyBody::Renewing));
+    assert!(matches!(world.done(body).await, ReplyBody::Noted));
 }
 
 async fn given(worker: &mut Worker) -> Credentials {

@@ -15,6 +15,7 @@ mod checkpoints;
 mod copies;
 mod custodian;
 mod fakes;
+mod machines;
 mod needless;
 mod nodes;
 mod outputs;

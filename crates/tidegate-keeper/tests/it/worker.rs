@@ -10,7 +10,7 @@ use tidegate_seal::key::DataKey;
 use tidegate_seal::packing::{manifest_digest, seal_index, sign_packing_list};
 use tidegate_seal::shard::seal_shard;
 use tidegate_seal::sign::SigningKey;
-use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac};
+use tidegate_transfer::mailbox::{Inbox, Letter, Outbox, Side, contest, hello_mac, identity_nonce};
 use tidegate_transfer::packing_list_name;
 use tidegate_types::artifact::{
     ArtifactKind, FileEntry, MANIFEST_FORMAT, PACKING_LIST_FORMAT, SEALED_INDEX_FORMAT, SealedIndex, SealedObject,
@@ -30,6 +30,8 @@ pub(crate) struct Worker {
     pub(crate) sandbox: SandboxEvidence,
     ticket: Ticket,
     pub(crate) identity: Identity,
+    /// What its machine says of itself.
+    pub(crate) statement: Option<String>,
     inbox: Inbox,
     /// The newest grant.
     pub(crate) granted: Option<Grant>,
@@ -82,10 +84,19 @@ impl Worker {
                 limits: Vec::new(),
             },
             identity: Identity::generate(),
+            statement: None,
             ticket,
             granted: None,
             node: None,
         }
+    }
+
+    /// What its machine's statement has to be about.
+    pub(crate) fn nonce(&self) -> Digest {
+        let mut secret = [0; 32];
+        hex::decode_to_slice(&self.ticket.secret, &mut secret).unwrap();
+        let (recipient, key) = (self.identity.recipient(), self.signer.public().to_base64());
+        identity_nonce(&secret, &self.ticket.attempt, &recipient, &key).unwrap()
     }
 
     pub(crate) const fn ticket(&self) -> &Ticket {
@@ -101,6 +112,7 @@ impl Worker {
             signing_key: self.signer.public().to_base64(),
             worker: self.program,
             sandbox: self.sandbox.clone(),
+            identity: self.statement.clone(),
             mac,
         };
         let numbered = Numbered {

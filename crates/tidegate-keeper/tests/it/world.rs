@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tidegate_contracts::fakes::{MemoryCustody, MemoryStore};
+use tidegate_contracts::identity::Verifier;
 use tidegate_contracts::{Journal, ObjectName, Store};
 use tidegate_keeper::{Keeper, Setup, log_origin};
 use tidegate_ledger::merkle::leaf_hash;
@@ -151,6 +152,7 @@ pub(crate) struct World {
     pub(crate) lends: Arc<AtomicBool>,
     /// After how long a crossing for which nobody asks is stopped; counts from the next restart on.
     pub(crate) unasked: Duration,
+    pub(crate) verifiers: BTreeMap<SiteName, Arc<dyn Verifier>>,
     pub(crate) rows: Arc<Rows>,
     pub(crate) control: SigningKey,
     pub(crate) custody: MemoryCustody,
@@ -235,6 +237,7 @@ impl World {
             full: Arc::default(),
             lends: Arc::default(),
             unasked: Setup::UNASKED,
+            verifiers: BTreeMap::new(),
             rows: Arc::default(),
             control: SigningKey::generate().unwrap(),
             custody: MemoryCustody::new(),
@@ -283,6 +286,7 @@ impl World {
             workers: BTreeSet::from([program()]).into(),
             clock,
             unasked: self.unasked,
+            verifiers: self.verifiers.clone(),
         })
         .await
         .unwrap();
@@ -309,12 +313,18 @@ impl World {
 
     /// Whether the site's own log holds a refusal by this rule.
     pub(crate) fn recorded(&self, rule: &str) -> bool {
-        let leaves = self.journal.log_leaves(0, u64::MAX).unwrap();
-        leaves.iter().any(|leaf| {
-            let event: Event = serde_json::from_slice(leaf).unwrap();
-            event.event_type == EventType::Refused.cloud_event_type()
-                && event.data.names.get("rule").map(String::as_str) == Some(rule)
-        })
+        let refused = self.events(EventType::Refused);
+        refused
+            .iter()
+            .any(|event| event.names.get("rule").map(String::as_str) == Some(rule))
+    }
+
+    /// What the site's own log holds of one kind.
+    pub(crate) fn events(&self, kind: EventType) -> Vec<EventData> {
+        let leaves = self.journal.log_leaves(0, u64::MAX).unwrap().into_iter();
+        let events = leaves.map(|leaf| serde_json::from_slice::<Event>(&leaf).unwrap());
+        let of_it = events.filter(|event| event.event_type == kind.cloud_event_type());
+        of_it.map(|event| event.data).collect()
     }
 
     pub(crate) async fn ask(&mut self, body: RequestBody) -> Outcome {

@@ -25,6 +25,7 @@ fn hello(key: &SigningKey, secret: &[u8; 32]) -> WorkerMessage {
         signing_key: key.public().to_base64(),
         worker: sha256(b"worker"),
         sandbox: SandboxEvidence::default(),
+        identity: None,
         mac,
     };
     let numbered = Numbered {

@@ -38,5 +38,6 @@ fn options(work: std::path::PathBuf) -> tidegate_worker::Options {
         towards: Some(std::net::Ipv4Addr::LOCALHOST.into()),
         notices: tidegate_worker::Notices::default(),
         borrow: |_| Err("nothing is lent here".to_owned()),
+        prover: None,
     }
 }

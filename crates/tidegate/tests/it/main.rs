@@ -15,6 +15,7 @@ mod contested;
 mod control;
 mod fixture;
 mod hosts;
+mod identity;
 mod journey;
 mod keys;
 mod kills;

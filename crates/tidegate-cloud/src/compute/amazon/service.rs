@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use url::form_urlencoded;
 
 use super::Ec2Settings;
+use super::identity::is_role;
 use crate::client::{Server, Way, options};
 use crate::compute::{Failure, told};
 use crate::credentials::{self, Environment};
@@ -69,6 +70,8 @@ const DENIED: [&str; 7] = [
 /// EC2 in one region.
 pub(super) struct Service {
     url: String,
+    /// The address of IAM, which is one for all regions, and the region that it is asked in.
+    iam: (String, &'static str),
     region: String,
     server: Server,
     /// Finds credentials as for a store, and keeps them fresh.
@@ -93,39 +96,52 @@ impl Service {
             .with_client_options(options(&who, plain, certificates)?)
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        let url = match &settings.endpoint {
-            Some(endpoint) => endpoint.to_string(),
-            None if region.starts_with("cn-") => format!("https://ec2.{region}.amazonaws.com.cn/"),
-            None => format!("https://ec2.{region}.amazonaws.com/"),
+        let (url, iam) = match &settings.endpoint {
+            // What is compatible with EC2 offers this service beside it.
+            Some(endpoint) => (endpoint.to_string(), (endpoint.to_string(), "us-east-1")),
+            None if region.starts_with("cn-") => (
+                format!("https://ec2.{region}.amazonaws.com.cn/"),
+                ("https://iam.cn-north-1.amazonaws.com.cn/".to_owned(), "cn-north-1"),
+            ),
+            None => (
+                format!("https://ec2.{region}.amazonaws.com/"),
+                ("https://iam.amazonaws.com/".to_owned(), "us-east-1"),
+            ),
         };
         Ok(Self {
             url,
+            iam,
             region,
             server: Server::open(&who, certificates, Way::Usual)?,
             signer: Arc::new(signer),
         })
     }
 
-    /// One request, as pairs of names and values besides its action.
-    async fn request(&self, action: &str, pairs: &[(String, String)]) -> Result<Bytes, Failure> {
-        let request = http::Request::post(&self.url)
+    /// One signed request, and the status of its answer.
+    async fn answer(&self, url: &str, (service, region): (&str, &str), form: String) -> Result<(u16, Bytes), Failure> {
+        let request = http::Request::post(url)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")
-            .body(form(action, pairs).into());
+            .body(form.into());
         let mut request: HttpRequest = request.map_err(|error| Failure::passing(error.to_string()))?;
         let owner = self.server.credentials(&**self.signer.credentials()).await;
         let owner = owner.map_err(Failure::passing)?;
-        AwsAuthorizer::new(&owner, "ec2", &self.region).authorize(&mut request, None);
+        AwsAuthorizer::new(&owner, service, region).authorize(&mut request, None);
         let answered = self
             .server
             .answer(request, ANSWER_BYTES)
             .await
             .map_err(Failure::unheard)?;
-        let (status, body) = (answered.status().as_u16(), answered.into_body());
+        Ok((answered.status().as_u16(), answered.into_body()))
+    }
+
+    /// One request, as pairs of names and values besides its action.
+    async fn request(&self, action: &str, pairs: &[(String, String)]) -> Result<Bytes, Failure> {
+        let form = form(action, VERSION, pairs);
+        let (status, body) = self.answer(&self.url, ("ec2", &self.region), form).await?;
         if status == 200 {
             return Ok(body);
         }
-        let told: Option<Errors> = parsed(&body);
-        match told.and_then(|told| told.errors.error.into_iter().next()) {
+        match refusal(&body) {
             Some(error) => Err(failure(error)),
             None => Err(Failure::unheard(format!("it answered with status {status}"))),
         }
@@ -157,6 +173,49 @@ impl Service {
         Err(Failure::passing("it lists more machines than are looked at"))
     }
 
+    /// The account that a machine is of.
+    pub(super) async fn account_of(&self, instance: &str) -> Result<String, Failure> {
+        let pairs = [("InstanceId.1".to_owned(), instance.to_owned())];
+        let described: Described = self.ask("DescribeInstances", &pairs).await?;
+        let mut reservations = described.reservation_set.unwrap_or_default().item.into_iter();
+        let account = reservations.next().map(|one| one.owner_id);
+        account
+            .filter(|account| !account.is_empty() && account.chars().all(|one| one.is_ascii_digit()))
+            .ok_or_else(|| Failure::passing("it does not say whose the machine is"))
+    }
+
+    /// The role of an instance profile, by IAM's query interface, API version 2010-05-08.
+    pub(super) async fn role_of(&self, profile: &str) -> Result<String, Failure> {
+        // Of an ARN the last part is the name.
+        let name = profile.rsplit_once('/').map_or(profile, |(_, name)| name);
+        let pairs = [("InstanceProfileName".to_owned(), name.to_owned())];
+        let (url, region) = &self.iam;
+        let form = form("GetInstanceProfile", "2010-05-08", &pairs);
+        let (status, body) = self.answer(url, ("iam", region), form).await?;
+        if status == 200 {
+            let profile: Option<ProfileAnswer> = parsed(&body);
+            let roles = profile.map(|answer| answer.get_instance_profile_result.instance_profile.roles.member);
+            let role = roles
+                .and_then(|roles| roles.into_iter().next())
+                .map(|role| role.role_name);
+            return role.filter(|role| is_role(role)).ok_or_else(|| Failure::Refused {
+                code: "NoRole".to_owned(),
+                why: format!(
+                    "the instance profile `{profile_name}` has no role",
+                    profile_name = told(name)
+                ),
+            });
+        }
+        match refusal(&body) {
+            Some(error) if error.code == "AccessDenied" => Err(Failure::Refused {
+                code: error.code,
+                why: "its credentials do not allow `iam:GetInstanceProfile` of the machines' profile".to_owned(),
+            }),
+            Some(error) => Err(failure(error)),
+            None => Err(Failure::unheard(format!("it answered with status {status}"))),
+        }
+    }
+
     /// What a machine wrote on its console.
     pub(super) async fn console(&self, instance: &str) -> Result<String, Failure> {
         let pairs = [("InstanceId".to_owned(), instance.to_owned())];
@@ -167,9 +226,9 @@ impl Service {
     }
 }
 
-fn form(action: &str, pairs: &[(String, String)]) -> String {
+fn form(action: &str, version: &str, pairs: &[(String, String)]) -> String {
     let mut form = form_urlencoded::Serializer::new(String::new());
-    form.append_pair("Action", action).append_pair("Version", VERSION);
+    form.append_pair("Action", action).append_pair("Version", version);
     form.extend_pairs(pairs).finish()
 }
 
@@ -197,10 +256,17 @@ fn failure(error: Told) -> Failure {
     }
 }
 
+/// Why a service of Amazon's did not do something, in its words: EC2 has a list of them, others one.
+pub(super) fn refusal(body: &[u8]) -> Option<Told> {
+    let errors: Errors = parsed(body)?;
+    errors.error.or_else(|| errors.errors?.error.into_iter().next())
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Errors {
-    errors: ErrorList,
+    error: Option<Told>,
+    errors: Option<ErrorList>,
 }
 
 #[derive(Deserialize)]
@@ -212,10 +278,10 @@ struct ErrorList {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Told {
-    code: String,
+pub(super) struct Told {
+    pub(super) code: String,
     #[serde(default)]
-    message: String,
+    pub(super) message: String,
 }
 
 /// A list, as the service writes one.
@@ -242,6 +308,8 @@ struct Described {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Reservation {
+    #[serde(default)]
+    owner_id: String,
     pub(super) instances_set: Items<Instance>,
 }
 
@@ -296,6 +364,37 @@ impl Instance {
     pub(super) fn lives(&self) -> bool {
         matches!(self.instance_state.name.as_str(), "pending" | "running")
     }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ProfileAnswer {
+    get_instance_profile_result: ProfileFound,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ProfileFound {
+    instance_profile: Profile,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Profile {
+    #[serde(default)]
+    roles: Roles,
+}
+
+#[derive(Default, Deserialize)]
+struct Roles {
+    #[serde(default)]
+    member: Vec<Role>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Role {
+    role_name: String,
 }
 
 #[derive(Deserialize)]

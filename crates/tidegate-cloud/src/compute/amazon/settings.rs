@@ -82,6 +82,13 @@ impl Ec2Settings {
     pub const fn needed_grant() -> &'static str {
         include_str!("../../../../../examples/sites/ec2-rights.json")
     }
+
+    /// What is granted besides where machines have an instance profile; whoever knows its role and its name writes them in
+    /// place of the `*`.
+    #[must_use]
+    pub const fn profile_grant() -> &'static str {
+        include_str!("../../../../../examples/sites/ec2-profile-rights.json")
+    }
 }
 
 /// Where it is, for messages.
