@@ -29,6 +29,7 @@ use tidegate_types::message::Attempt;
 use tidegate_types::to_canonical_json;
 use zeroize::Zeroizing;
 
+use crate::attempt::FollowedBy;
 use crate::error::{KeeperError, While, refuse};
 use crate::keys::SiteKeys;
 use crate::permits::Wanted;
@@ -104,7 +105,8 @@ pub struct Keeper {
     pub(crate) witnessing: Mutex<()>,
     /// Held while rows are read: one stage at a time bounds memory.
     pub(crate) rows: tokio::sync::Mutex<()>,
-    pub(crate) watched: Mutex<BTreeSet<Attempt>>,
+    /// Who follows which attempt.
+    pub(crate) watched: Mutex<BTreeMap<Attempt, tokio::task::AbortHandle>>,
     /// Held by whoever begins an attempt, by run and task; there are as many as requests are answered at most.
     pub(crate) starting: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Credentials of stores that workers have not been given yet, as a JSON object. In memory alone: whoever gave them
@@ -161,7 +163,7 @@ impl Keeper {
             permitting: tokio::sync::Mutex::new(()),
             witnessing: Mutex::new(()),
             rows: tokio::sync::Mutex::new(()),
-            watched: Mutex::new(BTreeSet::new()),
+            watched: Mutex::default(),
             starting: Mutex::default(),
             access: Mutex::new(BTreeMap::new()),
             ended: tokio::sync::Notify::new(),
@@ -184,6 +186,7 @@ impl Keeper {
     pub async fn run(self: &Arc<Self>, stop: impl Future<Output = ()> + Send) -> Result<(), KeeperError> {
         // Of runs that were ended while it was packed, nobody else would remove it.
         self.forget_packed(Path::new(crate::away::TABLE))?;
+        let _following = FollowedBy(self);
         for record in self.records.open_attempts()? {
             self.watch(record.attempt);
         }

@@ -451,10 +451,10 @@ impl Keeper {
     /// Follows an attempt in the background until it has ended; once, however often it is asked.
     pub(crate) fn watch(self: &Arc<Self>, attempt: Attempt) {
         let Ok(mut watched) = self.watched.lock() else { return };
-        if watched.insert(attempt.clone()) {
+        watched.entry(attempt.clone()).or_insert_with(|| {
             let keeper = Arc::clone(self);
-            tokio::spawn(async move { keeper.follow(&attempt).await });
-        }
+            tokio::spawn(async move { keeper.follow(&attempt).await }).abort_handle()
+        });
     }
 
     async fn follow(&self, attempt: &Attempt) {
@@ -493,6 +493,19 @@ impl Keeper {
         }
         self.forget_access(attempt, None);
         self.ended.notify_waiters();
+    }
+}
+
+/// A keeper that has stopped follows nobody: the next one on the same site does.
+pub(crate) struct FollowedBy<'a>(pub(crate) &'a Keeper);
+
+impl Drop for FollowedBy<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut watched) = self.0.watched.lock() {
+            for follower in std::mem::take(&mut *watched).into_values() {
+                follower.abort();
+            }
+        }
     }
 }
 
