@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::refusals;
 
 /// Which crates a crate may use, beyond those of others: every arrow that there may be.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("tidegate-types", &[]),
     ("tidegate-policy", &["types"]),
     ("tidegate-plan", &["types", "policy"]),
@@ -38,6 +38,11 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("tidegate-cloud", &["types", "contracts", "seal"]),
     // Jobs are given to hosts by digest: seal.
     ("tidegate-ssh", &["types", "contracts", "seal"]),
+    // The worker and the trainer, wired to real stores and platforms.
+    (
+        "tidegate-machine",
+        &["types", "contracts", "learn", "worker", "local", "cloud", "ssh"],
+    ),
     ("tidegate-server", &["engine"]),
 ];
 
@@ -46,7 +51,7 @@ const EVERYTHING: [&str; 2] = ["tidegate", "xtask"];
 
 /// What must not be below a crate, at any distance, with the reason. A name that ends in `*` is a
 /// prefix.
-const FORBIDDEN: [(&[&str], &[&str], &str); 3] = [
+const FORBIDDEN: [(&[&str], &[&str], &str); 4] = [
     (
         &["tidegate-types", "tidegate-plan", "tidegate-seal", "tidegate-ledger"],
         &["tokio", "async-std", "smol"],
@@ -63,6 +68,11 @@ const FORBIDDEN: [(&[&str], &[&str], &str); 3] = [
             "tract*",
         ],
         "the worker stays small and static, and holds nothing that it does not need",
+    ),
+    (
+        &["tidegate-machine"],
+        &["datafusion*", "sqlparser", "cedar-policy*", "tract*"],
+        "what every machine fetches stays small, and reads no rows",
     ),
     (
         &["tidegate-prepare"],

@@ -4,6 +4,7 @@ mod arch;
 mod compare;
 mod data;
 mod e2e;
+mod machine;
 #[path = "../../crates/tidegate-cloud/tests/it/peers.rs"]
 #[allow(
     dead_code,
@@ -48,6 +49,12 @@ enum Chore {
     },
     /// Measures ours against a peer on the same work
     Compare(compare::Compare),
+    /// Builds the program for machines, linked statically, and prints where it is
+    Machine {
+        /// Where to put it; `static/tidegate-machine` beside what else is built otherwise
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Runs the hospital pipeline with training on machines that clouds start
     E2e(e2e::EndToEnd),
     /// One side of `compare transfer`
@@ -65,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Schemas { check } => schemas::run(root(), check),
         Chore::Data { source, check } => data::run(root(), &source, check),
         Chore::Compare(compare) => compare.run(),
+        Chore::Machine { out } => machine::run(root(), out.as_deref()),
         Chore::E2e(kinds) => kinds.run(root()),
         Chore::Carry { way, store, folder } => transfer::carry(way, &store, &folder),
     }

@@ -16,6 +16,7 @@
 //! [`DenseNetwork`] is the built-in network as numbers; training it belongs to `tidegate-learn`.
 //! There is no key, clock or network in this crate: signer and verifier are handed in.
 
+#[cfg(feature = "inference")]
 mod adapt;
 pub mod bundle;
 pub mod calibration;
@@ -23,9 +24,11 @@ pub mod card;
 pub mod dense;
 pub mod inspect;
 pub mod onnx;
+#[cfg(feature = "inference")]
 pub mod predict;
 pub mod quality;
 pub mod schema;
+#[cfg(feature = "inference")]
 mod trees;
 
 pub use bundle::{Bundle, BundleContent, BundleError, BundleManifest, Files};
@@ -33,6 +36,7 @@ pub use calibration::Calibration;
 pub use card::ModelCard;
 pub use dense::DenseNetwork;
 pub use inspect::{InspectedModel, ModelRefusal, inspect};
+#[cfg(feature = "inference")]
 pub use predict::{PredictError, Predictor};
 pub use quality::{Interval, Quality, Subgroup};
 pub use schema::{Feature, FeatureKind, FeatureSchema};

@@ -98,7 +98,7 @@ impl Engine {
             attempt: attempt.clone(),
             pipeline: self.text.clone(),
             site: site.clone(),
-            worker: self.worker_digest()?,
+            worker: self.worker_digest(site)?,
             permits: permits.clone(),
         };
         let ReplyBody::Ticket { ticket, recipient } = self.keeper.ask("start-an-attempt", started).await? else {
@@ -203,7 +203,7 @@ impl Engine {
         let request = JobRequest {
             id: job.to_owned(),
             attempt: attempt.clone(),
-            command: self.worker.command.clone(),
+            command: self.worker(site).command.clone(),
             ticket: serde_json::to_string(&ticket).while_(making)?,
             environment: BTreeMap::new(),
             owner: self.owner.clone(),

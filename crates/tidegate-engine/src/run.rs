@@ -69,7 +69,9 @@ pub struct Setup {
     pub compute: BTreeMap<SiteName, Arc<dyn Compute>>,
     /// Lets workers into the stores of their sites.
     pub stores: Arc<dyn WorkerStores>,
-    /// The worker.
+    /// The worker at the site of the data, which prepares and judges there too.
+    pub home_worker: WorkerProgram,
+    /// The worker at all other sites.
     pub worker: WorkerProgram,
     /// Lets a site that serves publish its recipient; called before a bundle crosses to it.
     pub enrol: Arc<Enrol>,
@@ -100,7 +102,8 @@ pub struct Engine {
     pub(crate) stores: Arc<dyn WorkerStores>,
     /// Who may ask a site for a machine at once: clouds count such requests.
     pub(crate) starting: tokio::sync::Semaphore,
-    pub(crate) worker: WorkerProgram,
+    home_worker: WorkerProgram,
+    worker: WorkerProgram,
     pub(crate) enrol: Arc<Enrol>,
     pub(crate) cancelled: Arc<dyn Fn(&RunId) -> bool + Send + Sync>,
     pub(crate) progress: Arc<dyn Fn(&Progress) + Send + Sync>,
@@ -166,6 +169,7 @@ impl Engine {
             owner,
             stores: setup.stores,
             starting: tokio::sync::Semaphore::new(STARTS_AT_ONCE),
+            home_worker: setup.home_worker,
             worker: setup.worker,
             enrol: setup.enrol,
             cancelled: setup.cancelled,
@@ -174,9 +178,19 @@ impl Engine {
         })
     }
 
-    /// What the keeper knows the worker program by.
-    pub(crate) fn worker_digest(&self) -> Result<Digest, EngineError> {
-        self.worker.digest.get().clone().while_("reading the worker program")
+    /// The worker at a site.
+    pub(crate) fn worker(&self, site: &SiteName) -> &WorkerProgram {
+        if *site == self.home {
+            &self.home_worker
+        } else {
+            &self.worker
+        }
+    }
+
+    /// What the keeper knows the worker program at a site by.
+    pub(crate) fn worker_digest(&self, site: &SiteName) -> Result<Digest, EngineError> {
+        let digest = self.worker(site).digest.get();
+        digest.clone().while_("reading the worker program")
     }
 
     /// The ledger.

@@ -42,7 +42,7 @@ impl Engine {
                 &self.pipeline.train,
                 site,
                 definition,
-                self.worker_digest()?,
+                self.worker_digest(site)?,
             ))?;
             if let Some(step) = self.step(&key)? {
                 return Ok((step, true));
@@ -205,7 +205,7 @@ impl Engine {
             artifact: &artifact.artifact,
             bytes: artifact.bytes,
             to: site,
-            worker: Some(self.worker_digest()?),
+            worker: Some(self.worker_digest(site)?),
         };
         let permits = self.cross(run, &[wanted]).await?;
         Ok(permits
@@ -225,7 +225,7 @@ impl Engine {
         if *site == self.home {
             return Ok(BTreeMap::new());
         }
-        let worker = self.worker_digest()?;
+        let worker = self.worker_digest(site)?;
         let wanted: Vec<Wanted<'_>> = inputs
             .iter()
             .map(|(name, input)| Wanted {

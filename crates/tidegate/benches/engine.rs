@@ -139,6 +139,15 @@ fn engine(folder: &Path, pipeline: &str) -> Engine {
         let driver = ProcessDriver::open(control.join("compute").join(name)).unwrap();
         (site(name), Arc::new(driver))
     };
+    let worker = WorkerProgram {
+        command: vec![
+            PROGRAM.to_owned(),
+            "worker".to_owned(),
+            "--memory".to_owned(),
+            "../../program.json".to_owned(),
+        ],
+        digest: Later::begin(move || Ok(digest_of_program(memory))),
+    };
     Engine::open(Setup {
         catalog: read_catalog("catalog.yaml", CATALOG).unwrap(),
         sites: read_sites("sites.yaml", SITES).unwrap(),
@@ -157,15 +166,8 @@ fn engine(folder: &Path, pipeline: &str) -> Engine {
         mailbox: Arc::new(FolderStore::open_mailbox(folder.join("mailbox")).unwrap()),
         compute: ["hospital", "cloud"].map(driver).into(),
         stores: Arc::new(Folders(folder.to_owned())),
-        worker: WorkerProgram {
-            command: vec![
-                PROGRAM.to_owned(),
-                "worker".to_owned(),
-                "--memory".to_owned(),
-                "../../program.json".to_owned(),
-            ],
-            digest: Later::begin(move || Ok(digest_of_program(memory))),
-        },
+        home_worker: worker.clone(),
+        worker,
         enrol: Arc::new(|_, _| Ok(())),
         watchdog: Arc::new(|| Ok(())),
         cancelled: Arc::new(|_| false),

@@ -256,33 +256,11 @@ pub(crate) enum Command {
         #[arg(long)]
         stay: bool,
     },
-    /// Run a worker; the ticket comes on standard input.
-    #[command(hide = true)]
-    Worker {
-        /// The variable that the ticket is in: a container has no standard input. The worker starts itself again without
-        /// it before it does anything else.
-        #[arg(long, value_name = "VARIABLE")]
-        ticket_from: Option<String>,
-        /// A folder for the worker alone; beside the site's store otherwise.
-        #[arg(long)]
-        work: Option<PathBuf>,
-        /// Where the digest of this program is remembered.
-        #[arg(long)]
-        memory: Option<PathBuf>,
-    },
-    /// Keep jobs on this machine for a driver elsewhere, which asks on standard input.
-    #[command(hide = true)]
-    Jobs {
-        /// Where they are kept.
-        #[arg(long)]
-        folder: PathBuf,
-    },
+    #[command(flatten)]
+    Machine(tidegate_machine::Command),
     /// Prepare or score in a keeper's place under the worker's contract.
     #[command(hide = true)]
     Rows,
-    /// Train by the built-in trainer under the worker's contract.
-    #[command(hide = true)]
-    Trainer,
     /// Predict for a matrix in a sandbox.
     #[command(hide = true)]
     Infer {

@@ -1,7 +1,7 @@
 //! The drivers of sites, by what stands below `compute:` in the sites file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,32 +14,34 @@ use tidegate_contracts::identity::Verifier;
 use tidegate_contracts::later::Later;
 use tidegate_local::ProcessDriver;
 use tidegate_ssh::{Hosts, SshDriver};
-use tidegate_types::Digest;
 use tidegate_types::files::sites::{ComputeOffer, SiteKind};
 use tidegate_types::files::{FileError, Sites, SourceText};
 use tidegate_types::ids::SiteName;
 
 use crate::failure::{Failure, While};
+use crate::programs::{Program, Programs};
 use crate::project::Project;
 use crate::stores::{environment, fault};
 
-/// A driver for every site that has compute, whose jobs are run by `program`. Jobs on a private site are driven from the
-/// control plane's own folder, so that the private folder stays the keeper's alone.
-pub(crate) fn open(
-    project: &Project,
-    program: &Path,
-    digest: &Later<Result<Digest, String>>,
-) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Failure> {
+/// A driver for every site that has compute, whose jobs are run by one of the `programs`. Jobs on a private site are driven
+/// from the control plane's own folder, so that the private folder stays the keeper's alone.
+pub(crate) fn open(project: &Project, programs: &Programs) -> Result<BTreeMap<SiteName, Arc<dyn Compute>>, Failure> {
     let mut drivers = BTreeMap::new();
+    let home = project.home()?;
     for (name, site) in &project.sites.sites {
         let Some(offer) = &site.compute else { continue };
+        let program = if *name == home {
+            &programs.home
+        } else {
+            &programs.elsewhere
+        };
         let driver: Arc<dyn Compute> = match offer.driver.as_str() {
-            "ssh" => ssh(project, offer, program, digest)?,
-            "ec2" => Arc::new(ec2(project, offer, shelf(project, name, program, digest)?)?),
-            "openstack" => Arc::new(openstack(project, offer, shelf(project, name, program, digest)?)?),
-            "vsphere" => Arc::new(vsphere(project, offer, shelf(project, name, program, digest)?)?),
-            "vertex" => Arc::new(vertex(project, offer, program)?),
-            "azureml" => Arc::new(azureml(project, offer, program)?),
+            "ssh" => ssh(project, offer, program)?,
+            "ec2" => Arc::new(ec2(project, offer, shelf(project, name, program)?)?),
+            "openstack" => Arc::new(openstack(project, offer, shelf(project, name, program)?)?),
+            "vsphere" => Arc::new(vsphere(project, offer, shelf(project, name, program)?)?),
+            "vertex" => Arc::new(vertex(project, offer, &program.path)?),
+            "azureml" => Arc::new(azureml(project, offer, &program.path)?),
             _ => {
                 let folder = if site.kind == SiteKind::Private {
                     project.layout.control().join("compute").join(name.as_str())
@@ -73,29 +75,23 @@ pub(crate) fn verifiers(project: &Project) -> Result<BTreeMap<SiteName, Arc<dyn 
     Ok(verifiers)
 }
 
-fn ssh(
-    project: &Project,
-    offer: &ComputeOffer,
-    program: &Path,
-    digest: &Later<Result<Digest, String>>,
-) -> Result<Arc<dyn Compute>, Failure> {
+fn ssh(project: &Project, offer: &ComputeOffer, program: &Program) -> Result<Arc<dyn Compute>, Failure> {
     let config = offer.ssh_config.as_ref().map(|file| project.sites_folder.join(file));
     let hosts = Hosts::new(&offer.hosts, config, offer.folder.as_deref()).while_(OPENING)?;
-    Ok(Arc::new(SshDriver::new(hosts, program.to_owned(), digest.clone())))
+    Ok(Arc::new(SshDriver::new(
+        hosts,
+        program.path.clone(),
+        program.digest.clone(),
+    )))
 }
 
 /// Where machines of a site find the program.
-fn shelf(
-    project: &Project,
-    site: &SiteName,
-    program: &Path,
-    digest: &Later<Result<Digest, String>>,
-) -> Result<ProgramShelf, Failure> {
+fn shelf(project: &Project, site: &SiteName, program: &Program) -> Result<ProgramShelf, Failure> {
     let address = project.store_address(site).parse().while_(OPENING)?;
     let rules = project.sites.sites.get(site).and_then(|site| site.transfer.as_ref());
     let bandwidth = rules.and_then(|rules| rules.bandwidth).map(|rate| rate.0.0);
     let store = CloudStore::open_paced(address, &environment(), bandwidth).while_(OPENING)?;
-    Ok(ProgramShelf::new(store, program.to_owned(), digest.clone()))
+    Ok(ProgramShelf::new(store, program.path.clone(), program.digest.clone()))
 }
 
 fn ec2(project: &Project, offer: &ComputeOffer, shelf: ProgramShelf) -> Result<Ec2Driver, Failure> {
@@ -141,14 +137,11 @@ pub(crate) async fn try_all(project: &Project) -> Result<Vec<MachineTrial>, Fail
     let mut trials = Vec::new();
     for (name, site) in &project.sites.sites {
         let Some(offer) = &site.compute else { continue };
-        let shelf = || {
-            shelf(
-                project,
-                name,
-                Path::new(""),
-                &Later::from(Err("nobody needs it".to_owned())),
-            )
+        let nobodys = Program {
+            path: PathBuf::new(),
+            digest: Later::from(Err("nobody needs it".to_owned())),
         };
+        let shelf = || shelf(project, name, &nobodys);
         let (tried, grant) = match offer.driver.as_str() {
             "ec2" => {
                 let driver = ec2(project, offer, shelf()?)?;

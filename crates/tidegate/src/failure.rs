@@ -1,6 +1,7 @@
 //! How a command ends when it does not end well.
 
 use tidegate_engine::EngineError;
+use tidegate_machine::MachineError;
 use tidegate_types::files::FileError;
 use tidegate_types::refusal::{ExitCode, Refusal};
 
@@ -72,6 +73,12 @@ impl Failure {
             Self::Usage(_) | Self::Stopped(_) | Self::Failed(_) | Self::ReaderGone => {}
         }
         object
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        Self::failed(error.what, error.why)
     }
 }
 

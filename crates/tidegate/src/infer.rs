@@ -1,108 +1,19 @@
-//! The hidden commands that run inside a sandbox or beside a user's command: worker, trainer, and
-//! inference on a model that may be hostile.
+//! Inference on a model that may be hostile, in a sandbox.
 
-use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::ffi::OsString;
+use std::path::Path;
 
 use ndarray::{Array2, ArrayView2};
 use tidegate_bundle::{FeatureSchema, PredictError, Predictor, inspect};
-use tidegate_cloud::{Ec2Prover, Environment};
-use tidegate_contracts::identity::Prover;
-use tidegate_contracts::later::Later;
-use tidegate_types::message::Ticket;
 use tidegate_types::refusal::ExitCode;
 use tidegate_worker::sandbox::{self, Ended, Policy};
-use zeroize::Zeroizing;
 
 use crate::failure::{Failure, While};
-use crate::keeper_process::this_program;
-use crate::{notices, stores};
 
-/// A ticket is at most this long.
-const TICKET_BYTES: u64 = 64 << 10;
 /// What inference on a hostile model may use.
 const INFER_MEMORY: u64 = 1 << 30;
 const INFER_SECONDS: u64 = 120;
 const INFER_PROCESSES: u64 = 16;
-
-/// `tidegate worker`: the ticket comes on standard input.
-pub(crate) async fn worker(work: Option<PathBuf>, memory: Option<PathBuf>) -> Result<(), Failure> {
-    let digest = Later::begin(move || this_program(memory.as_deref()).map_err(|error| error.to_string()));
-    let reading = "reading the ticket";
-    let mut text = String::new();
-    std::io::stdin()
-        .lock()
-        .take(TICKET_BYTES)
-        .read_to_string(&mut text)
-        .while_(reading)?;
-    let ticket: Ticket = serde_json::from_str(&text).while_(reading)?;
-    let address = ticket.store.clone();
-    let opener =
-        move |credentials: &Environment| stores::open(&address, credentials).map_err(|error| error.to_string());
-    let attempt = &ticket.attempt;
-    let own = format!("{}-{}-{}-{}", attempt.run, attempt.task, attempt.attempt, attempt.rank);
-    // Below the folder that the driver gave to the job: it goes with the job, whatever happens to this
-    // process.
-    let work = work.unwrap_or_else(|| PathBuf::from(own));
-    let work = std::path::absolute(work).while_("finding the worker's folder")?;
-    let options = tidegate_worker::Options {
-        work,
-        executable: std::env::current_exe().while_("finding this program")?,
-        digest,
-        machine: PathBuf::from("/"),
-        towards: stores::towards(&ticket.store).await,
-        notices: notices::listen(),
-        borrow: stores::borrow,
-        prover: prover()?,
-    };
-    tidegate_worker::run(ticket, Box::new(opener), options)
-        .await
-        .while_("working")
-}
-
-/// What proves who this machine is, where whoever started it said that something does.
-fn prover() -> Result<Option<Arc<dyn Prover>>, Failure> {
-    let Ok(base) = std::env::var(Ec2Prover::VARIABLE) else {
-        return Ok(None);
-    };
-    let prover = Ec2Prover::open(&base).while_("asking who this machine is")?;
-    Ok(Some(Arc::new(prover)))
-}
-
-/// `tidegate worker --ticket-from VARIABLE`: takes the place of this process by a worker whose ticket comes on standard
-/// input. What a process was started with can be read for as long as it runs, whatever it removes from its environment.
-pub(crate) fn worker_again(variable: &str, work: Option<&Path>, memory: Option<&Path>) -> Result<(), Failure> {
-    let reading = "reading the ticket";
-    let ticket = std::env::var_os(variable).and_then(|ticket| ticket.into_string().ok());
-    let ticket = Zeroizing::new(ticket.ok_or_else(|| Failure::failed(reading, format!("{variable} holds none")))?);
-    // A pipe holds as many bytes before anybody reads them.
-    if ticket.len() as u64 >= TICKET_BYTES {
-        return Err(Failure::failed(reading, "it is too long"));
-    }
-    let (reader, mut writer) = std::io::pipe().while_(reading)?;
-    writer.write_all(ticket.as_bytes()).while_(reading)?;
-    drop(writer);
-    let mut again = std::process::Command::new(std::env::current_exe().while_("finding this program")?);
-    again.arg("worker");
-    for (name, path) in [("--work", work), ("--memory", memory)] {
-        again.args(
-            path.map(|path| [OsStr::new(name), path.as_os_str()])
-                .into_iter()
-                .flatten(),
-        );
-    }
-    // It comes back only where it fails.
-    let failed = again.env_remove(variable).stdin(reader).exec();
-    Err(failed).while_("starting the worker")
-}
-
-/// `tidegate trainer`: the built-in trainer under the worker's contract.
-pub(crate) fn trainer() -> Result<(), Failure> {
-    tidegate_learn::train_from_environment().while_("training")
-}
 
 /// `tidegate infer`: reads a model folder and a matrix, writes probabilities.
 pub(crate) fn infer(model: &Path, matrix: &Path, out: &Path) -> Result<(), Failure> {

@@ -11,12 +11,13 @@ use std::time::Duration;
 use tidegate_contracts::later::Later;
 use tidegate_contracts::store::Store;
 use tidegate_keeper::{Keeper, Setup};
-use tidegate_local::{FolderStore, SqliteJournal, program_digest};
+use tidegate_local::{FolderStore, SqliteJournal};
 use tidegate_types::digest::Digest;
 use tidegate_types::ids::SiteName;
 
 use crate::cli::Format;
 use crate::failure::{Failure, While};
+use crate::programs::Programs;
 use crate::project::{Project, now};
 use crate::stages::Rows;
 use crate::{drivers, stores};
@@ -42,7 +43,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
     let definition = definition.ok_or_else(|| Failure::failed(starting, "the sites file does not have this site"))?;
     let verifiers = drivers::verifiers(project)?;
     let custody = stores::custody(definition, &folder, &environment).await?;
-    let memory = program_memory(&folder);
+    let programs = Programs::of(&folder)?;
     let keeper = Keeper::open(Setup {
         site: site.clone(),
         sites: project.sites.clone(),
@@ -56,7 +57,7 @@ pub(crate) async fn run(project: &Project, site: &SiteName, stay: bool) -> Resul
         verifiers,
         mailbox: Arc::new(FolderStore::open_mailbox(project.layout.mailbox(site)).while_(starting)?),
         folder: folder.clone(),
-        workers: Later::begin(move || known_workers(&memory)),
+        workers: Later::begin(move || known_workers(&programs)),
         clock: now,
         unasked: Setup::UNASKED,
     })
@@ -83,26 +84,18 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&temporary, file)
 }
 
-/// The programs that may open what leaves: this one. Where it cannot be read, there is none.
-fn known_workers(memory: &Path) -> BTreeSet<Digest> {
-    match this_program(Some(memory)) {
-        Ok(digest) => BTreeSet::from([digest]),
-        Err(error) => {
-            tracing::error!(%error, "no worker is known");
-            BTreeSet::new()
+/// The programs that may open what leaves. One that cannot be read may not.
+fn known_workers(programs: &Programs) -> BTreeSet<Digest> {
+    let mut known = BTreeSet::new();
+    for program in [&programs.home, &programs.elsewhere] {
+        match program.digest.get() {
+            Ok(digest) => {
+                known.insert(*digest);
+            }
+            Err(error) => tracing::error!(error, "a worker's program is not known"),
         }
     }
-}
-
-/// Where whoever owns a folder remembers the digest of this program.
-pub(crate) fn program_memory(folder: &Path) -> PathBuf {
-    folder.join("program.json")
-}
-
-/// SHA-256 of this program's file: the keeper, the control plane and the worker are one program.
-pub(crate) fn this_program(memory: Option<&Path>) -> Result<Digest, Failure> {
-    let reading = "reading this program";
-    program_digest(&std::env::current_exe().while_(reading)?, memory).while_(reading)
+    known
 }
 
 /// Ready when the keeper shall stop.

@@ -3,6 +3,7 @@
 //! Everything of substance lives in the crates beside this one. Here the command line is read, the
 //! pieces are wired together, and what happened is shown:
 //!
+//! - [`programs`]: what runs jobs, here and elsewhere
 //! - [`project`]: the three files of a pipeline, read and checked
 //! - [`layout`]: where everything lies
 //! - [`stages`]: what a keeper does with rows, wired from preparation, learning and bundles
@@ -12,6 +13,7 @@
 //! - [`commands`]: what the user asks for
 //! - [`sources`]: what a dataset is read from, brought to its private site
 //! - [`stores`]: the stores of sites, wherever they are
+//! - what a worker needs besides is the crate `tidegate_machine`
 //! - [`screen`]: progress while it goes on
 //! - [`show`]: what the user sees at the end
 
@@ -23,7 +25,7 @@ mod failure;
 mod infer;
 mod keeper_process;
 mod layout;
-mod notices;
+mod programs;
 mod project;
 mod scores;
 mod screen;
@@ -33,14 +35,11 @@ mod stages;
 mod stores;
 mod task;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate_keeper::Removal;
 use tidegate_types::refusal::ExitCode as Code;
-use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::prelude::*;
 
 use crate::cli::{AuditCommand, Cli, Command, DataCommand, Format, KeysCommand, TransfersCommand};
 use crate::commands::run::Options;
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
     if arguments.nth(1).is_some_and(|argument| argument == "sandbox-exec") {
         return tidegate_worker::sandbox::sandbox_exec_main(arguments);
     }
-    std::panic::set_hook(Box::new(tell_defect));
+    std::panic::set_hook(Box::new(tidegate_machine::tell_defect));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
@@ -85,17 +84,7 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage as u8))
 }
 
-/// Says where this program has a defect. What it was doing is left out: messages of libraries quote the
-/// values that they stumbled over.
-fn tell_defect(defect: &std::panic::PanicHookInfo<'_>) {
-    let place = defect
-        .location()
-        .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-    tracing::error!(%place, "a defect in this program; please report the place");
-}
-
-/// Starts logging on standard error, in the format that was asked for: what `TIDEGATE_LOG` says, and of
-/// that what Tidegate itself says. Libraries log queries, rows and requests when they are asked to.
+/// Starts logging on standard error, in the format that was asked for.
 fn log(cli: &Cli) -> Result<(), Failure> {
     // A server tells which releases it refuses; everything else has an end at which it says what happened.
     let usual = if matches!(cli.command, Command::Serve { .. }) {
@@ -103,28 +92,7 @@ fn log(cli: &Cli) -> Result<(), Failure> {
     } else {
         "error"
     };
-    let filter = match std::env::var("TIDEGATE_LOG") {
-        Ok(filter) if !filter.is_empty() => tracing_subscriber::EnvFilter::try_new(&filter).map_err(|error| {
-            Failure::Usage(format!(
-                "TIDEGATE_LOG: {error}; write a level (off, error, warn, info, debug, trace) or a filter such as `warn,tidegate_keeper=debug`"
-            ))
-        })?,
-        Err(std::env::VarError::NotUnicode(_)) => return Err(Failure::Usage("TIDEGATE_LOG: it is not UTF-8".to_owned())),
-        Ok(_) | Err(std::env::VarError::NotPresent) => tracing_subscriber::EnvFilter::new(usual),
-    };
-    let ours = filter_fn(|metadata| metadata.target().starts_with("tidegate"));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let lines = match cli.format {
-        Format::Json => lines.json().boxed(),
-        Format::Text => lines.boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(lines.with_filter(ours))
-        .init();
-    Ok(())
+    tidegate_machine::log(usual, cli.format == Format::Json).map_err(Failure::Usage)
 }
 
 /// Says on standard error what stopped a command: a paragraph for people, one object for machines.
@@ -137,17 +105,20 @@ fn report(failure: &Failure, format: Format) {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn start() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(8 << 20)
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed("starting", error))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    start().map_err(|error| Failure::failed("starting", error))
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    use commands::{audit, data, files, jobs, keys, logs, predict, run, serve, status, transfers};
+    use commands::{audit, data, files, keys, logs, predict, run, serve, status, transfers};
 
     let format = cli.format;
     match cli.command {
@@ -320,15 +291,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
-        Command::Worker {
-            ticket_from: Some(variable),
-            work,
-            memory,
-        } => infer::worker_again(&variable, work.as_deref(), memory.as_deref()),
-        Command::Worker { work, memory, .. } => runtime()?.block_on(infer::worker(work, memory)),
-        Command::Jobs { folder } => runtime()?.block_on(jobs::jobs(&folder)),
+        Command::Machine(command) => Ok(command.run(start)?),
         Command::Rows => runtime()?.block_on(stages::rows()),
-        Command::Trainer => infer::trainer(),
         Command::Infer { model, matrix, out } => infer::infer(&model, &matrix, &out),
     }
 }

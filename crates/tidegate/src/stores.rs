@@ -1,8 +1,7 @@
 //! The stores of sites, by what stands below `store:` in the sites file.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,10 +9,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tidegate_cloud::{
     Address, AddressError, CloudStore, Environment, GoogleKmsAddress, GoogleKmsCustody, KeyVaultAddress,
-    KeyVaultCustody, KmsAddress, KmsCustody, LentStore, SourceAddress, VaultAddress, VaultCustody,
+    KeyVaultCustody, KmsAddress, KmsCustody, SourceAddress, VaultAddress, VaultCustody,
 };
 use tidegate_contracts::{Custody, ObjectName, Store, StoreAccess, StoreError, WorkerStores};
-use tidegate_local::{FileCustody, FolderStore, Pkcs11Address, Pkcs11Custody};
+use tidegate_local::{FileCustody, Pkcs11Address, Pkcs11Custody};
+pub(crate) use tidegate_machine::stores::environment;
 use tidegate_seal::random::random_bytes;
 use tidegate_transfer::patiently;
 use tidegate_types::files::sites::{Site, TransferRules};
@@ -23,8 +23,7 @@ use zeroize::Zeroizing;
 use crate::failure::{Failure, While};
 use crate::project::Project;
 
-/// Opens the store at `address`, which is `folder:` with a path, or that of a cloud's store; connects to
-/// nobody yet.
+/// Opens the store at `address`; connects to nobody yet.
 pub(crate) fn open(address: &str, environment: &Environment) -> Result<Arc<dyn Store>, Failure> {
     open_paced(address, environment, None)
 }
@@ -35,35 +34,8 @@ pub(crate) fn open_paced(
     environment: &Environment,
     rules: Option<&TransferRules>,
 ) -> Result<Arc<dyn Store>, Failure> {
-    let opening = "opening a site's store";
-    if Address::is_meant(address) {
-        let address = address.parse().while_(opening)?;
-        let bandwidth = rules.and_then(|rules| rules.bandwidth).map(|rate| rate.0.0);
-        let store = CloudStore::open_paced(address, environment, bandwidth).while_(opening)?;
-        return Ok(Arc::new(store));
-    }
-    let folder = address.strip_prefix("folder:").filter(|folder| !folder.is_empty());
-    let folder = folder.ok_or_else(|| Failure::Usage(format!("this program opens no store `{address}`")))?;
-    Ok(Arc::new(FolderStore::open(PathBuf::from(folder)).while_(opening)?))
-}
-
-/// Opens what a keeper lends of another site's store.
-pub(crate) fn borrow(lent: &str) -> Result<Arc<dyn Store>, String> {
-    let store = LentStore::open(lent).map_err(|error| error.to_string())?;
-    Ok(Arc::new(store))
-}
-
-/// Something in the network through which machines reach each other that all reach the store at `address`: its server,
-/// where it is not a cloud's. A folder is reached by one machine alone.
-pub(crate) async fn towards(address: &str) -> Option<IpAddr> {
-    if !Address::is_meant(address) {
-        return Some(Ipv4Addr::LOCALHOST.into());
-    }
-    let endpoint = address.parse::<Address>().ok()?.endpoint?;
-    let port = endpoint.port_or_known_default()?;
-    let host = endpoint.host_str()?.trim_matches(['[', ']']).to_owned();
-    let mut found = tokio::net::lookup_host((host, port)).await.ok()?;
-    found.next().map(|address| address.ip())
+    let bandwidth = rules.and_then(|rules| rules.bandwidth).map(|rate| rate.0.0);
+    Ok(tidegate_machine::stores::open(address, environment, bandwidth)?)
 }
 
 /// Opens the custody of a private site's keys: a file below `folder`, a token, or a service.
@@ -142,13 +114,6 @@ pub(crate) async fn custody_that(
         }
         other => Err(Failure::Usage(format!("this program opens no custody `{other}`"))),
     }
-}
-
-/// The variables of this process; those that are not UTF-8 are nobody's credentials.
-pub(crate) fn environment() -> Environment {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
 }
 
 /// The stores of a project's sites, for workers.

@@ -89,7 +89,7 @@ fn name(request: &JobRequest) -> String {
 pub struct AzureMlDriver {
     settings: AzureMlSettings,
     service: Service,
-    /// The program here, which is `tidegate` in an image.
+    /// The program here, which has the same name in an image.
     program: PathBuf,
     /// Jobs that this process has seen running, and whether their machines were taken away since.
     ran: Mutex<BTreeMap<String, bool>>,

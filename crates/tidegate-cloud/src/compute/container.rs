@@ -19,8 +19,8 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// The container of `request`. Where its command is the program here, which is `own`, it is `tidegate` there, told
-    /// where its ticket is.
+    /// The container of `request`. Where its command is the program here, which is `own`, it has the same name there, and is
+    /// told where its ticket is.
     pub(super) fn of(request: &JobRequest, own: &Path) -> Result<Self, ComputeError> {
         if request.ticket.len() > TICKET_BYTES {
             return Err(ComputeError::Invalid {
@@ -30,7 +30,7 @@ impl Container {
         }
         let mut command = request.command.clone();
         if let Some(first) = command.first_mut().filter(|first| own.as_os_str() == first.as_str()) {
-            "tidegate".clone_into(first);
+            *first = own.file_name().unwrap_or_default().to_string_lossy().into_owned();
             command.extend(["--ticket-from", TICKET].map(str::to_owned));
         }
         let mut environment = request.environment.clone();

@@ -135,7 +135,7 @@ fn label(text: &str) -> String {
 pub struct VertexDriver {
     settings: VertexSettings,
     service: Service,
-    /// The program here, which is `tidegate` in an image.
+    /// The program here, which has the same name in an image.
     program: PathBuf,
 }
 

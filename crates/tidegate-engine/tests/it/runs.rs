@@ -330,6 +330,24 @@ fn a_machine_that_nobody_may_know_ends_its_attempt_with_the_reason() {
 }
 
 #[test]
+fn the_program_of_a_job_is_that_of_its_site() {
+    for (site, program) in [("hospital", "at home"), ("cloud", "elsewhere")] {
+        let world = World::new(&format!("program-{site}"));
+        world.ends(|_| Some(accepted()));
+        let pipeline = PIPELINE.replace("infra: cloud", &format!("infra: {site}"));
+        assert_eq!(world.run(&pipeline).unwrap().status, RunStatus::Done);
+        let started = world.compute.started();
+        assert!(
+            started.iter().all(|request| request.command == [program]),
+            "{started:?}"
+        );
+        let ticket: serde_json::Value = serde_json::from_str(&started[0].ticket).unwrap();
+        let expected = tidegate_seal::digest::sha256(program.as_bytes());
+        assert_eq!(ticket["worker"], serde_json::to_value(expected).unwrap());
+    }
+}
+
+#[test]
 fn a_ticket_that_ran_out_is_another_try() {
     let retries = PIPELINE.replace("train:\n", "train:\n  retries: 1\n");
     let world = World::new("late");

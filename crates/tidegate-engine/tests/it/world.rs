@@ -482,10 +482,8 @@ impl World {
             ledger_folder: self.folder.join("ledger"),
             mailbox: Arc::new(self.keeper.mailbox.clone()),
             compute: drivers.into_iter().collect(),
-            worker: WorkerProgram {
-                command: vec!["worker".to_owned()],
-                digest: Ok(sha256(b"worker")).into(),
-            },
+            home_worker: worker("at home"),
+            worker: worker("elsewhere"),
             enrol: Arc::new(|_, _| Ok(())),
             watchdog: Arc::new(|| Ok(())),
             cancelled: Arc::new(move |_| cancelled.load(Ordering::SeqCst)),
@@ -514,5 +512,13 @@ impl World {
             .iter()
             .map(|leaf| serde_json::from_slice(leaf).unwrap())
             .collect()
+    }
+}
+
+/// A program that is told apart by its name.
+fn worker(name: &str) -> WorkerProgram {
+    WorkerProgram {
+        command: vec![name.to_owned()],
+        digest: Ok(sha256(name.as_bytes())).into(),
     }
 }

@@ -3,7 +3,6 @@
 pub(crate) mod audit;
 pub(crate) mod data;
 pub(crate) mod files;
-pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod predict;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
-use tidegate_contracts::later::Later;
 use tidegate_engine::{ControlKey, Engine, EngineError, Progress, Setup, WorkerProgram};
 use tidegate_local::{FolderStore, SqliteJournal};
 use tidegate_plan::Step;
@@ -14,7 +13,8 @@ use tidegate_types::refusal::Refusal;
 use crate::cli::{Format, Until};
 use crate::drivers;
 use crate::failure::{Failure, While};
-use crate::keeper_process::{EmbeddedKeeper, lock, program_memory, this_program, try_lock};
+use crate::keeper_process::{EmbeddedKeeper, lock, try_lock};
+use crate::programs::{Program, Programs};
 use crate::project::{Project, State, now};
 use crate::screen::Screen;
 use crate::show;
@@ -257,9 +257,19 @@ fn confirm() -> Result<(), Failure> {
     }
 }
 
-/// Where the workers of a site on this machine remember the digest of their program, as their jobs see it: the
-/// folder of the site's driver.
-const WORKERS_MEMORY: &str = "../../program.json";
+/// How a program works. Where it is on this machine it remembers its digest beside the folder of the site's driver, as its
+/// jobs see it.
+fn worker(program: Program) -> WorkerProgram {
+    let name = program.path.file_name().unwrap_or_default().to_string_lossy();
+    let memory = format!("../../{name}.json");
+    let words = ["worker", "--memory", &memory].map(str::to_owned);
+    WorkerProgram {
+        command: std::iter::once(program.path.display().to_string())
+            .chain(words)
+            .collect(),
+        digest: program.digest,
+    }
+}
 
 /// An engine with everything around it.
 struct Session {
@@ -289,8 +299,7 @@ impl Session {
         };
         let lost = keeper.as_ref().map(EmbeddedKeeper::watch);
         let program = std::env::current_exe().while_(opening)?;
-        let memory = program_memory(&layout.control());
-        let digest = Later::begin(move || this_program(Some(&memory)).map_err(|error| error.to_string()));
+        let programs = Programs::of(&layout.control())?;
         let screen = Arc::new(Screen::new(format));
         let shown = Arc::clone(&screen);
         let cancel = layout.clone();
@@ -306,17 +315,10 @@ impl Session {
             key: Arc::new(ControlKey::open(&layout.control_key())?),
             ledger_folder: layout.ledger(),
             mailbox: Arc::new(FolderStore::open_mailbox(layout.mailbox(&home)).while_(opening)?),
-            compute: drivers::open(project, &program, &digest)?,
+            compute: drivers::open(project, &programs)?,
             stores: Arc::new(SiteStores::of(project)),
-            worker: WorkerProgram {
-                command: vec![
-                    program.display().to_string(),
-                    "worker".to_owned(),
-                    "--memory".to_owned(),
-                    WORKERS_MEMORY.to_owned(),
-                ],
-                digest,
-            },
+            home_worker: worker(programs.home),
+            worker: worker(programs.elsewhere),
             // The site publishes its own recipient: its keys never pass through this process.
             enrol: Arc::new(move |site, owner| {
                 let status = std::process::Command::new(&enrol_program)

@@ -54,7 +54,7 @@ fn a_second_worker_with_the_same_ticket_burns_the_attempt() {
         std::thread::yield_now();
     }
     let second = hospital
-        .command(&["worker", "--work", "second"])
+        .command_of(&crate::fixture::worker_program(), &["worker", "--work", "second"])
         .stdin(std::fs::File::open(hospital.path("ticket.json")).unwrap())
         .output()
         .unwrap();

@@ -126,7 +126,12 @@ impl Hospital {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_tidegate")), arguments)
+    }
+
+    /// The same of another program.
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .current_dir(self.folder.path())
@@ -295,4 +300,11 @@ pub(crate) fn rows(seed: u64) -> String {
         );
     }
     text
+}
+
+/// The program that workers outside of the home site are: the small one, where it was built.
+pub(crate) fn worker_program() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_BIN_EXE_tidegate"));
+    let small = own.with_file_name(tidegate_machine::PROGRAM);
+    if small.is_file() { small } else { own }
 }

@@ -1,7 +1,7 @@
 //! Jobs on machines that are reached by ssh: OpenSSH's server on this one, under two names.
 
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tidegate_local::{SqliteJournal, program_digest};
 use tidegate_ssh::{Hosts, SshDriver};
 
 use crate::clouds::{ADMIN, hospital_at, hospital_over};
-use crate::fixture::Hospital;
+use crate::fixture::{Hospital, worker_program};
 use crate::nodes::TOGETHER;
 use crate::peers::{Peer, free_port, seaweed};
 
@@ -76,15 +76,11 @@ fn machines() -> Option<Peer> {
     Some(Peer::start(server, folder, port))
 }
 
-fn program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_tidegate"))
-}
-
 fn driver(names: &[&str], peer: &Peer, folder: &Path) -> SshDriver {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let hosts = Hosts::new(&names, Some(peer.folder().join("config")), folder.to_str()).unwrap();
-    let digest = program_digest(&program(), None).map_err(|error| error.to_string());
-    SshDriver::new(hosts, program(), digest.into())
+    let digest = program_digest(&worker_program(), None).map_err(|error| error.to_string());
+    SshDriver::new(hosts, worker_program(), digest.into())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,13 +136,13 @@ async fn a_machine_that_is_not_known_or_out_of_reach_is_told_and_never_taken_for
     assert!(told.contains("Host key verification failed"), "{told}");
     std::fs::write(&known, text).unwrap();
     // The program is not there any more, and is brought again.
-    let digest = program_digest(&program(), None).unwrap().to_hex();
+    let digest = program_digest(&worker_program(), None).unwrap().to_hex();
     let there = folder.path().join("bin").join(digest).join("tidegate");
     std::fs::remove_file(&there).unwrap();
     assert_eq!(one.observe(&handle("gpu-1")).await.unwrap(), JobState::Gone);
     assert_eq!(
         program_digest(&there, None).unwrap(),
-        program_digest(&program(), None).unwrap()
+        program_digest(&worker_program(), None).unwrap()
     );
     let left: Vec<_> = std::fs::read_dir(there.parent().unwrap()).unwrap().collect();
     assert_eq!(left.len(), 1, "something half-brought is left: {left:?}");
@@ -211,7 +207,7 @@ fn a_pipeline_trains_on_machines_that_are_reached_by_ssh() {
     assert_eq!(summary["status"], "done");
     assert!(summary["metrics"]["home"]["roc_auc"].as_f64().unwrap() > 0.55);
     // The job was there, by a program with the digest of this one, and what it left is removed.
-    let digest = program_digest(&program(), None).unwrap().to_hex();
+    let digest = program_digest(&worker_program(), None).unwrap().to_hex();
     assert!(folder.path().join("bin").join(digest).join("tidegate").exists());
     let jobs = folder.path().join("jobs");
     let removed = std::fs::read_dir(&jobs).unwrap().map(|entry| entry.unwrap().path());

@@ -32,6 +32,7 @@ mod secrets;
 mod sending;
 mod serving;
 mod setups;
+mod small;
 mod spot;
 mod tampering;
 mod tasks;

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 const GRACE: Duration = Duration::from_secs(30);
 
 /// Begins to listen; for as long as this process runs.
-pub(crate) fn listen() -> Notices {
+#[must_use]
+pub fn listen() -> Notices {
     let (tell, heard) = watch::channel(None);
     let told = tell.clone();
     tokio::spawn(async move {
