@@ -160,7 +160,20 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 
 impl Graph {
     fn read(root: &Path) -> anyhow::Result<Self> {
-        let metadata = cargo(root, &["metadata", "--format-version", "1", "--locked"])?;
+        // Of all platforms together it would first fetch what none but others use.
+        let version = cargo(root, &["-vV"])?;
+        let version = String::from_utf8(version).context("reading what `cargo -vV` said")?;
+        let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+        let host = host.context("`cargo -vV` names no host")?;
+        let metadata = [
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--filter-platform",
+            host,
+        ];
+        let metadata = cargo(root, &metadata)?;
         let metadata = serde_json::from_slice(&metadata).context("reading what `cargo metadata` said")?;
         Ok(Self::of(metadata))
     }

@@ -12,7 +12,7 @@ use crate::machines::{hospital_with, trained};
 use crate::peers::{Machines, Peer, ec2, open_seaweed};
 
 /// What the control plane may do where machines have a profile.
-fn rights() -> String {
+pub(crate) fn rights() -> String {
     let statements = [Ec2Settings::needed_grant(), Ec2Settings::profile_grant()].map(|text| {
         let policy: Value = serde_json::from_str(text).unwrap();
         policy["Statement"].as_array().unwrap().clone()
@@ -21,7 +21,7 @@ fn rights() -> String {
 }
 
 /// A hospital whose cloud starts machines with a profile.
-fn hospital(store: &Peer, machines: &Machines) -> Hospital {
+pub(crate) fn hospital(store: &Peer, machines: &Machines) -> Hospital {
     let hospital = hospital_with(store, machines);
     let kind = "type: m7i.large";
     hospital.edit("sites.yaml", kind, &format!("{kind}, profile: machines"));

@@ -10,11 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tidegate_cloud::Ec2Settings;
 
 use crate::clouds::ADMIN;
 use crate::fixture::Hospital;
-use crate::machines::{hospital_with, trained};
+use crate::identity;
+use crate::machines::trained;
 use crate::peers::{ec2, free_port, open_seaweed};
 
 const NAMESPACES: [&str; 6] = ["--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"];
@@ -254,10 +254,10 @@ fn listed(here: &[&str]) -> Vec<String> {
 #[ignore = "started by another test"]
 fn in_the_clouds_network() {
     ip("link set lo up");
-    let (Some(store), Some(machines)) = (open_seaweed(), ec2(Ec2Settings::needed_grant())) else {
+    let (Some(store), Some(machines)) = (open_seaweed(), ec2(&identity::rights())) else {
         return;
     };
-    let hospital = hospital_with(&store, &machines);
+    let hospital = identity::hospital(&store, &machines);
     let other = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let ports = [store.port(), machines.peer.port()];
     let home = Network::new("hospital", 1);
@@ -267,7 +267,7 @@ fn in_the_clouds_network() {
         assert!(!places.is_empty(), "the document lists nothing for {here:?}");
         let known = places.iter().filter_map(|place| match place.as_str() {
             "store of each site" | "store of its own site" => Some(store.port()),
-            "interface of each cloud" => Some(machines.peer.port()),
+            "interface of each cloud" | "`sts.REGION.amazonaws.com`" => Some(machines.peer.port()),
             // What this pipeline has not.
             "hosts of a site with `driver: ssh`" | "service of its keys" | "stores that datasets lie in" => None,
             other => panic!("this test does not know `{other}`"),
