@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
@@ -323,8 +322,7 @@ impl Graph {
 
 fn cargo(root: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
     let what = arguments.first().copied().unwrap_or_default();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = crate::cargo()
         .args(arguments)
         .current_dir(root)
         .output()

@@ -80,8 +80,17 @@ impl EndToEnd {
             Kind::Multi,
         ];
         let kinds = if self.kinds.is_empty() { &all[..] } else { &self.kinds };
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--release", "--locked", "--quiet", "--package", "tidegate"]);
+        let mut build = crate::cargo();
+        build.args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "--package",
+            "tidegate",
+            "--package",
+            "tidegate-machine",
+        ]);
         ensure!(
             build.current_dir(root).status()?.success(),
             "the program does not build"

@@ -1,7 +1,7 @@
 //! `cargo xtask machine`: the program for machines, linked statically.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -16,11 +16,10 @@ struct Told {
 
 /// Builds it and puts it at `out`, or into the folder `static` beside what else is built.
 pub(crate) fn run(root: &Path, out: Option<&Path>) -> anyhow::Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["rustc", "--release", "--package", PROGRAM, "--bin", PROGRAM];
     // The libraries are those of the usual build: what is static is the last step.
     let link = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"];
-    let built = Command::new(cargo)
+    let built = crate::cargo()
         .current_dir(root)
         .args(build)
         .args(["--message-format", "json-render-diagnostics", "--"])
@@ -45,6 +44,10 @@ pub(crate) fn run(root: &Path, out: Option<&Path>) -> anyhow::Result<()> {
     std::fs::copy(&program, &part)
         .and_then(|_| std::fs::rename(&part, out))
         .with_context(|| format!("writing {}", out.display()))?;
+    // Beside `tidegate` it would be used: there, only what somebody put there shall lie.
+    if program.canonicalize().ok() != out.canonicalize().ok() {
+        std::fs::remove_file(&program).with_context(|| format!("removing {}", program.display()))?;
+    }
     println!("{}", out.display());
     Ok(())
 }

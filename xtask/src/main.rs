@@ -18,8 +18,29 @@ mod schemas;
 mod transfer;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::{Parser, Subcommand};
+
+/// Cargo, as whoever started this chore would start it. What Cargo tells the programs that it runs of themselves would make
+/// build scripts that look at it (ring's among them) run again, and everything above them be built again, here and after.
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let told = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_PRIMARY_",
+    ];
+    for (name, _) in std::env::vars_os() {
+        let name_of = name.to_string_lossy();
+        if told.iter().any(|prefix| name_of.starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
+}
 
 /// Chores of the Tidegate repository.
 #[derive(Debug, Parser)]

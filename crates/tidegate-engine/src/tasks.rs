@@ -31,6 +31,10 @@ impl Engine {
         plan: &Plan,
         began: Instant,
     ) -> Result<Summary, EngineError> {
+        // Whether there is a program for the machines is told before anything is prepared for them.
+        for site in std::iter::once(plan).chain(&plan.elsewhere).filter_map(Plan::trains_at) {
+            self.worker_digest(site)?;
+        }
         let mut done = Done::default();
         for planned in &plan.tasks {
             let (task, site) = (&planned.task, &planned.site);

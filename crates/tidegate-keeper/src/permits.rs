@@ -192,7 +192,7 @@ impl Keeper {
                     "this site does not know the program {} that would open it",
                     worker.short()
                 ),
-                "start the run with the program that this site's keeper was started from",
+                "start the run with the programs that lie beside this site's keeper; one that was put there later, it knows when it is started again",
             )
             .into());
         }

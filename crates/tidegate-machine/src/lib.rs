@@ -30,6 +30,10 @@ pub use logging::{log, tell_defect};
 /// The name of the small program, which lies beside `tidegate`.
 pub const PROGRAM: &str = "tidegate-machine";
 
+/// How this build is told from others: its version, and a number for the sources that it was made from. The file of the
+/// program holds these words, and `--version` says them.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), " build ", env!("TIDEGATE_BUILD"));
+
 /// Why a command did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[error("failed while {what}: {why}")]

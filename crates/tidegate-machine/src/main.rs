@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidegate_machine::{Command, log, tell_defect};
+use tidegate_machine::{BUILD, Command, log, tell_defect};
 use tidegate_types::refusal::ExitCode as Code;
 
 /// Works for a site of Tidegate. Started by `tidegate`, and not by people.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate-machine", version)]
+#[command(name = "tidegate-machine", version = BUILD)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tidegate_local::program_digest;
+use tidegate_machine::BUILD;
 use tidegate_seal::sign::SigningKey;
 use tidegate_types::message::{Attempt, Ticket};
 use tidegate_types::{RunId, SiteName, TaskName};
@@ -38,8 +39,10 @@ fn linked_statically() -> Option<PathBuf> {
 #[test]
 fn it_says_which_version_it_is_and_what_it_lacks() {
     let version = run(Path::new(PROGRAM), &["--version"]);
-    let expected = concat!("tidegate-machine ", env!("CARGO_PKG_VERSION"));
-    assert_eq!(told(&version).trim(), expected);
+    assert_eq!(told(&version).trim(), format!("tidegate-machine {BUILD}"));
+    let version = concat!(env!("CARGO_PKG_VERSION"), " build ");
+    let number = BUILD.strip_prefix(version).unwrap();
+    assert!(number.len() == 16 && u64::from_str_radix(number, 16).is_ok(), "{BUILD}");
     let without = run(Path::new(PROGRAM), &["worker"]);
     assert_eq!(without.status.code(), Some(1));
     assert!(

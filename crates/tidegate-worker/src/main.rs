@@ -1,5 +1,5 @@
 //! The sandbox program by itself: everything that [`tidegate_worker::sandbox`] needs in the file that
-//! it starts again. The whole worker is the subcommand `worker` of `tidegate`, which opens the store.
+//! it starts again. The whole worker is the command `worker` of `tidegate-machine`, which opens the store.
 
 use std::process::ExitCode;
 

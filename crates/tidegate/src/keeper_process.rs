@@ -92,7 +92,7 @@ fn known_workers(programs: &Programs) -> BTreeSet<Digest> {
             Ok(digest) => {
                 known.insert(*digest);
             }
-            Err(error) => tracing::error!(error, "a worker's program is not known"),
+            Err(error) => tracing::warn!(error, "a worker's program is not known"),
         }
     }
     known

@@ -1,11 +1,10 @@
 //! The programs that workers are.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tidegate_contracts::later::Later;
 use tidegate_local::program_digest;
-use tidegate_machine::PROGRAM;
+use tidegate_machine::{BUILD, PROGRAM};
 use tidegate_types::Digest;
 
 use crate::failure::{Failure, While};
@@ -32,7 +31,7 @@ impl Programs {
         let own = std::env::current_exe().while_("finding this program")?;
         let small = own.with_file_name(PROGRAM);
         let home = Program::begin(own, folder.join("tidegate.json"), false);
-        let elsewhere = if small.is_file() {
+        let elsewhere = if lies_there(&small) {
             Program::begin(small, folder.join("tidegate-machine.json"), true)
         } else {
             home.clone()
@@ -41,29 +40,70 @@ impl Programs {
     }
 }
 
+/// Whether anything has this name, of whatever kind: what is broken shall be told and not passed over.
+fn lies_there(file: &Path) -> bool {
+    std::fs::symlink_metadata(file).is_ok()
+}
+
 impl Program {
     fn begin(path: PathBuf, memory: PathBuf, other: bool) -> Self {
         let file = path.clone();
         let digest = Later::begin(move || {
+            let named = file.display();
             if other {
-                same_version(&file)?;
+                let remedy = format!("put the {PROGRAM} that was built with `tidegate` there, or remove it");
+                same_build(&file).map_err(|why| format!("using {named}: {why}; {remedy}"))?;
             }
-            program_digest(&file, Some(&memory)).map_err(|error| format!("reading {}: {error}", file.display()))
+            program_digest(&file, Some(&memory)).map_err(|error| format!("reading {named}: {error}"))
         });
         Self { path, digest }
     }
 }
 
-/// Two versions would not understand each other.
-fn same_version(program: &Path) -> Result<(), String> {
-    let named = program.display();
-    let told = Command::new(program).arg("--version").output();
-    let told = told.map_err(|error| format!("asking {named} for its version: {error}"))?;
-    let expected = concat!("tidegate-machine ", env!("CARGO_PKG_VERSION"));
-    match std::str::from_utf8(&told.stdout).map(str::trim) {
-        Ok(version) if version == expected => Ok(()),
-        _ => Err(format!(
-            "{named} is not `{expected}`; put that one beside `tidegate`, or remove it"
-        )),
+/// Two builds might not understand each other. The file is searched and not started: it may be made for other machines.
+fn same_build(program: &Path) -> Result<(), String> {
+    let bytes = std::fs::read(program).map_err(|error| error.to_string())?;
+    match memchr::memmem::find(&bytes, BUILD.as_bytes()) {
+        Some(_) => Ok(()),
+        None => Err(format!("it is not that of this `tidegate`, {BUILD}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beside(bytes: &[u8]) -> Result<Digest, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(PROGRAM);
+        std::fs::write(&program, bytes).unwrap();
+        let program = Program::begin(program, folder.path().join("memory.json"), true);
+        program.digest.get().clone()
+    }
+
+    #[test]
+    fn a_program_of_another_build_is_refused_with_what_to_do() {
+        let version = env!("CARGO_PKG_VERSION");
+        let this = format!("\u{7f}ELF {BUILD} and more");
+        assert_eq!(
+            beside(this.as_bytes()),
+            Ok(tidegate_seal::digest::sha256(this.as_bytes()))
+        );
+        for other in ["", "\u{7f}ELF", &format!("{version} build 0123456789abcdef")] {
+            let told = beside(other.as_bytes()).unwrap_err();
+            assert!(told.contains(BUILD) && told.contains("or remove it"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_bears_its_name_and_cannot_be_read_is_not_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join(PROGRAM);
+        assert!(!lies_there(&link));
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert!(lies_there(&link));
+        let program = Program::begin(link, folder.path().join("memory.json"), true);
+        let told = program.digest.get().clone().unwrap_err();
+        assert!(told.contains("No such file") && told.contains("or remove it"), "{told}");
     }
 }

@@ -19,8 +19,8 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// The container of `request`. Where its command is the program here, which is `own`, it has the same name there, and is
-    /// told where its ticket is.
+    /// The container of `request`. Where its command is the program here, which is `own`, it has the name there that images
+    /// give it, whatever its file is called here, and is told where its ticket is.
     pub(super) fn of(request: &JobRequest, own: &Path) -> Result<Self, ComputeError> {
         if request.ticket.len() > TICKET_BYTES {
             return Err(ComputeError::Invalid {
@@ -30,7 +30,8 @@ impl Container {
         }
         let mut command = request.command.clone();
         if let Some(first) = command.first_mut().filter(|first| own.as_os_str() == first.as_str()) {
-            *first = own.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let small = own.file_name().is_some_and(|name| name == "tidegate-machine");
+            *first = if small { "tidegate-machine" } else { "tidegate" }.to_owned();
             command.extend(["--ticket-from", TICKET].map(str::to_owned));
         }
         let mut environment = request.environment.clone();
@@ -62,8 +63,18 @@ mod tests {
             owner: "owner".to_owned(),
             spot: false,
         };
+        // However it is called where it was installed.
+        for (here, there) in [
+            ("/opt/tidegate", "tidegate"),
+            ("/opt/tidegate-0.1.0-x86_64", "tidegate"),
+            ("/opt/tidegate-machine", "tidegate-machine"),
+        ] {
+            here.clone_into(&mut request.command[0]);
+            let own = Container::of(&request, Path::new(here)).unwrap();
+            assert_eq!(own.command, [there, "worker", "--ticket-from", "TIDEGATE_TICKET"]);
+        }
+        "/opt/tidegate".clone_into(&mut request.command[0]);
         let own = Container::of(&request, Path::new("/opt/tidegate")).unwrap();
-        assert_eq!(own.command, ["tidegate", "worker", "--ticket-from", "TIDEGATE_TICKET"]);
         assert_eq!(own.environment["TIDEGATE_TICKET"], "{}");
         assert_eq!(own.environment["A"], "b");
         let other = Container::of(&request, Path::new("/opt/another")).unwrap();

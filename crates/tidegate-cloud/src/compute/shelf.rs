@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_contracts::later::Later;
 use tidegate_contracts::{ObjectName, Store, StoreError};
+use tidegate_seal::digest::sha256;
 use tidegate_types::Digest;
 use url::Url;
 
@@ -52,8 +53,7 @@ impl ProgramShelf {
             Ok(_) => {}
             Err(StoreError::NotFound(_)) => {
                 tracing::info!(%digest, "bringing the program into the store");
-                let bytes = tokio::fs::read(&self.program).await;
-                let bytes = bytes.map_err(|error| format!("reading the program: {error}"))?;
+                let bytes = read(&self.program, digest).await?;
                 match self.store.put_new(&name, Bytes::from(bytes)).await {
                     Ok(()) | Err(StoreError::AlreadyExists(_)) => {}
                     Err(error) => return Err(error.to_string()),
@@ -71,5 +71,34 @@ impl ProgramShelf {
             digest,
             certificates: self.store.address().certificates.clone(),
         })
+    }
+}
+
+/// The program's bytes, unless they are not those any more that permits and tickets name: under a digest they would stay in
+/// the store for good.
+async fn read(program: &Path, digest: Digest) -> Result<Vec<u8>, String> {
+    let named = program.display();
+    let bytes = tokio::fs::read(program).await;
+    let bytes = bytes.map_err(|error| format!("reading {named}: {error}"))?;
+    if sha256(&bytes) == digest {
+        Ok(bytes)
+    } else {
+        Err(format!("{named} was changed meanwhile: start the same command again"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_was_replaced_is_not_brought_under_the_digest_of_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("tidegate-machine");
+        std::fs::write(&program, "one").unwrap();
+        assert_eq!(read(&program, sha256(b"one")).await.unwrap(), b"one");
+        std::fs::write(&program, "two").unwrap();
+        let told = read(&program, sha256(b"one")).await.unwrap_err();
+        assert!(told.contains("start the same command again"), "{told}");
     }
 }

@@ -7,6 +7,7 @@ use tidegate_cloud::Ec2Settings;
 use tidegate_local::program_digest;
 
 use crate::clouds::ADMIN;
+use crate::fixture::Hospital;
 use crate::machines::{hospital_with, trained};
 use crate::peers::{ec2, open_seaweed};
 
@@ -49,10 +50,25 @@ fn a_machine_needs_nothing_but_the_small_program() {
     assert!(std::fs::read_to_string(script).unwrap().contains(&digest));
 
     // One that does not belong here is not believed.
-    std::fs::write(&beside, "#!/bin/sh\necho tidegate-machine 0.0.1\n").unwrap();
+    let stale = std::fs::read(&small).unwrap();
+    let at = memchr::memmem::find(&stale, tidegate_machine::BUILD.as_bytes()).unwrap();
+    let stale = [&stale[..at], b"9", &stale[at + 1..]].concat();
+    std::fs::write(&beside, stale).unwrap();
     hospital.edit("tidegate.yaml", "seed: 1", "seed: 2");
+    let before = prepared(&hospital);
     let (code, _, told) = run();
     assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("put that one beside `tidegate`, or remove it"), "{told}");
+    assert!(
+        told.contains("put the tidegate-machine that was built with `tidegate` there, or remove it"),
+        "{told}"
+    );
     assert_eq!(trained(&machines).len(), 1);
+    assert_eq!(prepared(&hospital), before, "nothing was prepared for it");
+}
+
+/// How often something was prepared.
+fn prepared(hospital: &Hospital) -> usize {
+    let told = hospital.tidegate(&["audit", "show", "--format", "json"]);
+    assert!(told.status.success());
+    String::from_utf8_lossy(&told.stdout).matches("\"prepared\"").count()
 }
